@@ -1,0 +1,803 @@
+//! The closed lists of all that can happen: what comes into an engine, what goes out of it, and
+//! what travels between the shards, the persistence core and the readers.
+//!
+//! ```text
+//!  Input ──► Shard ──► Output                       one shard's engine
+//!            Append ──► persistence core ──► StoreEvent (CommittedBatch to EVERY shard, in order)
+//!            ReadRequest ──► reader threads ──► ReadReply
+//!            MeshMessage  shard ⇄ shard, may be lost
+//! ```
+//! Nothing here does anything: these are values, `Send`, without sockets, channels or clocks.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::protocol::encode::{EventKind, frame_header_len};
+use crate::protocol::error::Refusal;
+use crate::protocol::ids::{
+    DeviceId, Epoch, Position, Priority, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId,
+};
+
+/// Which shard of this process, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+/// A connection of one shard: a slot that is reused, and the generation that tells its users apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnKey {
+    /// Index into the shard's dense tables.
+    pub slot: u32,
+    /// Goes up by one each time the slot is given out.
+    pub generation: u32,
+}
+
+/// Names a question that a shard asked (an append, a read), unique within the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(pub u64);
+
+// ------------------------------------------------------------------------------------------------
+// To the persistence core
+
+/// One thing to be made durable: not yet numbered, not yet decided.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// Who gets the [`Outcome`].
+    pub shard: ShardId,
+    /// Echoed in the [`Outcome`].
+    pub token: Token,
+    /// The log position the shard had applied when it checked permissions. An entry whose author
+    /// lost the right at a later position is refused by the core, so that the check holds at the
+    /// entry's own place in the order.
+    pub seen: Position,
+    /// What to append.
+    pub entry: Entry,
+}
+
+/// What an [`Append`] asks for. The core decides about rooms and roles, since it alone sees them
+/// in log order; shards have checked what the token allows.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// A message into a room that exists.
+    Message(NewMessage),
+    /// A new room. Refused with `conflict` when the name is taken.
+    CreateRoom {
+        /// Its name.
+        room: RoomName,
+        /// Who may come in.
+        kind: RoomKind,
+        /// For people.
+        title: Option<Box<str>>,
+        /// Becomes owner (a `room:joined` entry with seq 1).
+        creator: UserId,
+        /// Become members (one `room:joined` entry each, after the creator's).
+        members: Vec<UserId>,
+    },
+    /// `user` becomes a member. No entry, and no refusal, when they are one already.
+    Join {
+        /// The room.
+        room: RoomName,
+        /// Who joins.
+        user: UserId,
+        /// Create it, public, when there is none (the joiner becomes owner); else `unknown_room`.
+        auto_create: bool,
+    },
+    /// `user`'s membership ends. Refused with `not_found` when there is none.
+    Leave {
+        /// The room.
+        room: RoomName,
+        /// Who leaves.
+        user: UserId,
+    },
+    /// `by` changes `user`'s membership. The core checks both roles.
+    Manage {
+        /// The room.
+        room: RoomName,
+        /// Who does it.
+        by: UserId,
+        /// May act in every room, whatever their role (the `admin` claim, the admin API).
+        by_admin: bool,
+        /// Whom it is done to.
+        user: UserId,
+        /// What is done.
+        act: crate::protocol::command::Manage,
+    },
+    /// `user` has read `room` up to `seq`. Moves forward only; capped at the room's head.
+    Read {
+        /// The room.
+        room: RoomKey,
+        /// The reader.
+        user: UserId,
+        /// Up to and with this entry.
+        seq: Seq,
+    },
+    /// Tokens lose their validity, durably.
+    Revoke(Revocation),
+}
+
+/// A message, as its author's shard hands it over.
+#[derive(Debug, Clone)]
+pub struct NewMessage {
+    /// Where to.
+    pub room: RoomKey,
+    /// Who wrote it.
+    pub author: UserId,
+    /// The author's own id for it, the key of "sent once".
+    pub client_id: Option<Box<str>>,
+    /// The rest of the event's fields as JSON without braces: `"body":…[,"thread":…],"trace":"…"`.
+    pub fields: Box<str>,
+    /// Who may see it, when not everybody in the room.
+    pub audience: Option<Arc<Audience>>,
+    /// Lane.
+    pub priority: Priority,
+}
+
+/// Who may see an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Audience {
+    /// Everybody but these.
+    Except(Box<[UserId]>),
+    /// These and the author.
+    Only(Box<[UserId]>),
+}
+
+impl Audience {
+    /// True when `user` may see an entry of `author` with this audience.
+    pub fn admits(&self, user: &str, author: &str) -> bool {
+        let named = |list: &[UserId]| list.iter().any(|u| u.as_str() == user);
+        match self {
+            Self::Except(list) => !named(list),
+            Self::Only(list) => user == author || named(list),
+        }
+    }
+}
+
+/// Tokens that are no longer valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revocation {
+    /// The token with this `jti` claim.
+    Jti(Box<str>),
+    /// Every token of this user whose `iat` claim is missing or at or before this second.
+    UserBefore(UserId, u64),
+}
+
+// ------------------------------------------------------------------------------------------------
+// From the persistence core
+
+/// What the persistence core tells every shard, in one order.
+#[derive(Debug, Clone)]
+pub enum StoreEvent {
+    /// A transaction ended: entries (if it committed) and everybody's outcomes.
+    Batch(Arc<CommittedBatch>),
+    /// The store stopped (`true`) or resumed (`false`) taking writes.
+    Degraded(bool),
+}
+
+/// One committed transaction: what every shard applies, encoded once.
+///
+/// Entries of one room lie together, in seq order, in `bytes`, so that a subscriber of the room can
+/// be sent one slice. `first..=last` are the positions of the entries; batches are contiguous.
+/// A batch without entries has `last == first - 1`.
+#[derive(Debug, Default)]
+pub struct CommittedBatch {
+    /// Position of the first entry.
+    pub first: Position,
+    /// Position of the last entry.
+    pub last: Position,
+    /// WebSocket text frames, one an entry (see [`LogEntry::span`]).
+    pub bytes: Bytes,
+    /// One for each room that has entries here, ascending by key.
+    pub runs: Vec<RoomRun>,
+    /// Read cursors that moved: the latest for each room and user.
+    pub reads: Vec<ReadAdvance>,
+    /// Tokens revoked by this batch.
+    pub revocations: Vec<Revocation>,
+    /// Answers to appends, by shard (indexed by `ShardId`), in the order of the appends.
+    pub outcomes: Vec<Vec<Outcome>>,
+}
+
+/// The entries of one room in one batch.
+#[derive(Debug)]
+pub struct RoomRun {
+    /// The room.
+    pub room: RoomKey,
+    /// Its name, for shards that see it for the first time.
+    pub name: RoomName,
+    /// Its kind, likewise.
+    pub kind: RoomKind,
+    /// Members after this batch.
+    pub members: u32,
+    /// The entries, ascending by seq, dense.
+    pub entries: Vec<LogEntry>,
+}
+
+impl RoomRun {
+    /// Where all the entries' frames lie in [`CommittedBatch::bytes`].
+    pub fn span(&self) -> Range<u32> {
+        let start = self.entries.first().map_or(0, |entry| entry.span.start);
+        let end = self.entries.last().map_or(start, |entry| entry.span.end);
+        start..end
+    }
+
+    /// The last seq of the run.
+    pub fn last_seq(&self) -> Seq {
+        self.entries.last().map_or(0, |entry| entry.seq)
+    }
+}
+
+/// One committed entry.
+#[derive(Debug, Clone)]
+pub struct LogEntry {
+    /// Number within the room.
+    pub seq: Seq,
+    /// Number within the log.
+    pub position: Position,
+    /// When it was numbered.
+    pub ts: UnixMillis,
+    /// What it is.
+    pub kind: EventKind,
+    /// Lane.
+    pub priority: Priority,
+    /// Its frame in [`CommittedBatch::bytes`], header included.
+    pub span: Range<u32>,
+    /// Set when not everybody may see it.
+    pub restricted: Option<Box<Restricted>>,
+    /// Set when it changes a membership.
+    pub change: Option<Box<MembershipChange>>,
+}
+
+impl LogEntry {
+    /// The JSON object within the frame, header left out.
+    pub fn json_span(&self) -> Range<usize> {
+        let (start, end) = (self.span.start as usize, self.span.end as usize);
+        // A frame of n bytes has the header of its payload; the two are fixed by n.
+        let header = match end - start {
+            0..=127 => frame_header_len(0),
+            128..=65_539 => frame_header_len(126),
+            _ => frame_header_len(65_536),
+        };
+        start + header..end
+    }
+}
+
+/// The audience of one entry.
+#[derive(Debug, Clone)]
+pub struct Restricted {
+    /// Who wrote it.
+    pub author: UserId,
+    /// Who may see it.
+    pub audience: Arc<Audience>,
+}
+
+/// What an entry does to a membership: the role `user` has from now on (none: not a member).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembershipChange {
+    /// Whose.
+    pub user: UserId,
+    /// The new role.
+    pub role: Option<Role>,
+}
+
+/// A read cursor that moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadAdvance {
+    /// The room.
+    pub room: RoomKey,
+    /// The reader.
+    pub user: UserId,
+    /// Everything up to and with this seq is read.
+    pub seq: Seq,
+}
+
+/// The answer to one [`Append`].
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// As in the append.
+    pub token: Token,
+    /// Committed, or why not.
+    pub result: Result<Committed, Refusal>,
+}
+
+/// An append that stands in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The room (0 for entries without one).
+    pub room: RoomKey,
+    /// Its seq; for a join that changed nothing, the room's head; for `Read`, the cursor.
+    pub seq: Seq,
+    /// When it was numbered (the first time, for a duplicate).
+    pub ts: UnixMillis,
+    /// The `client_id` was known: this is the first entry's number.
+    pub duplicate: bool,
+}
+
+// ------------------------------------------------------------------------------------------------
+// Reading the store
+
+/// A question to the reader threads. Answered once, always.
+#[derive(Debug, Clone)]
+pub struct ReadRequest {
+    /// Who gets the [`ReadReply`].
+    pub shard: ShardId,
+    /// Echoed in the reply.
+    pub token: Token,
+    /// The question.
+    pub query: Query,
+}
+
+/// What a shard may ask of the store.
+#[derive(Debug, Clone)]
+pub enum Query {
+    /// A user's memberships, bans and read cursors.
+    User(UserId),
+    /// A room by name.
+    Room(RoomName),
+    /// Entries `after < seq < before`, at most `limit` and at most `bytes_max` of JSON: the oldest
+    /// ones, or the newest ones when `newest`. Always returned ascending.
+    History {
+        /// The room.
+        room: RoomKey,
+        /// Exclusive lower bound.
+        after: Seq,
+        /// Exclusive upper bound (`u64::MAX`: none).
+        before: Seq,
+        /// Take from the upper end.
+        newest: bool,
+        /// Only the messages of this thread (its root included).
+        thread: Option<Seq>,
+        /// At most so many entries.
+        limit: u32,
+        /// At most so many bytes of JSON, but at least one entry.
+        bytes_max: u32,
+    },
+    /// Members of a room by name, ascending, those after `after`.
+    Members {
+        /// The room.
+        room: RoomKey,
+        /// Exclusive lower bound.
+        after: Option<UserId>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Rooms by name, ascending: public ones and those `user` is a member of.
+    Rooms {
+        /// Whose view.
+        user: UserId,
+        /// Only this kind.
+        kind: Option<RoomKind>,
+        /// Exclusive lower bound.
+        after: Option<RoomName>,
+        /// At most so many.
+        limit: u32,
+    },
+}
+
+/// The answer to one [`ReadRequest`].
+#[derive(Debug)]
+pub struct ReadReply {
+    /// As in the request.
+    pub token: Token,
+    /// The page, or why there is none.
+    pub result: Result<Page, Refusal>,
+}
+
+/// What the store said. `at` is the log position of the snapshot that was read: a shard skips
+/// entries up to it for what it loaded here.
+#[derive(Debug)]
+pub enum Page {
+    /// For [`Query::User`].
+    User {
+        /// Snapshot position.
+        at: Position,
+        /// One for each room the user is in, or banned from.
+        memberships: Vec<Membership>,
+    },
+    /// For [`Query::Room`].
+    Room {
+        /// Snapshot position.
+        at: Position,
+        /// None when there is no such room.
+        room: Option<RoomRow>,
+    },
+    /// For [`Query::History`].
+    History {
+        /// JSON objects, one an entry, back to back.
+        json: Vec<u8>,
+        /// The entries, ascending by seq.
+        entries: Vec<HistoryEntry>,
+        /// There is more beyond `limit` or `bytes_max`.
+        more: bool,
+    },
+    /// For [`Query::Members`].
+    Members {
+        /// User and role, ascending by user.
+        members: Vec<(UserId, Role)>,
+        /// There is more.
+        more: bool,
+    },
+    /// For [`Query::Rooms`].
+    Rooms {
+        /// Ascending by name, with the asker's role where they have one.
+        rooms: Vec<(RoomRow, Option<Role>)>,
+        /// There is more.
+        more: bool,
+    },
+}
+
+/// One user's standing in one room.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    /// The room as it stood at the snapshot.
+    pub room: RoomRow,
+    /// The user's role.
+    pub role: Role,
+    /// The user's read cursor; 0: nothing.
+    pub read: Seq,
+}
+
+/// One room as it stood at a snapshot.
+#[derive(Debug, Clone)]
+pub struct RoomRow {
+    /// Its number.
+    pub key: RoomKey,
+    /// Its name.
+    pub name: RoomName,
+    /// Who may come in.
+    pub kind: RoomKind,
+    /// For people.
+    pub title: Option<Box<str>>,
+    /// Last seq; 0: none.
+    pub head: Seq,
+    /// Number of members.
+    pub members: u32,
+}
+
+/// One entry of a history page.
+#[derive(Debug, Clone)]
+pub struct HistoryEntry {
+    /// Number within the room.
+    pub seq: Seq,
+    /// When it was numbered.
+    pub ts: UnixMillis,
+    /// Its object in the page's `json`.
+    pub span: Range<u32>,
+    /// Set when not everybody may see it.
+    pub restricted: Option<Box<Restricted>>,
+}
+
+// ------------------------------------------------------------------------------------------------
+// Shard to shard
+
+/// What shards tell each other: nothing that must not be lost.
+#[derive(Debug, Clone)]
+pub enum MeshMessage {
+    /// An ephemeral event for the subscribers of a room.
+    Ephemeral {
+        /// The room.
+        room: RoomKey,
+        /// A WebSocket text frame.
+        frame: Bytes,
+        /// Lane.
+        priority: Priority,
+    },
+}
+
+// ------------------------------------------------------------------------------------------------
+// Into and out of a shard's engine
+
+/// What the token of a connection says, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claims {
+    /// `sub`
+    pub user: UserId,
+    /// `exp`, in milliseconds.
+    pub expires_at: UnixMillis,
+    /// `iat`, in seconds.
+    pub issued_at: Option<u64>,
+    /// `jti`
+    pub jti: Option<Box<str>>,
+    /// `admin`
+    pub admin: bool,
+    /// `rooms`: pattern and "may write"; none: every public room and every room of theirs.
+    pub rooms: Option<Arc<[(Box<str>, bool)]>>,
+}
+
+/// A connection whose upgrade succeeded, on its user's own shard.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// What the token says.
+    pub claims: Claims,
+    /// Which device.
+    pub device: DeviceId,
+    /// The client asked for arrays of events (`batch=1`).
+    pub batch: bool,
+}
+
+/// Everything that can come into an engine.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A connection is open. Its `hello` follows when the user is loaded.
+    Opened(ConnKey, Opening),
+    /// A well-formed frame.
+    Frame(ConnKey, &'a crate::protocol::command::Request<'a>),
+    /// A frame that is not a command.
+    BadFrame(ConnKey, Option<crate::protocol::command::CommandId>, Refusal),
+    /// The answer to [`Output::VerifyToken`].
+    TokenVerified(ConnKey, Token, Result<Claims, Refusal>),
+    /// The connection is gone.
+    Closed(ConnKey),
+    /// The outbox of a connection dropped events of these rooms (last seq that was sent in each),
+    /// and has room again.
+    OutboxDrained(ConnKey, Vec<(RoomKey, Seq)>),
+    /// From the persistence core.
+    Store(StoreEvent),
+    /// From a reader thread.
+    Read(ReadReply),
+    /// From another shard.
+    Mesh(MeshMessage),
+    /// From the admin API.
+    Admin(AdminRequest),
+    /// A deadline may be due.
+    Tick,
+    /// Begin to drain: `goaway` to everybody with retry times spread over this many milliseconds.
+    Drain {
+        /// Upper bound of the retry times.
+        spread_ms: u32,
+    },
+    /// End the drain: close everybody with 4200.
+    CloseAll,
+}
+
+/// A request of the admin API, routed to the shard of the user (or author).
+#[derive(Debug, Clone)]
+pub struct AdminRequest {
+    /// Echoed in [`Output::AdminReply`].
+    pub token: Token,
+    /// What is asked.
+    pub act: AdminAct,
+}
+
+/// What the admin API may ask of a shard.
+#[derive(Debug, Clone)]
+pub enum AdminAct {
+    /// Publish a message. The room must exist.
+    Publish {
+        /// The room.
+        room: RoomName,
+        /// Author as shown.
+        author: UserId,
+        /// `Idempotency-Key`.
+        client_id: Option<Box<str>>,
+        /// The text, ≤ 8 KiB.
+        body: Box<str>,
+        /// JSON object text, ≤ 1 KiB.
+        meta: Option<Box<str>>,
+        /// Lane.
+        priority: Priority,
+    },
+    /// Close every connection of a user (4003 with `reason`).
+    Disconnect {
+        /// Whose.
+        user: UserId,
+        /// Shown to the client, ≤ 100 bytes.
+        reason: Box<str>,
+    },
+    /// Revoke tokens, durably, everywhere.
+    Revoke(Revocation),
+}
+
+/// The answer to an [`AdminRequest`].
+#[derive(Debug, Clone)]
+pub enum AdminAnswer {
+    /// Published.
+    Published {
+        /// The room, as asked.
+        room: RoomName,
+        /// Where it stands.
+        committed: Committed,
+    },
+    /// So many connections were closed.
+    Disconnected(u32),
+    /// The revocation is committed.
+    Revoked,
+}
+
+/// Frames to be sent as they are, shared by whoever sends them.
+#[derive(Debug, Clone)]
+pub enum Frames {
+    /// Frames of their own.
+    Owned(Bytes),
+    /// A run of entries of a committed batch.
+    Batch(Arc<CommittedBatch>, Range<u32>),
+}
+
+impl Frames {
+    /// The bytes to send.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Batch(batch, span) => &batch.bytes[span.start as usize..span.end as usize],
+        }
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Owned(bytes) => bytes.len(),
+            Self::Batch(_, span) => (span.end - span.start) as usize,
+        }
+    }
+
+    /// True when there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a frame is to an outbox that must choose what to drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Never dropped: acks, errors, close, critical events.
+    Critical,
+    /// Log entries `first..=last` of a room: dropped only with a `gap` in their place.
+    Log {
+        /// The room.
+        room: RoomKey,
+        /// First seq of the frames.
+        first: Seq,
+        /// Last seq of the frames.
+        last: Seq,
+    },
+    /// Ephemeral events of normal priority: dropped when normal is.
+    Normal,
+    /// May be dropped, and replaces a waiting frame with the same non-zero key (conflation).
+    Low {
+        /// 0: not conflated.
+        key: u64,
+    },
+}
+
+/// Everything that an engine can ask for.
+#[derive(Debug)]
+pub enum Output {
+    /// Send to one connection.
+    Send {
+        /// To whom.
+        conn: ConnKey,
+        /// What it is.
+        class: Class,
+        /// What to send.
+        frames: Frames,
+    },
+    /// Send the same to many: `targets` indexes [`Outputs::targets`].
+    Fanout {
+        /// To whom.
+        targets: Range<u32>,
+        /// What it is.
+        class: Class,
+        /// What to send.
+        frames: Frames,
+    },
+    /// Send a WebSocket ping.
+    Ping(ConnKey),
+    /// Close with this code and reason, after what waits in the critical lane. The engine has
+    /// already forgotten the connection; no [`Input::Closed`] is due.
+    Close {
+        /// Whom.
+        conn: ConnKey,
+        /// Why, for the program.
+        code: crate::protocol::error::CloseCode,
+        /// Why, for the person; ≤ 120 bytes.
+        reason: std::borrow::Cow<'static, str>,
+    },
+    /// Give the connection no further frames until [`Output::Unpark`]. With `again`, the frame that
+    /// is being handled is to be handed in again first.
+    Park {
+        /// Whom.
+        conn: ConnKey,
+        /// Keep the current frame.
+        again: bool,
+    },
+    /// Go on with the connection's frames.
+    Unpark(ConnKey),
+    /// Check a token (`auth:refresh`).
+    VerifyToken {
+        /// Whose.
+        conn: ConnKey,
+        /// Echoed in [`Input::TokenVerified`].
+        token: Token,
+        /// The JWT.
+        jwt: Box<str>,
+    },
+    /// To the persistence core.
+    Append(Append),
+    /// To a reader thread.
+    Read(ReadRequest),
+    /// To every other shard.
+    Mesh(MeshMessage),
+    /// To the admin API.
+    AdminReply(Token, Result<AdminAnswer, Refusal>),
+    /// A line for the log.
+    Note(Note),
+}
+
+/// What an engine wants logged: one line an event.
+#[derive(Debug, Clone)]
+pub enum Note {
+    /// A session began.
+    SessionOpened {
+        /// Connection.
+        conn: ConnKey,
+        /// Session id.
+        session: u64,
+        /// User.
+        user: UserId,
+        /// Device.
+        device: DeviceId,
+    },
+    /// A session ended.
+    SessionClosed {
+        /// Connection.
+        conn: ConnKey,
+        /// Session id.
+        session: u64,
+        /// User.
+        user: UserId,
+        /// Close code, when the server closed.
+        code: Option<crate::protocol::error::CloseCode>,
+    },
+    /// A command was refused for want of a right.
+    Denied {
+        /// Connection.
+        conn: ConnKey,
+        /// User.
+        user: UserId,
+        /// What was refused.
+        what: &'static str,
+    },
+    /// A message was committed (TRACE).
+    Committed {
+        /// Trace id.
+        trace: u64,
+        /// Room.
+        room: RoomKey,
+        /// Seq.
+        seq: Seq,
+    },
+}
+
+/// What [`drain_outputs`](super::shard::Shard::drain_outputs) fills. Cleared and reused, so that a
+/// turn allocates nothing.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// In the order in which they are to be done.
+    pub list: Vec<Output>,
+    /// Arena for [`Output::Fanout`].
+    pub targets: Vec<ConnKey>,
+}
+
+impl Outputs {
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.targets.clear();
+    }
+}
+
+/// What the server as a whole tells an engine at its construction.
+#[derive(Debug, Clone)]
+pub struct Genesis {
+    /// Which shard.
+    pub shard: ShardId,
+    /// How many there are.
+    pub shards: u16,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Epoch of the log.
+    pub epoch: Epoch,
+    /// Last position of the log when the engine starts; the first batch begins right after it.
+    pub position: Position,
+    /// Revocations that stand.
+    pub revocations: Vec<Revocation>,
+}

@@ -1,0 +1,218 @@
+//! Every bound of a shard in one place, and the token buckets that hold rates.
+//!
+//! `Limits` is plain data: `config.rs` fills it, engines and gateways obey it. Relations between
+//! bounds that must hold for the whole to work are checked by [`Limits::check`] at start.
+
+use crate::protocol::ids::UnixMillis;
+
+/// Bounds and times of one process. Per connection, per user or per shard, as each says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Largest frame from a client, bytes.
+    pub message_bytes_max: u32,
+    /// Memberships a user may have.
+    pub rooms_max: u32,
+    /// Subscriptions a connection may have.
+    pub subscriptions_max: u32,
+    /// Connections a user may have.
+    pub user_connections_max: u32,
+    /// Connections a shard may have.
+    pub shard_connections_max: u32,
+    /// How long a `client_id` is remembered, ms.
+    pub dedupe_window_ms: u32,
+    /// Entries a resume replays at most; more is `recovered:false`.
+    pub resume_events_max: u32,
+    /// JSON bytes a resume replays at most; more is `recovered:false`.
+    pub resume_bytes_max: u32,
+    /// Interval of pings, ms. Two intervals without a byte close the connection.
+    pub heartbeat_ms: u32,
+    /// Appends a shard may have unanswered; more is `busy`.
+    pub appends_max: u32,
+    /// Reads a shard may have unanswered; more is `busy`.
+    pub reads_max: u32,
+    /// Rates are enforced.
+    pub rates_on: bool,
+    /// Commands a connection may send: per second, and at once.
+    pub connection_rate: Rate,
+    /// Messages and events a user may send over all connections: per second, and at once.
+    pub user_rate: Rate,
+    /// Bad commands (of any kind) in a row that close a connection.
+    pub errors_max: u32,
+    /// A public room that does not exist is created by joining it.
+    pub auto_create: bool,
+    /// Bytes of recent batches that a shard keeps for resumes.
+    pub recent_bytes_max: usize,
+    /// How long a shard keeps a batch for resumes, ms.
+    pub recent_ttl_ms: u32,
+    /// How long a room or user without connections stays loaded, ms.
+    pub idle_unload_ms: u32,
+    /// `read:advanced` waits so long for a later one of the same user and room, ms.
+    pub read_coalesce_ms: u32,
+    /// Outbox bytes past which low events are conflated and dropped.
+    pub outbox_low_bytes_max: u32,
+    /// Outbox bytes past which messages are dropped for a `gap`.
+    pub outbox_normal_bytes_max: u32,
+    /// Outbox bytes past which the connection is closed (4102).
+    pub outbox_bytes_max: u32,
+    /// Time without progress on a full socket after which the connection is closed (4102), ms.
+    pub stall_ms: u32,
+    /// Time for the HTTP upgrade, ms.
+    pub handshake_ms: u32,
+    /// Bytes of the HTTP request head.
+    pub handshake_bytes_max: u32,
+    /// Header lines of the HTTP request.
+    pub handshake_headers_max: u32,
+    /// Unparsed bytes kept for a parked connection; past it the socket is not read.
+    pub backlog_bytes_max: u32,
+}
+
+/// A token bucket's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Tokens per second, at least 1.
+    pub per_second: u32,
+    /// Tokens when full, at least 1.
+    pub burst: u32,
+}
+
+/// Nesting of a client's JSON.
+pub const JSON_DEPTH_MAX: usize = 16;
+/// Body of a message, bytes.
+pub const BODY_BYTES_MAX: usize = 8 * 1024;
+/// `data` of an event, bytes of JSON.
+pub const DATA_BYTES_MAX: usize = 4 * 1024;
+/// `meta` of a message, bytes of JSON.
+pub const META_BYTES_MAX: usize = 1024;
+
+// A command carries a body or data beside its other fields; the smallest frame limit must hold it.
+const _: () = assert!(BODY_BYTES_MAX + META_BYTES_MAX < Limits::MESSAGE_BYTES_FLOOR as usize);
+const _: () = assert!(DATA_BYTES_MAX < BODY_BYTES_MAX);
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 16 * 1024,
+            rooms_max: 256,
+            subscriptions_max: 256,
+            user_connections_max: 32,
+            shard_connections_max: 1_000_000,
+            dedupe_window_ms: 600_000,
+            resume_events_max: 500,
+            resume_bytes_max: 1024 * 1024,
+            heartbeat_ms: 25_000,
+            appends_max: 16_384,
+            reads_max: 16_384,
+            rates_on: true,
+            connection_rate: Rate { per_second: 200, burst: 400 },
+            user_rate: Rate { per_second: 100, burst: 200 },
+            errors_max: 64,
+            auto_create: true,
+            recent_bytes_max: 16 * 1024 * 1024,
+            recent_ttl_ms: 120_000,
+            idle_unload_ms: 60_000,
+            read_coalesce_ms: 200,
+            outbox_low_bytes_max: 256 * 1024,
+            outbox_normal_bytes_max: 2 * 1024 * 1024,
+            outbox_bytes_max: 4 * 1024 * 1024,
+            stall_ms: 10_000,
+            handshake_ms: 10_000,
+            handshake_bytes_max: 16 * 1024,
+            handshake_headers_max: 64,
+            backlog_bytes_max: 64 * 1024,
+        }
+    }
+}
+
+impl Limits {
+    /// Lowest `message_bytes_max`: a full body with its metadata must fit.
+    pub const MESSAGE_BYTES_FLOOR: u32 = 12 * 1024;
+
+    /// Checks the relations that the parts rely on.
+    ///
+    /// # Errors
+    /// One sentence that names the knobs in conflict.
+    pub fn check(&self) -> Result<(), String> {
+        let rules: [(bool, &str); 8] = [
+            (self.message_bytes_max >= Self::MESSAGE_BYTES_FLOOR, "message_bytes_max must be at least 12288"),
+            (self.message_bytes_max <= 1024 * 1024, "message_bytes_max must be at most 1048576"),
+            (
+                self.outbox_low_bytes_max <= self.outbox_normal_bytes_max,
+                "outbox_low_bytes_max must not exceed outbox_normal_bytes_max",
+            ),
+            (
+                u64::from(self.outbox_normal_bytes_max) + u64::from(self.resume_bytes_max)
+                    <= u64::from(self.outbox_bytes_max),
+                "outbox_bytes_max must hold outbox_normal_bytes_max and one resume (resume_bytes_max)",
+            ),
+            (
+                self.backlog_bytes_max >= self.message_bytes_max,
+                "backlog_bytes_max must hold one message (message_bytes_max)",
+            ),
+            (self.heartbeat_ms >= 1_000, "heartbeat_ms must be at least 1000"),
+            (self.appends_max >= 1 && self.reads_max >= 1, "appends_max and reads_max must be at least 1"),
+            (
+                [self.connection_rate, self.user_rate].iter().all(|r| r.per_second >= 1 && r.burst >= 1),
+                "rates and bursts must be at least 1",
+            ),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err((*rule).to_owned()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A token bucket in 8 bytes of state: when it will be full again (GCRA).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bucket {
+    /// Theoretical arrival time, in microseconds since the epoch: the bucket is full at or after it.
+    full_at_us: u64,
+}
+
+impl Bucket {
+    /// Takes one token.
+    ///
+    /// # Errors
+    /// Milliseconds until a token is there, at least 1.
+    pub fn take(&mut self, rate: Rate, now: UnixMillis) -> Result<(), u32> {
+        let interval_us = 1_000_000 / u64::from(rate.per_second.max(1));
+        let now_us = now * 1_000;
+        let full_at_us = self.full_at_us.max(now_us) + interval_us;
+        let depth_us = interval_us * u64::from(rate.burst.max(1));
+        let debt_us = full_at_us - now_us;
+        if debt_us > depth_us {
+            return Err(u32::try_from((debt_us - depth_us).div_ceil(1_000)).unwrap_or(u32::MAX).max(1));
+        }
+        self.full_at_us = full_at_us;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_agree_with_each_other() {
+        assert_eq!(Limits::default().check(), Ok(()));
+        let small = Limits { outbox_bytes_max: 1, ..Limits::default() };
+        assert!(small.check().unwrap_err().contains("outbox_bytes_max"));
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_then_its_rate() {
+        let rate = Rate { per_second: 10, burst: 3 };
+        let mut bucket = Bucket::default();
+        let now = 1_000_000;
+        for _ in 0..3 {
+            assert_eq!(bucket.take(rate, now), Ok(()));
+        }
+        assert_eq!(bucket.take(rate, now), Err(100));
+        assert_eq!(bucket.take(rate, now + 99), Err(1));
+        assert_eq!(bucket.take(rate, now + 100), Ok(()));
+        assert!(bucket.take(rate, now + 100).is_err());
+        // A long rest fills it to the burst and no further.
+        let given = (0..10).filter(|_| bucket.take(rate, now + 60_000).is_ok()).count();
+        assert_eq!(given, 3);
+    }
+}

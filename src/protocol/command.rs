@@ -1,0 +1,196 @@
+//! What a client may say: the closed list of commands, borrowed from the parsed frame.
+//!
+//! A [`Command`] has passed every check that needs no state: names are valid, numbers are in
+//! range, texts are within their bounds. `parse` (see [`super::parse`]) is the only maker.
+
+use super::ids::{Priority, Role, RoomKind, Seq};
+
+/// The `id` that a client gives a command and finds again in its reply.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CommandId {
+    /// An integer.
+    Number(i64),
+    /// A text of at most 64 characters.
+    Text(Box<str>),
+}
+
+/// One frame from a client: a command, and the id to answer to (none: no `ok` is sent).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request<'a> {
+    /// Echoed in the reply.
+    pub id: Option<CommandId>,
+    /// What is asked.
+    pub command: Command<'a>,
+}
+
+/// A point in one room's history, as a client keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor<'a> {
+    /// Which history.
+    pub epoch: &'a str,
+    /// The last seq the client has.
+    pub seq: Seq,
+}
+
+/// Every command of protocol version 1 that is built.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command<'a> {
+    /// `ping`
+    Ping,
+    /// `auth:refresh`: a new token of the same user.
+    AuthRefresh {
+        /// The JWT. Never logged.
+        token: &'a str,
+    },
+    /// `room:create`
+    RoomCreate {
+        /// Name of the new room.
+        room: &'a str,
+        /// Who may come in.
+        kind: RoomKind,
+        /// First members beside the creator; valid user ids, at most 1,000.
+        members: Vec<&'a str>,
+        /// At most 128 bytes.
+        title: Option<&'a str>,
+    },
+    /// `room:join`: become a member, and subscribe this connection.
+    RoomJoin {
+        /// The room.
+        room: &'a str,
+        /// Where to resume.
+        since: Option<Cursor<'a>>,
+    },
+    /// `room:subscribe`: this connection only.
+    RoomSubscribe {
+        /// The room.
+        room: &'a str,
+        /// Where to resume.
+        since: Option<Cursor<'a>>,
+    },
+    /// `room:unsubscribe`: this connection only.
+    RoomUnsubscribe {
+        /// The room.
+        room: &'a str,
+    },
+    /// `room:leave`: end the membership.
+    RoomLeave {
+        /// The room.
+        room: &'a str,
+    },
+    /// `room:invite`, `room:kick`, `room:ban`, `room:role`.
+    RoomManage {
+        /// The room.
+        room: &'a str,
+        /// The user it is done to; a valid user id.
+        user: &'a str,
+        /// What is done.
+        act: Manage,
+    },
+    /// `room:members`
+    RoomMembers {
+        /// The room.
+        room: &'a str,
+        /// Continue after this user.
+        after: Option<&'a str>,
+        /// 1–1,000, default 100.
+        limit: u32,
+    },
+    /// `room:list`
+    RoomList {
+        /// Only rooms of this kind.
+        kind: Option<RoomKind>,
+        /// Continue after this room.
+        after: Option<&'a str>,
+        /// 1–1,000, default 100.
+        limit: u32,
+    },
+    /// `message:send`
+    MessageSend(Box<MessageSend<'a>>),
+    /// `message:history`
+    MessageHistory {
+        /// The room.
+        room: &'a str,
+        /// Which end to read from.
+        from: HistoryFrom,
+        /// Only the thread with this root.
+        thread: Option<Seq>,
+        /// 1–100, default 50.
+        limit: u32,
+    },
+    /// `message:read`: everything up to `seq` is read.
+    MessageRead {
+        /// The room.
+        room: &'a str,
+        /// At least 1.
+        seq: Seq,
+    },
+    /// `event:send`: ephemeral broadcast.
+    EventSend {
+        /// The room.
+        room: &'a str,
+        /// 1–64 bytes.
+        name: &'a str,
+        /// JSON text, at most 4 KiB, written anew from what was parsed.
+        data: String,
+        /// Lane.
+        priority: Priority,
+    },
+    /// `sync:check`
+    SyncCheck {
+        /// Rooms and the seq the client has of each; at most 256.
+        rooms: Vec<(&'a str, Seq)>,
+    },
+    /// `stats`
+    Stats,
+}
+
+/// What is done to another user's membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manage {
+    /// Make them a member (or what `role` says, never owner).
+    Invite(Role),
+    /// End their membership.
+    Kick,
+    /// End their membership and keep them out.
+    Ban,
+    /// Change their role; `member` also lifts a ban.
+    Role(Role),
+}
+
+/// `message:send`, in full.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MessageSend<'a> {
+    /// The room.
+    pub room: &'a str,
+    /// 1 byte to 8 KiB.
+    pub body: &'a str,
+    /// 1–64 characters; the key of "sent once".
+    pub client_id: Option<&'a str>,
+    /// Root of the thread.
+    pub thread: Option<Seq>,
+    /// The message answered.
+    pub reply_to: Option<Seq>,
+    /// Valid user ids, at most 64.
+    pub mentions: Vec<&'a str>,
+    /// File ids of 1–128 characters, at most 16.
+    pub attachments: Vec<&'a str>,
+    /// Lane.
+    pub priority: Priority,
+    /// Hidden from these; valid user ids, at most 64.
+    pub exclude: Vec<&'a str>,
+    /// Hidden from everyone but these (and the author); valid user ids, at most 64.
+    pub only: Vec<&'a str>,
+    /// JSON object text, at most 1 KiB, written anew from what was parsed.
+    pub meta: Option<String>,
+}
+
+/// Which part of a room's history is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistoryFrom {
+    /// The newest entries.
+    Newest,
+    /// The newest entries with a lower seq.
+    Before(Seq),
+    /// The oldest entries with a higher seq.
+    After(Seq),
+}

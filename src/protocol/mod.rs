@@ -1,0 +1,11 @@
+//! The wire contract, pure: bytes to commands, events to bytes. No I/O, no state of a connection's
+//! but the WebSocket codec's own.
+//!
+//! Reading order: [`ids`] (names and numbers), [`command`] (what a client may say), [`parse`] (how
+//! it is read), [`encode`] (what the server says), [`error`] (codes), [`upgrade`] (HTTP to
+//! WebSocket), [`websocket`] (bytes to messages).
+
+pub mod command;
+pub mod encode;
+pub mod error;
+pub mod ids;
