@@ -2,4 +2,5 @@ pub mod config;
 pub mod control;
 pub mod engine;
 pub mod exit;
+pub mod logging;
 pub mod protocol;

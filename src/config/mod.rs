@@ -191,10 +191,9 @@ fn auth_config(auth: &knobs::Auth, data_dir: &Path) -> Result<AuthConfig, String
 
 /// An origin is compared byte by byte, so one that no browser sends would silently never match.
 fn check_origin(origin: &str) -> Result<(), String> {
-    let authority = origin.split_once("://").map(|(scheme, rest)| (scheme, rest));
     let is_plain =
         |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase());
-    match authority {
+    match origin.split_once("://") {
         Some((scheme, rest)) if is_plain(scheme) && is_plain(rest) && !rest.contains(['/', '*', '@', '?', '#']) => {
             Ok(())
         }
