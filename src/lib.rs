@@ -1,6 +1,9 @@
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod engine;
 pub mod exit;
 pub mod logging;
 pub mod protocol;
+pub mod server;
+pub mod shard;

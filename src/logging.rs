@@ -75,13 +75,19 @@ pub fn init(config: &LogConfig) -> Result<LogGuard, StartError> {
     started.map_err(|err| StartError::usage(format!("the log cannot start: {err}")))?;
     let _ = QUEUE.set(lines);
     std::panic::set_hook(Box::new(|panic| {
-        let said = panic.payload_as_str().unwrap_or("(no message)");
+        let said = panic_message(panic.payload());
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current();
         tracing::error!(thread = thread.name().unwrap_or("?"), place, said, "panic");
         flush();
     }));
     Ok(LogGuard(()))
+}
+
+/// What a panic said, when it was a text.
+fn panic_message(payload: &dyn std::any::Any) -> &str {
+    let owned = || payload.downcast_ref::<String>().map(String::as_str);
+    payload.downcast_ref::<&str>().copied().or_else(owned).unwrap_or("(no message)")
 }
 
 fn start_writer<W: Write, F: Fn() -> W + Send + 'static>(target: F) -> io::Result<Lines> {

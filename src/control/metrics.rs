@@ -126,7 +126,9 @@ impl Snapshot {
             .write(encoder, shards(|s| s.wake_latency))?;
         gauge("antiphon_turn_time_us", "Microseconds of a turn.").write(encoder, shards(|s| s.turn_time))?;
         gauge("antiphon_store_commit_time_us", "Microseconds of a commit, fsync included.")
-            .write(encoder, quantiles(self.store.commit_time, None))
+            .write(encoder, quantiles(self.store.commit_time, None))?;
+        gauge("antiphon_store_read_time_us", "Microseconds of a question to the store, without its wait.")
+            .write(encoder, quantiles(self.store.read_time, None))
     }
 
     fn write_process(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {

@@ -86,7 +86,7 @@ impl Cluster for Fake {
     }
 
     fn store_stats(&self) -> StoreStats {
-        StoreStats { position: 1234, commits: 7, ..StoreStats::default() }
+        StoreStats { position: 1234, batches: 7, ..StoreStats::default() }
     }
 
     fn ready(&self) -> Ready {
@@ -237,7 +237,7 @@ fn metrics_hold_every_number() {
         "antiphon_commands_total{shard=\"1\",type=\"message:send\"} 0",
         "antiphon_wake_latency_us{shard=\"0\",quantile=\"0.99\"} 0",
         "antiphon_store_position 1234",
-        "antiphon_store_commits_total 7",
+        "antiphon_store_batches_total 7",
         "antiphon_ready 1",
         "# EOF",
     ] {

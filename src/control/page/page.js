@@ -34,7 +34,7 @@ function show(now) {
   const rate = (s) => (key) => { const b = before(s.shard); return b && seconds > 0 ? (s[key] - b[key]) / seconds : NaN; };
   const answered = now.shards.filter((s) => s.answered);
   const total = (key) => answered.reduce((all, s) => all + rate(s)(key), 0);
-  const commits = last && seconds > 0 ? (now.store.commits - last.store.commits) / seconds : NaN;
+  const commits = last && seconds > 0 ? (now.store.batches - last.store.batches) / seconds : NaN;
   const tiles = [
     ["connections", number(sum(now.shards, "connections"))],
     ["messages/s", number(total("messages_submitted"))],
