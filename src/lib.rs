@@ -1,2 +1,5 @@
+pub mod config;
+pub mod control;
 pub mod engine;
+pub mod exit;
 pub mod protocol;

@@ -62,7 +62,7 @@ impl Cx {
 
     /// Answers a command with an error; without an id it becomes an error event.
     pub fn refuse(&mut self, conn: ConnKey, id: Option<&CommandId>, refusal: &Refusal) {
-        self.stats.error(refusal.code);
+        self.stats.errors.count(refusal.code);
         self.send(conn, Class::Critical, |out| encode::error(out, id, refusal));
     }
 

@@ -125,8 +125,8 @@ impl Shard {
         stats.sessions = self.sessions.len() as u64;
         stats.users_loaded = self.users.len() as u64;
         stats.rooms_loaded = self.rooms.len() as u64;
-        stats.appends_waiting = u64::from(self.cx.appends);
-        stats.reads_waiting = u64::from(self.cx.reads);
+        stats.appends_pending = u64::from(self.cx.appends);
+        stats.reads_pending = u64::from(self.cx.reads);
         stats.recent_bytes = self.recent.bytes() as u64;
         stats
     }

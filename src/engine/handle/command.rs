@@ -46,7 +46,6 @@ impl Shard {
         if std::mem::take(&mut session.is_replay) {
             return Ok(true);
         }
-        self.cx.stats.commands += 1;
         if self.cx.limits.rates_on
             && let Err(wait_ms) = session.bucket.take(self.cx.limits.connection_rate, self.cx.now)
         {
@@ -57,6 +56,7 @@ impl Shard {
     }
 
     fn on_command(&mut self, conn: ConnKey, id: Option<&CommandId>, command: &Command<'_>) -> Result<(), Refusal> {
+        self.cx.stats.commands.count(command);
         match command {
             Command::Ping => {
                 let now = self.cx.now;

@@ -154,7 +154,7 @@ impl Shard {
     }
 
     fn close(&mut self, conn: ConnKey, (code, reason): Ending) {
-        self.cx.stats.close(code);
+        self.cx.stats.closes.count(code);
         self.cx.out.list.push(Output::Close { conn, code, reason });
     }
 

@@ -79,7 +79,7 @@ impl Shard {
             resume.events += 1;
             from_cache += 1;
         }
-        self.cx.stats.resumed_from_cache += from_cache;
+        self.cx.stats.resume_events_memory += from_cache;
         debug_assert_eq!(resume.upto, room.head, "recent entries reach the head");
         let is_too_much = resume.events > self.cx.limits.resume_events_max
             || resume.json.len() > self.cx.limits.resume_bytes_max as usize;
@@ -117,7 +117,7 @@ impl Shard {
                     resume.upto = entry.seq;
                     resume.events += 1;
                 }
-                self.cx.stats.resumed_from_store += entries.len() as u64;
+                self.cx.stats.resume_events_store += entries.len() as u64;
                 // An empty page for entries that the room's head says exist would be asked for ever.
                 if more || entries.is_empty() {
                     self.listen(&resume.call, idx, &Replay::None);
@@ -154,7 +154,7 @@ impl Shard {
             Replay::Whole { json } => (true, json),
         };
         self.cx.stats.resumes_recovered += u64::from(recovered);
-        self.cx.stats.resumes_not_recovered += u64::from(!recovered);
+        self.cx.stats.resumes_unrecovered += u64::from(!recovered);
         let epoch = self.cx.epoch.clone();
         self.cx.ok(call.conn, call.id.as_ref(), |out| {
             field_string(out, "room", room.name.as_str());
