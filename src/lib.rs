@@ -3,3 +3,4 @@ pub mod control;
 pub mod engine;
 pub mod exit;
 pub mod protocol;
+pub mod shard;
