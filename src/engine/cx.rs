@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::event::{Class, ConnKey, Entry, Append, Frames, Note, Output, Outputs, Query, ReadRequest, ShardId, Token};
+use super::event::{Append, Class, ConnKey, Entry, Frames, Note, Output, Outputs, Query, ReadRequest, ShardId, Token};
 use super::limits::Limits;
 use super::rng::Rng;
 use super::stats::Stats;

@@ -14,6 +14,7 @@ use super::event::{Claims, ConnKey, Opening};
 use super::limits::Bucket;
 use super::rooms::RoomIdx;
 use super::users::UserIdx;
+use crate::protocol::error::Refusal;
 use crate::protocol::ids::{DeviceId, UnixMillis};
 
 /// Where a session stands.
@@ -81,8 +82,9 @@ pub struct Session {
     pub bucket: Bucket,
     /// Bad commands in a row.
     pub errors: u32,
-    /// The next frame was counted already: it comes again after something was loaded.
-    pub is_replay: bool,
+    /// Set when the next frame comes again, after a load that succeeded or was refused. It was
+    /// counted the first time.
+    pub replay: Option<Result<(), Box<Refusal>>>,
 }
 
 impl Session {
@@ -105,7 +107,7 @@ impl Session {
             subscriptions: Vec::new(),
             bucket: Bucket::default(),
             errors: 0,
-            is_replay: false,
+            replay: None,
         }
     }
 

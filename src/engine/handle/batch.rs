@@ -252,7 +252,5 @@ impl Shard {
 
 /// Key under which a waiting low event is replaced by a later one; never 0.
 fn conflation_key(room: u64, user: &str) -> u64 {
-    use std::hash::BuildHasher as _;
     ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((room, user)) | 1
 }
-

@@ -43,8 +43,8 @@ impl Shard {
             return Ok(false);
         }
         let Some(session) = self.sessions.get_mut(conn) else { return Ok(false) };
-        if std::mem::take(&mut session.is_replay) {
-            return Ok(true);
+        if let Some(loaded) = session.replay.take() {
+            return loaded.map(|()| true).map_err(|refusal| *refusal);
         }
         if self.cx.limits.rates_on
             && let Err(wait_ms) = session.bucket.take(self.cx.limits.connection_rate, self.cx.now)

@@ -156,12 +156,7 @@ impl Shard {
     fn on_room_failed(&mut self, name: &RoomName, refusal: Refusal) {
         for waiter in self.loading.remove(name).unwrap_or_default() {
             match waiter {
-                Waiter::Conn(conn) => {
-                    // The frame comes again and finds the room neither loaded nor absent; it will
-                    // ask again. Only the connection's own rate bounds that, so the error goes too.
-                    self.cx.refuse(conn, None, &refusal);
-                    self.go_on(Waiter::Conn(conn));
-                }
+                Waiter::Conn(conn) => self.unpark_for_replay(conn, Err(Box::new(refusal.clone()))),
                 Waiter::Admin(request) => self.admin_reply(request.token, Err(refusal.clone())),
             }
         }
@@ -169,7 +164,7 @@ impl Shard {
 
     fn go_on(&mut self, waiter: Waiter) {
         match waiter {
-            Waiter::Conn(conn) => self.unpark_for_replay(conn),
+            Waiter::Conn(conn) => self.unpark_for_replay(conn, Ok(())),
             Waiter::Admin(request) => {
                 let now = self.cx.now;
                 self.handle(Input::Admin(request), now);
@@ -177,9 +172,9 @@ impl Shard {
         }
     }
 
-    fn unpark_for_replay(&mut self, conn: ConnKey) {
+    fn unpark_for_replay(&mut self, conn: ConnKey, loaded: Result<(), Box<Refusal>>) {
         if let Some(session) = self.sessions.get_mut(conn) {
-            session.is_replay = true;
+            session.replay = Some(loaded);
             self.cx.out.list.push(Output::Unpark(conn));
         }
     }

@@ -121,7 +121,8 @@ pub(super) fn write_trace(out: &mut Vec<u8>, trace: u64) {
 
 fn audience(message: &MessageSend<'_>) -> Result<Option<Arc<Audience>>, Refusal> {
     let users = |list: &[&str]| -> Result<Box<[UserId]>, Refusal> {
-        let parse = |name: &&str| UserId::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()));
+        let parse =
+            |name: &&str| UserId::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()));
         list.iter().map(parse).collect()
     };
     Ok(match (message.only.is_empty(), message.exclude.is_empty()) {

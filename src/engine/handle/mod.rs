@@ -6,8 +6,8 @@ mod command;
 mod ephemeral;
 mod history;
 mod load;
-mod message;
 mod membership;
+mod message;
 mod session;
 mod subscribe;
 
@@ -69,9 +69,7 @@ pub struct OwnedCursor {
 pub struct Resume {
     pub call: Call,
     pub room: RoomKey,
-    /// The client's cursor.
-    pub since: Seq,
-    /// Last seq that `json` reaches.
+    /// Last seq that `json` reaches; at first the client's cursor.
     pub upto: Seq,
     /// Events so far, comma-separated objects.
     pub json: Vec<u8>,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::super::auth::Want;
-use super::super::event::{Class, Claims, ConnKey, Note, Opening, Output, Query, Revocation, Token};
+use super::super::event::{Claims, Class, ConnKey, Note, Opening, Output, Query, Revocation, Token};
 use super::super::session::{Session, State, Step};
 use super::super::shard::Shard;
 use super::super::timers::Timer;
@@ -206,7 +206,12 @@ impl Shard {
         Ok(())
     }
 
-    pub(in crate::engine) fn on_token_verified(&mut self, conn: ConnKey, token: Token, result: Result<Claims, Refusal>) {
+    pub(in crate::engine) fn on_token_verified(
+        &mut self,
+        conn: ConnKey,
+        token: Token,
+        result: Result<Claims, Refusal>,
+    ) {
         let Some(Waiting::Refresh { call }) = self.pending.take(token) else { return };
         let answer = result.and_then(|claims| self.renew(conn, claims));
         match answer {

@@ -56,7 +56,7 @@ impl Shard {
             return Ok(());
         }
         let room = self.rooms.get(idx).key;
-        let resume = Resume { call, room, since: cursor.seq, upto: cursor.seq, json: Vec::new(), events: 0 };
+        let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0 };
         self.go_on_resuming(resume)
     }
 
