@@ -9,3 +9,4 @@ pub mod command;
 pub mod encode;
 pub mod error;
 pub mod ids;
+pub mod parse;
