@@ -10,3 +10,5 @@ pub mod encode;
 pub mod error;
 pub mod ids;
 pub mod parse;
+pub mod upgrade;
+pub mod websocket;
