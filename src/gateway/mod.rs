@@ -1,0 +1,3 @@
+//! What a connection is between bytes and frames.
+
+pub mod token;
