@@ -97,7 +97,7 @@ impl Default for Limits {
             rates_on: true,
             connection_rate: Rate { per_second: 200, burst: 400 },
             user_rate: Rate { per_second: 100, burst: 200 },
-            errors_max: 64,
+            errors_max: 256,
             auto_create: true,
             recent_bytes_max: 16 * 1024 * 1024,
             recent_ttl_ms: 120_000,
