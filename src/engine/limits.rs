@@ -4,6 +4,7 @@
 //! bounds that must hold for the whole to work are checked by [`Limits::check`] at start.
 
 use crate::protocol::ids::UnixMillis;
+pub use crate::protocol::parse::{BODY_BYTES_MAX, DATA_BYTES_MAX, JSON_DEPTH_MAX, META_BYTES_MAX};
 
 /// Bounds and times of one process. Per connection, per user or per shard, as each says.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,15 +75,6 @@ pub struct Rate {
     /// Tokens when full, at least 1.
     pub burst: u32,
 }
-
-/// Nesting of a client's JSON.
-pub const JSON_DEPTH_MAX: usize = 16;
-/// Body of a message, bytes.
-pub const BODY_BYTES_MAX: usize = 8 * 1024;
-/// `data` of an event, bytes of JSON.
-pub const DATA_BYTES_MAX: usize = 4 * 1024;
-/// `meta` of a message, bytes of JSON.
-pub const META_BYTES_MAX: usize = 1024;
 
 // A command carries a body or data beside its other fields; the smallest frame limit must hold it.
 const _: () = assert!(BODY_BYTES_MAX + META_BYTES_MAX < Limits::MESSAGE_BYTES_FLOOR as usize);
