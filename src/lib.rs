@@ -3,6 +3,7 @@ pub mod config;
 pub mod control;
 pub mod engine;
 pub mod exit;
+pub mod gateway;
 pub mod logging;
 pub mod protocol;
 pub mod server;

@@ -3,20 +3,18 @@
 //! For trying out, for tests and for operators. In production tokens come from whoever knows the
 //! users; this command works only where the HS256 secret is at hand.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use serde::Serialize;
 
 use super::{Shared, serve};
 use crate::config::secrets::KeyMaterial;
 use crate::config::value::FilePath;
 use crate::config::{AuthConfig, Config, Secret};
 use crate::exit::{Exit, StartError};
-use crate::protocol::ids::{DeviceId, RoomName, UserId};
+use crate::gateway::token::{self, NewToken};
+use crate::protocol::ids::{DeviceId, RoomName, UnixMillis, UserId};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,9 +51,6 @@ pub(super) struct Token {
     /// Only these rooms: NAME=r or NAME=rw, separated by commas; a * at the end matches every rest
     #[arg(long, value_parser = parse_rooms, value_name = "ROOM=r|rw,…")]
     rooms: Option<Rooms>,
-    /// Name shown to people, the `name` claim
-    #[arg(long)]
-    name: Option<String>,
     /// Print a ws:// URL with the token in it instead of the token
     #[arg(long)]
     url: bool,
@@ -64,28 +59,9 @@ pub(super) struct Token {
     device: Option<DeviceId>,
 }
 
-/// The `rooms` claim: pattern to `r` or `rw`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-struct Rooms(BTreeMap<String, String>);
-
-#[derive(Debug, Serialize)]
-struct Claims<'a> {
-    sub: &'a str,
-    iat: u64,
-    exp: u64,
-    jti: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    iss: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    aud: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    admin: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rooms: Option<&'a Rooms>,
-}
+/// The `rooms` claim: pattern and "may write".
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rooms(Vec<(String, bool)>);
 
 impl Token {
     /// # Errors
@@ -128,22 +104,21 @@ impl Token {
 
     fn sign(&self, auth: &AuthConfig, secret: &Secret) -> Result<String, StartError> {
         let failed = |what: &dyn std::fmt::Display| StartError::new(Exit::Failure, format!("no token: {what}"));
+        // With an id of its own the token can be revoked alone.
         let mut random = [0u8; 12];
         getrandom::fill(&mut random).map_err(|err| failed(&err))?;
-        let iat = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|err| failed(&err))?.as_secs();
-        let claims = Claims {
-            sub: self.user.as_str(),
-            iat,
-            exp: iat + self.ttl.as_secs(),
-            jti: random.iter().map(|byte| format!("{byte:02x}")).collect(),
-            iss: auth.issuer.as_deref(),
-            aud: auth.audience.as_deref(),
-            name: self.name.as_deref(),
+        let jti: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|err| failed(&err))?;
+        let millis = |time: Duration| UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX);
+        let token = NewToken {
+            jti: Some(&jti),
             admin: self.admin,
-            rooms: self.rooms.as_ref(),
+            rooms: self.rooms.as_ref().map(|rooms| &rooms.0[..]),
+            issuer: auth.issuer.as_deref(),
+            audience: auth.audience.as_deref(),
+            ..NewToken::new(&self.user, millis(now), millis(now + self.ttl))
         };
-        let key = EncodingKey::from_secret(secret.reveal().as_bytes());
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(|err| failed(&err))
+        token::mint(secret.reveal().as_bytes(), &token).map_err(|err| failed(&err))
     }
 }
 
@@ -172,7 +147,7 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 
 fn parse_rooms(text: &str) -> Result<Rooms, String> {
     let rule = |item: &str| format!("{item:?} is not ROOM=r or ROOM=rw");
-    let mut rooms = BTreeMap::new();
+    let mut rooms = Vec::new();
     for item in text.split(',') {
         let (pattern, rights) = item.rsplit_once('=').ok_or_else(|| rule(item))?;
         let exact = pattern.strip_suffix('*').unwrap_or(pattern);
@@ -180,7 +155,7 @@ fn parse_rooms(text: &str) -> Result<Rooms, String> {
         if !is_pattern || !matches!(rights, "r" | "rw") {
             return Err(rule(item));
         }
-        rooms.insert(pattern.to_owned(), rights.to_owned());
+        rooms.push((pattern.to_owned(), rights == "rw"));
     }
     Ok(Rooms(rooms))
 }
@@ -202,8 +177,8 @@ mod tests {
     #[test]
     fn rooms_are_patterns_with_rights() {
         let rooms = parse_rooms("general=rw,news-*=r,*=r,a=b=rw").unwrap();
-        let pairs: Vec<_> = rooms.0.iter().map(|(pattern, rights)| (&**pattern, &**rights)).collect();
-        assert_eq!(pairs, [("*", "r"), ("a=b", "rw"), ("general", "rw"), ("news-*", "r")]);
+        let pairs: Vec<_> = rooms.0.iter().map(|(pattern, may_write)| (&**pattern, *may_write)).collect();
+        assert_eq!(pairs, [("general", true), ("news-*", false), ("*", false), ("a=b", true)]);
         for bad in ["", "general", "general=", "general=w", "=rw", "a*b=r", "**=r", "a=rw,", " a=rw"] {
             assert!(parse_rooms(bad).is_err(), "{bad:?}");
         }

@@ -32,8 +32,8 @@ const DEFAULT_AUTHOR: &str = "system";
 const REASON_BYTES_MAX: usize = 100;
 /// Longest `Idempotency-Key`, characters: it becomes the message's `client_id`.
 const KEY_CHARS_MAX: usize = 64;
-/// Longest `jti`, bytes.
-const JTI_BYTES_MAX: usize = 256;
+/// Longest `jti`, bytes: tokens with a longer one are refused.
+const JTI_BYTES_MAX: usize = 128;
 
 /// Every path below `/admin`.
 pub(super) fn routes(context: &Context) -> Router<Context> {

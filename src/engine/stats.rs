@@ -94,6 +94,8 @@ readings!(
         /// Sessions that began.
         Counter sessions_opened;
 
+        /// Pings to clients.
+        Counter pings;
         /// WebSocket frames that were read.
         Counter frames_in;
         /// WebSocket frames that were sent.
