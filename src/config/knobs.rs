@@ -126,6 +126,8 @@ section! {
         pin: Switch = "on", "pin" "ANTIPHON_PIN" [num_args = 0..=1, default_missing_value = "on"];
         /// Folder of the database and the generated secrets
         data_dir: FilePath = "./data", "data-dir" "ANTIPHON_DATA_DIR";
+        /// TCP congestion control of client sockets, such as cubic; empty: the host's
+        tcp_congestion: String = "", "tcp-congestion" "ANTIPHON_TCP_CONGESTION" [hide_short_help = true];
         /// How long a graceful stop may take, milliseconds
         drain_ms: u32 = "10000" in 0 to 600000, "drain-ms" "ANTIPHON_DRAIN_MS";
         /// Clients told to go away come back spread over so many milliseconds
@@ -250,6 +252,8 @@ section! {
 section! {
     /// How a shard meets its sockets.
     ring "Network ring" RingSettings RingFlags RingFile {
+        /// Operations queued before a system call becomes necessary; a power of two
+        entries: u32 = "1024" in 16 to 32768, "ring-entries" "ANTIPHON_RING_ENTRIES" [hide_short_help = true];
         /// Receive buffers of a shard; a power of two
         buffers: u32 = "1024" in 16 to 32768, "ring-buffers" "ANTIPHON_RING_BUFFERS" [hide_short_help = true];
         /// Size of a receive buffer, bytes

@@ -70,7 +70,7 @@ fn every_knob_has_a_flag_and_its_variable() {
         assert_eq!(knob.env, variable);
         assert!(arg.get_help().is_some_and(|help| help.to_string().contains("[default: ")), "--{}", knob.flag);
         let has_unit = ["_ms", "_us", "_s", "bytes_max", "_bytes"].iter().any(|unit| knob.name.ends_with(unit));
-        let is_count = ["_max", "_burst", "_threads", "buffers"].iter().any(|end| knob.name.ends_with(end));
+        let is_count = ["_max", "_burst", "_threads", "buffers", "entries"].iter().any(|end| knob.name.ends_with(end));
         assert!(knob.range.is_none() || has_unit || is_count, "{} is a number of what?", knob.name);
     }
 }
