@@ -127,6 +127,8 @@ pub struct NewMessage {
     pub client_id: Option<Box<str>>,
     /// The rest of the event's fields as JSON without braces: `"body":…[,"thread":…],"trace":"…"`.
     pub fields: Box<str>,
+    /// Root of the thread it belongs to (repeated inside `fields`), for the store's index.
+    pub thread: Option<Seq>,
     /// Who may see it, when not everybody in the room.
     pub audience: Option<Arc<Audience>>,
     /// Lane.
@@ -603,35 +605,25 @@ pub enum AdminAnswer {
     Revoked,
 }
 
-/// Frames to be sent as they are, shared by whoever sends them.
+/// Frames to be sent as they are.
 #[derive(Debug, Clone)]
 pub enum Frames {
-    /// Frames of their own.
+    /// Small frames written this turn into [`Outputs::bytes`]: the outbox copies them.
+    Scratch(Range<u32>),
+    /// Frames of their own, shared by whoever sends them.
     Owned(Bytes),
-    /// A run of entries of a committed batch.
+    /// A run of entries of a committed batch, shared likewise.
     Batch(Arc<CommittedBatch>, Range<u32>),
 }
 
 impl Frames {
-    /// The bytes to send.
-    pub fn as_slice(&self) -> &[u8] {
+    /// The bytes to send; `scratch` is [`Outputs::bytes`].
+    pub fn as_slice<'a>(&'a self, scratch: &'a [u8]) -> &'a [u8] {
         match self {
+            Self::Scratch(span) => &scratch[span.start as usize..span.end as usize],
             Self::Owned(bytes) => bytes,
             Self::Batch(batch, span) => &batch.bytes[span.start as usize..span.end as usize],
         }
-    }
-
-    /// How many bytes.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Owned(bytes) => bytes.len(),
-            Self::Batch(_, span) => (span.end - span.start) as usize,
-        }
-    }
-
-    /// True when there is nothing to send.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -718,6 +710,15 @@ pub enum Output {
     Mesh(MeshMessage),
     /// To the admin API.
     AdminReply(Token, Result<AdminAnswer, Refusal>),
+    /// Answer `stats`: the driver adds what only it knows (outbox, ladder) to these fields.
+    StatsReply {
+        /// Whom.
+        conn: ConnKey,
+        /// The command's id.
+        id: crate::protocol::command::CommandId,
+        /// In [`Outputs::bytes`]: JSON fields, each with a leading comma.
+        fields: Range<u32>,
+    },
     /// A line for the log.
     Note(Note),
 }
@@ -775,6 +776,8 @@ pub struct Outputs {
     pub list: Vec<Output>,
     /// Arena for [`Output::Fanout`].
     pub targets: Vec<ConnKey>,
+    /// Arena for [`Frames::Scratch`].
+    pub bytes: Vec<u8>,
 }
 
 impl Outputs {
@@ -782,6 +785,7 @@ impl Outputs {
     pub fn clear(&mut self) {
         self.list.clear();
         self.targets.clear();
+        self.bytes.clear();
     }
 }
 
@@ -800,4 +804,6 @@ pub struct Genesis {
     pub position: Position,
     /// Revocations that stand.
     pub revocations: Vec<Revocation>,
+    /// Ask for [`Note::Committed`] for each message.
+    pub notes_messages: bool,
 }

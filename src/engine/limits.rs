@@ -4,6 +4,7 @@
 //! bounds that must hold for the whole to work are checked by [`Limits::check`] at start.
 
 use crate::protocol::ids::UnixMillis;
+pub use crate::protocol::parse::{BODY_BYTES_MAX, DATA_BYTES_MAX, JSON_DEPTH_MAX, META_BYTES_MAX};
 
 /// Bounds and times of one process. Per connection, per user or per shard, as each says.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,15 +76,6 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// Nesting of a client's JSON.
-pub const JSON_DEPTH_MAX: usize = 16;
-/// Body of a message, bytes.
-pub const BODY_BYTES_MAX: usize = 8 * 1024;
-/// `data` of an event, bytes of JSON.
-pub const DATA_BYTES_MAX: usize = 4 * 1024;
-/// `meta` of a message, bytes of JSON.
-pub const META_BYTES_MAX: usize = 1024;
-
 // A command carries a body or data beside its other fields; the smallest frame limit must hold it.
 const _: () = assert!(BODY_BYTES_MAX + META_BYTES_MAX < Limits::MESSAGE_BYTES_FLOOR as usize);
 const _: () = assert!(DATA_BYTES_MAX < BODY_BYTES_MAX);
@@ -105,7 +97,7 @@ impl Default for Limits {
             rates_on: true,
             connection_rate: Rate { per_second: 200, burst: 400 },
             user_rate: Rate { per_second: 100, burst: 200 },
-            errors_max: 64,
+            errors_max: 256,
             auto_create: true,
             recent_bytes_max: 16 * 1024 * 1024,
             recent_ttl_ms: 120_000,

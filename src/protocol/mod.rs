@@ -5,7 +5,11 @@
 //! it is read), [`encode`] (what the server says), [`error`] (codes), [`upgrade`] (HTTP to
 //! WebSocket), [`websocket`] (bytes to messages).
 
+pub mod client;
 pub mod command;
 pub mod encode;
 pub mod error;
 pub mod ids;
+pub mod parse;
+pub mod upgrade;
+pub mod websocket;

@@ -1,0 +1,137 @@
+//! Claims → what a session may do. The one place that answers "may they?".
+//!
+//! A token's `rooms` claim narrows, it never widens: a private room needs membership whatever the
+//! claim says. Rights of the *role* (who may kick whom) are decided by the persistence core, which
+//! alone sees roles in log order (see `sequencer`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::event::{Claims, Revocation};
+use crate::protocol::ids::{Role, RoomKind, UserId};
+
+/// What a token allows, kept with its session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rights {
+    /// May act in every room.
+    pub admin: bool,
+    /// Patterns and "may write"; none: no narrowing.
+    pub rooms: Option<Arc<[(Box<str>, bool)]>>,
+}
+
+/// What somebody wants to do in a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Subscribe, history, members.
+    Read,
+    /// Send, and everything that makes an entry.
+    Write,
+}
+
+impl Rights {
+    /// The rights in `claims`.
+    pub fn of(claims: &Claims) -> Self {
+        Self { admin: claims.admin, rooms: claims.rooms.clone() }
+    }
+
+    /// True when the token covers this in `room`, whatever the room is.
+    pub fn covers(&self, room: &str, want: Want) -> bool {
+        let Some(rooms) = &self.rooms else { return true };
+        rooms.iter().any(|(pattern, may_write)| {
+            let fits = match pattern.strip_suffix('*') {
+                Some(prefix) => room.starts_with(prefix),
+                None => room == &**pattern,
+            };
+            fits && (*may_write || want == Want::Read)
+        })
+    }
+
+    /// True when a user with `role` may do this in a room of that kind and name.
+    pub fn may(&self, room: &str, kind: RoomKind, role: Option<Role>, want: Want) -> bool {
+        let stands = match role {
+            Some(Role::Banned) => false,
+            Some(_) => true,
+            None => self.admin || kind == RoomKind::Public,
+        };
+        stands && self.covers(room, want)
+    }
+}
+
+/// Tokens that are no longer valid, as every shard knows them.
+#[derive(Debug, Default)]
+pub struct Revoked {
+    jtis: std::collections::HashSet<Box<str>, ahash::RandomState>,
+    users: HashMap<UserId, u64, ahash::RandomState>,
+}
+
+impl Revoked {
+    /// Remembers one more.
+    pub fn add(&mut self, revocation: &Revocation) {
+        match revocation {
+            Revocation::Jti(jti) => {
+                self.jtis.insert(jti.clone());
+            }
+            Revocation::UserBefore(user, second) => {
+                let before = self.users.entry(user.clone()).or_default();
+                *before = (*before).max(*second);
+            }
+        }
+    }
+
+    /// True when a token with these claims was revoked.
+    pub fn covers(&self, user: &UserId, issued_at: Option<u64>, jti: Option<&str>) -> bool {
+        jti.is_some_and(|jti| self.jtis.contains(jti))
+            || self.users.get(user).is_some_and(|before| issued_at.is_none_or(|at| at <= *before))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rights(rooms: &[(&str, bool)]) -> Rights {
+        Rights { admin: false, rooms: Some(rooms.iter().map(|(p, w)| (Box::from(*p), *w)).collect()) }
+    }
+
+    #[test]
+    fn rooms_claims_narrow_and_never_widen() {
+        let all = Rights { admin: false, rooms: None };
+        let some = rights(&[("news-*", false), ("general", true)]);
+        let admin = Rights { admin: true, rooms: None };
+        use RoomKind::{Direct, Private, Public};
+        use Want::{Read, Write};
+        let cases = [
+            (&all, "x", Public, None, Write, true),
+            (&all, "x", Private, None, Read, false),
+            (&all, "x", Private, Some(Role::Member), Write, true),
+            (&all, "x", Direct, Some(Role::Member), Write, true),
+            (&all, "x", Public, Some(Role::Banned), Read, false),
+            (&some, "news-1", Public, None, Read, true),
+            (&some, "news-1", Public, None, Write, false),
+            (&some, "news", Public, None, Read, false),
+            (&some, "general", Public, None, Write, true),
+            (&some, "general", Private, None, Read, false),
+            (&some, "other", Public, Some(Role::Owner), Read, false),
+            (&admin, "x", Private, None, Write, true),
+            (&admin, "x", Private, Some(Role::Banned), Read, false),
+        ];
+        for (who, room, kind, role, want, expected) in cases {
+            assert_eq!(who.may(room, kind, role, want), expected, "{who:?} {room} {kind:?} {role:?} {want:?}");
+        }
+    }
+
+    #[test]
+    fn revocations_cover_a_token_or_everything_before() {
+        let alice = UserId::parse("alice").unwrap();
+        let mut revoked = Revoked::default();
+        assert!(!revoked.covers(&alice, Some(10), Some("j1")));
+        revoked.add(&Revocation::Jti("j1".into()));
+        assert!(revoked.covers(&alice, Some(10), Some("j1")));
+        assert!(!revoked.covers(&alice, Some(10), Some("j2")));
+        revoked.add(&Revocation::UserBefore(alice.clone(), 20));
+        revoked.add(&Revocation::UserBefore(alice.clone(), 15));
+        assert!(revoked.covers(&alice, Some(20), None));
+        assert!(revoked.covers(&alice, None, None));
+        assert!(!revoked.covers(&alice, Some(21), None));
+    }
+}

@@ -1,0 +1,218 @@
+//! Commands: rate, dispatch, refusal. Each topic's file has the handlers.
+
+use super::super::auth::Want;
+use super::super::event::{ConnKey, Note, Output};
+use super::super::rooms::RoomIdx;
+use super::super::shard::Shard;
+use super::super::users::Waiter;
+use super::Call;
+use crate::protocol::command::{Command, CommandId, Request};
+use crate::protocol::encode::{field_integer, field_raw};
+use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
+use crate::protocol::ids::{Role, RoomName, Seq};
+
+impl Shard {
+    pub(in crate::engine) fn on_frame(&mut self, conn: ConnKey, request: &Request<'_>) {
+        let id = request.id.as_ref();
+        let waiting = self.pending.len();
+        let result = match self.take_command_token(conn) {
+            Ok(true) => self.on_command(conn, id, &request.command),
+            Ok(false) => return,
+            Err(refusal) => Err(refusal),
+        };
+        match result {
+            // A command that waits for an answer has not succeeded yet.
+            Ok(()) if self.pending.len() > waiting || matches!(self.cx.out.list.last(), Some(Output::Park { .. })) => {}
+            Ok(()) => self.forgive(Some(conn)),
+            Err(refusal) => self.refuse(conn, id, &refusal),
+        }
+    }
+
+    /// A command of this connection succeeded: its row of errors is over.
+    pub(super) fn forgive(&mut self, conn: Option<ConnKey>) {
+        if let Some(session) = conn.and_then(|conn| self.sessions.get_mut(conn)) {
+            session.errors = 0;
+        }
+    }
+
+    pub(in crate::engine) fn on_bad_frame(&mut self, conn: ConnKey, id: Option<&CommandId>, refusal: Refusal) {
+        match self.take_command_token(conn) {
+            Ok(true) => self.refuse(conn, id, &refusal),
+            Ok(false) => {}
+            Err(too_fast) => self.refuse(conn, id, &too_fast),
+        }
+    }
+
+    /// Counts a frame. `false`: there is no such open session.
+    fn take_command_token(&mut self, conn: ConnKey) -> Result<bool, Refusal> {
+        if !self.is_open(conn) {
+            return Ok(false);
+        }
+        let Some(session) = self.sessions.get_mut(conn) else { return Ok(false) };
+        if let Some(loaded) = session.replay.take() {
+            return loaded.map(|()| true).map_err(|refusal| *refusal);
+        }
+        if self.cx.limits.rates_on
+            && let Err(wait_ms) = session.bucket.take(self.cx.limits.connection_rate, self.cx.now)
+        {
+            self.cx.stats.rate_limited += 1;
+            return Err(Refusal::new(ErrorCode::RateLimited, "too many commands").retry_after(wait_ms));
+        }
+        Ok(true)
+    }
+
+    fn on_command(&mut self, conn: ConnKey, id: Option<&CommandId>, command: &Command<'_>) -> Result<(), Refusal> {
+        self.cx.stats.commands.count(command);
+        match command {
+            Command::Ping => {
+                let now = self.cx.now;
+                self.cx.ok(conn, id, |out| field_integer(out, "ts", now));
+                Ok(())
+            }
+            Command::AuthRefresh { token } => self.on_auth_refresh(conn, id, token),
+            Command::RoomCreate { room, kind, members, title } => {
+                self.on_room_create(conn, id, room, *kind, members, *title)
+            }
+            Command::RoomJoin { room, since } => self.on_room_join(conn, id, room, *since),
+            Command::RoomSubscribe { room, since } => self.on_room_subscribe(conn, id, room, *since),
+            Command::RoomUnsubscribe { room } => self.on_room_unsubscribe(conn, id, room),
+            Command::RoomLeave { room } => self.on_room_leave(conn, id, room),
+            Command::RoomManage { room, user, act } => self.on_room_manage(conn, id, room, user, *act),
+            Command::RoomMembers { room, after, limit } => self.on_room_members(conn, id, room, *after, *limit),
+            Command::RoomList { kind, after, limit } => self.on_room_list(conn, id, *kind, *after, *limit),
+            Command::MessageSend(message) => self.on_message_send(conn, id, message),
+            Command::MessageHistory { room, from, thread, limit } => {
+                self.on_message_history(conn, id, room, *from, *thread, *limit)
+            }
+            Command::MessageRead { room, seq } => self.on_message_read(conn, id, room, *seq),
+            Command::EventSend { room, name, data, priority } => {
+                self.on_event_send(conn, id, room, name, data, *priority)
+            }
+            Command::SyncCheck { rooms } => self.on_sync_check(conn, id, rooms),
+            Command::Stats => self.on_stats(conn, id),
+        }
+    }
+
+    /// Refuses a command, and ends a connection that does nothing but err.
+    pub(super) fn refuse(&mut self, conn: ConnKey, id: Option<&CommandId>, refusal: &Refusal) {
+        let Some(session) = self.sessions.get_mut(conn) else { return };
+        let is_theirs = !refusal.code.is_temporary() || refusal.code == ErrorCode::RateLimited;
+        session.errors += u32::from(is_theirs);
+        let is_too_many = session.errors >= self.cx.limits.errors_max;
+        if refusal.code == ErrorCode::PermissionDenied {
+            let user = self.users.get(session.user).name.clone();
+            self.cx.stats.denied += 1;
+            self.cx.note(Note::Denied { conn, user, what: "command" });
+        }
+        self.cx.refuse(conn, id, refusal);
+        if is_too_many {
+            let ending = match refusal.code {
+                ErrorCode::RateLimited => (CloseCode::RateLimited, "kept sending past the rate limit".into()),
+                _ => (CloseCode::TooManyErrors, "too many refused commands in a row".into()),
+            };
+            self.end(conn, Some(ending));
+        }
+    }
+
+    /// Refuses a command whose answer came late.
+    pub(super) fn refuse_call(&mut self, call: &Call, refusal: &Refusal) {
+        self.refuse(call.conn, call.id.as_ref(), refusal);
+    }
+
+    /// The loaded room of that name, after a check of what the token covers.
+    ///
+    /// `None`: it is being loaded; the connection is parked and the frame will come again.
+    ///
+    /// # Errors
+    /// No right by the token, no such room, or too busy to load it.
+    pub(super) fn find_room(&mut self, conn: ConnKey, name: &str, want: Want) -> Result<Option<RoomIdx>, Refusal> {
+        let covers = self.sessions.get(conn).is_some_and(|session| session.rights.covers(name, want));
+        if !covers {
+            return Err(Refusal::new(ErrorCode::PermissionDenied, "the token does not cover this room"));
+        }
+        if let Some(idx) = self.rooms.find(name) {
+            return Ok(Some(idx));
+        }
+        if self.rooms.is_absent(name) {
+            return Err(Refusal::new(ErrorCode::UnknownRoom, "there is no such room"));
+        }
+        let name = RoomName::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
+        self.load_room(name, Waiter::Conn(conn))?;
+        self.cx.out.list.push(Output::Park { conn, again: true });
+        Ok(None)
+    }
+
+    /// The role of the session's user in a room, after a check that they may do this there.
+    ///
+    /// # Errors
+    /// `permission_denied`.
+    pub(super) fn check_right(&self, conn: ConnKey, idx: RoomIdx, want: Want) -> Result<Option<Role>, Refusal> {
+        let denied = || Refusal::new(ErrorCode::PermissionDenied, "not allowed in this room");
+        let session = self.sessions.get(conn).ok_or_else(denied)?;
+        let room = self.rooms.get(idx);
+        let role = self.users.get(session.user).role(room.key);
+        if !session.rights.may(room.name.as_str(), room.kind, role, want) {
+            return Err(denied());
+        }
+        Ok(role)
+    }
+
+    /// Takes one of the user's message tokens.
+    ///
+    /// # Errors
+    /// `rate_limited`.
+    pub(super) fn take_user_token(&mut self, conn: ConnKey) -> Result<(), Refusal> {
+        if !self.cx.limits.rates_on {
+            return Ok(());
+        }
+        let Some(session) = self.sessions.get(conn) else { return Ok(()) };
+        let user = self.users.get_mut(session.user);
+        user.bucket.take(self.cx.limits.user_rate, self.cx.now).map_err(|wait_ms| {
+            self.cx.stats.rate_limited += 1;
+            Refusal::new(ErrorCode::RateLimited, "too many messages").retry_after(wait_ms)
+        })
+    }
+
+    fn on_sync_check(&mut self, conn: ConnKey, id: Option<&CommandId>, asked: &[(&str, Seq)]) -> Result<(), Refusal> {
+        let mut found = Vec::with_capacity(asked.len());
+        for (name, seq) in asked {
+            match self.find_room(conn, name, Want::Read) {
+                Ok(Some(idx)) => {
+                    self.check_right(conn, idx, Want::Read)?;
+                    found.push((*name, *seq, Some(self.rooms.get(idx).head)));
+                }
+                Ok(None) => return Ok(()),
+                Err(refusal) if refusal.code == ErrorCode::UnknownRoom => found.push((*name, *seq, None)),
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        self.cx.ok(conn, id, |out| {
+            field_raw(out, "rooms", b"[");
+            for (at, (name, seq, head)) in found.into_iter().enumerate() {
+                let state = match head {
+                    None => "unknown",
+                    Some(head) if seq == head => "ok",
+                    Some(head) if seq < head => "behind",
+                    Some(_) => "diverged",
+                };
+                out.extend_from_slice(if at == 0 { b"{\"room\":" } else { b",{\"room\":" });
+                crate::protocol::encode::string(out, name);
+                field_integer(out, "seq", head.unwrap_or(0));
+                crate::protocol::encode::field_string(out, "state", state);
+                out.push(b'}');
+            }
+            out.push(b']');
+        });
+        Ok(())
+    }
+
+    fn on_stats(&mut self, conn: ConnKey, id: Option<&CommandId>) -> Result<(), Refusal> {
+        let (Some(id), Some(session)) = (id, self.sessions.get(conn)) else { return Ok(()) };
+        let start = self.cx.out.bytes.len() as u32;
+        field_integer(&mut self.cx.out.bytes, "subscriptions", session.subscriptions.len() as u64);
+        field_integer(&mut self.cx.out.bytes, "errors_in_a_row", u64::from(session.errors));
+        let fields = start..self.cx.out.bytes.len() as u32;
+        self.cx.out.list.push(Output::StatsReply { conn, id: id.clone(), fields });
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! Loading rooms and users from the store, and unloading what nobody needs.
+//!
+//! A page is a snapshot at a log position. The shard may already have applied later batches, which
+//! it ignored for what was not loaded then: they are taken from the recent batches, so that what is
+//! loaded always stands exactly at the shard's own position.
+
+use std::sync::Arc;
+
+use super::super::event::{
+    CommittedBatch, ConnKey, Input, Membership, Output, Page, Query, ReadReply, RoomRow, RoomRun,
+};
+use super::super::rooms::RoomIdx;
+use super::super::shard::Shard;
+use super::super::sync;
+use super::super::users::{Standing, UserIdx, Waiter};
+use super::Waiting;
+use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
+use crate::protocol::ids::{Position, RoomName};
+
+impl Shard {
+    /// Starts loading a room, or joins those who wait for it.
+    ///
+    /// # Errors
+    /// `busy`.
+    pub(super) fn load_room(&mut self, name: RoomName, waiter: Waiter) -> Result<(), Refusal> {
+        if let Some(waiters) = self.loading.get_mut(&name) {
+            waiters.push(waiter);
+            return Ok(());
+        }
+        self.cx.may_read()?;
+        self.loading.insert(name.clone(), vec![waiter]);
+        self.ask_room(name);
+        Ok(())
+    }
+
+    fn ask_room(&mut self, name: RoomName) {
+        let token = self.pending.insert(Waiting::Room(name.clone()));
+        self.cx.read(token, Query::Room(name));
+    }
+
+    pub(in crate::engine) fn on_read_reply(&mut self, reply: ReadReply) {
+        let Some(waiting) = self.pending.take(reply.token) else { return };
+        self.cx.reads -= 1;
+        if reply.result.is_ok() {
+            self.forgive(waiting.conn());
+        }
+        match (waiting, reply.result) {
+            (Waiting::User(user), Ok(Page::User { at, memberships })) => self.on_user_page(user, at, memberships),
+            (Waiting::User(user), _) => self.on_user_failed(user),
+            (Waiting::Room(name), Ok(Page::Room { at, room })) => self.on_room_page(name, at, room),
+            (Waiting::Room(name), result) => self.on_room_failed(&name, as_refusal(result)),
+            (Waiting::Resume(resume), Ok(Page::History { json, entries, more })) => {
+                self.on_resume_page(resume, &json, &entries, more);
+            }
+            (Waiting::History { call, room }, Ok(Page::History { json, entries, more })) => {
+                self.on_history_page(&call, &room, &json, &entries, more);
+            }
+            (Waiting::Members { call }, Ok(Page::Members { members, more })) => {
+                self.on_members_page(&call, &members, more);
+            }
+            (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
+            (
+                Waiting::Resume(super::Resume { call, .. })
+                | Waiting::History { call, .. }
+                | Waiting::Members { call }
+                | Waiting::Rooms { call },
+                result,
+            ) => {
+                self.refuse_call(&call, &as_refusal(result));
+                self.cx.out.list.push(Output::Unpark(call.conn));
+            }
+            (
+                Waiting::Ack { .. }
+                | Waiting::Join { .. }
+                | Waiting::Membership { .. }
+                | Waiting::ReadMark { .. }
+                | Waiting::AdminPublish { .. }
+                | Waiting::AdminRevoke { .. }
+                | Waiting::Refresh { .. },
+                _,
+            ) => debug_assert!(false, "a read reply answers a read"),
+        }
+    }
+
+    fn on_user_page(&mut self, user: UserIdx, at: Position, memberships: Vec<Membership>) {
+        if !self.recent.covers_after(at, self.cx.position) {
+            // So much was committed since the snapshot that part of it is gone: look again.
+            let token = self.pending.insert(Waiting::User(user));
+            let name = self.users.get(user).name.clone();
+            return self.cx.read(token, Query::User(name));
+        }
+        let mut standings = Vec::with_capacity(memberships.len());
+        for Membership { room: row, role, read } in memberships {
+            standings.push(Standing { room: row.key, role, read });
+            let idx = match self.rooms.find_key(row.key) {
+                Some(idx) => idx,
+                None => self.add_room(row, at),
+            };
+            self.rooms.get_mut(idx).standings += 1;
+        }
+        standings.sort_unstable_by_key(|s| s.room);
+        let loaded = self.users.get_mut(user);
+        loaded.standings = standings;
+        loaded.loaded_at = Some(at);
+        self.catch_up_user(user, at);
+        let loaded = self.users.get_mut(user);
+        for (room, seq) in std::mem::take(&mut loaded.early_reads) {
+            loaded.advance_read(room, seq);
+        }
+        for conn in self.users.get(user).conns.clone() {
+            self.welcome(conn);
+        }
+    }
+
+    /// Membership changes that were applied here while the user was being read.
+    fn catch_up_user(&mut self, user: UserIdx, at: Position) {
+        let name = self.users.get(user).name.clone();
+        let later: Vec<Arc<CommittedBatch>> = self.recent.after(at).cloned().collect();
+        for batch in &later {
+            for run in &batch.runs {
+                for entry in run.entries.iter().filter(|entry| entry.position > at) {
+                    if let Some(change) = entry.change.as_deref().filter(|change| change.user == name) {
+                        self.apply_change(batch, run, change);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_user_failed(&mut self, user: UserIdx) {
+        for conn in self.users.get(user).conns.clone() {
+            self.end(conn, Some((CloseCode::OverCapacity, "the user could not be read; come back".into())));
+        }
+        self.users.remove(user);
+    }
+
+    fn on_room_page(&mut self, name: RoomName, at: Position, row: Option<RoomRow>) {
+        if !self.recent.covers_after(at, self.cx.position) {
+            return self.ask_room(name);
+        }
+        if self.rooms.find(name.as_str()).is_none() {
+            match row.or_else(|| self.created_after(&name, at)) {
+                Some(row) => {
+                    self.add_room(row, at);
+                }
+                None => self.rooms.add_absent(name.clone()),
+            }
+        }
+        for waiter in self.loading.remove(&name).unwrap_or_default() {
+            self.go_on(waiter);
+        }
+    }
+
+    /// The room as it was born in a batch that the shard has applied but the snapshot had not seen.
+    fn created_after(&self, name: &RoomName, at: Position) -> Option<RoomRow> {
+        let run = self.recent.after(at).flat_map(|batch| &batch.runs).find(|run| run.name == *name)?;
+        Some(row_before(run))
+    }
+
+    fn on_room_failed(&mut self, name: &RoomName, refusal: Refusal) {
+        for waiter in self.loading.remove(name).unwrap_or_default() {
+            match waiter {
+                Waiter::Conn(conn) => self.unpark_for_replay(conn, Err(Box::new(refusal.clone()))),
+                Waiter::Admin(request) => self.admin_reply(request.token, Err(refusal.clone())),
+            }
+        }
+    }
+
+    fn go_on(&mut self, waiter: Waiter) {
+        match waiter {
+            Waiter::Conn(conn) => self.unpark_for_replay(conn, Ok(())),
+            Waiter::Admin(request) => {
+                let now = self.cx.now;
+                self.handle(Input::Admin(request), now);
+            }
+        }
+    }
+
+    fn unpark_for_replay(&mut self, conn: ConnKey, loaded: Result<(), Box<Refusal>>) {
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.replay = Some(loaded);
+            self.cx.out.list.push(Output::Unpark(conn));
+        }
+    }
+
+    /// Adds a room as it stood at `at`, and brings it up to the shard's position.
+    pub(super) fn add_room(&mut self, row: RoomRow, at: Position) -> RoomIdx {
+        let key = row.key;
+        let idx = self.rooms.add(row, at, self.cx.now);
+        let later: Vec<(Arc<CommittedBatch>, u32)> =
+            self.recent.after(at).filter_map(|batch| Some((batch.clone(), sync::run_of(batch, key)?))).collect();
+        for (batch, run) in later {
+            self.apply_run(idx, &batch, run);
+        }
+        idx
+    }
+
+    /// Unloads what has been idle long enough, and drops old batches.
+    pub(super) fn sweep(&mut self) {
+        let now = self.cx.now;
+        let limits = self.cx.limits.clone();
+        self.recent.trim(&mut self.rooms, limits.recent_bytes_max, now.saturating_sub(u64::from(limits.recent_ttl_ms)));
+        let before = now.saturating_sub(u64::from(limits.idle_unload_ms));
+        for user in self.users.idle_since(before) {
+            for standing in self.users.remove(user).map(|user| user.standings).unwrap_or_default() {
+                if let Some(room) = self.rooms.get_key_mut(standing.room) {
+                    room.standings -= 1;
+                    room.touch(now);
+                }
+            }
+        }
+        for room in self.rooms.idle_since(before) {
+            self.rooms.remove(room);
+        }
+    }
+}
+
+/// The room as it stood right before the first entry of `run`.
+pub(super) fn row_before(run: &RoomRun) -> RoomRow {
+    RoomRow {
+        key: run.room,
+        name: run.name.clone(),
+        kind: run.kind,
+        title: None,
+        head: run.entries.first().map_or(0, |entry| entry.seq - 1),
+        members: run.members,
+    }
+}
+
+fn as_refusal(result: Result<Page, Refusal>) -> Refusal {
+    match result {
+        Err(refusal) => refusal,
+        Ok(_) => Refusal::new(ErrorCode::Internal, "the store answered another question").retry_after(1_000),
+    }
+}

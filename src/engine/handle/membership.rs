@@ -1,0 +1,226 @@
+//! Rooms and who is in them: every change is decided by the persistence core.
+//!
+//! The connection is parked until the outcome is there, so that a client may send the next command
+//! at once and find it handled in the new standing.
+
+use super::super::auth::Want;
+use super::super::event::{ConnKey, Entry, Output, Query, RoomRow};
+use super::super::shard::Shard;
+use super::subscribe::Answer;
+use super::{Call, OwnedCursor, Waiting};
+use crate::protocol::command::{CommandId, Cursor, Manage};
+use crate::protocol::encode::{field_integer, field_raw, field_string, string};
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::ids::{BadName, Epoch, Role, RoomKind, RoomName, UserId};
+
+impl Shard {
+    pub(super) fn on_room_create(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        kind: RoomKind,
+        members: &[&str],
+        title: Option<&str>,
+    ) -> Result<(), Refusal> {
+        self.check_covers(conn, room, Want::Write)?;
+        let creator = self.user_of(conn)?;
+        let mut others = Vec::with_capacity(members.len());
+        for name in members.iter().filter(|name| **name != creator.as_str()) {
+            others.push(UserId::parse(name).map_err(bad)?);
+        }
+        others.sort_unstable();
+        others.dedup();
+        let room = RoomName::parse(room).map_err(bad)?;
+        let title = title.map(Box::from);
+        let entry = Entry::CreateRoom { room: room.clone(), kind, title, creator, members: others };
+        self.change_membership(conn, id, room, entry)
+    }
+
+    pub(super) fn on_room_join(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        since: Option<Cursor<'_>>,
+    ) -> Result<(), Refusal> {
+        self.check_covers(conn, room, Want::Read)?;
+        let user = self.user_of(conn)?;
+        let call = Call { conn, id: id.cloned() };
+        let since = since.map(|cursor| OwnedCursor { epoch: Epoch::new(cursor.epoch), seq: cursor.seq });
+        if let Some(idx) = self.rooms.find(room) {
+            let key = self.rooms.get(idx).key;
+            let role = self.users.find(user.as_str()).and_then(|user| self.users.get(user).role(key));
+            if role.is_some_and(Role::is_member) {
+                if self.subscribe(call, idx, since)? == Answer::Later {
+                    self.cx.out.list.push(Output::Park { conn, again: false });
+                }
+                return Ok(());
+            }
+        }
+        self.cx.may_append()?;
+        let room = RoomName::parse(room).map_err(bad)?;
+        let entry = Entry::Join { room: room.clone(), user, auto_create: self.cx.limits.auto_create };
+        let token = self.pending.insert(Waiting::Join { call, room, since });
+        self.cx.out.list.push(Output::Park { conn, again: false });
+        self.cx.append(token, entry);
+        Ok(())
+    }
+
+    /// The join is committed and applied: now listen.
+    pub(super) fn on_joined(&mut self, call: Call, room: &RoomName, since: Option<OwnedCursor>) {
+        let conn = call.conn;
+        let id = call.id.clone();
+        let result = match self.rooms.find(room.as_str()) {
+            Some(idx) => self.subscribe(call, idx, since),
+            // The user was a member already by the store, and is not loaded with it here: only a
+            // session that ended meanwhile leaves that.
+            None => Err(Refusal::new(ErrorCode::Internal, "the room is not loaded").retry_after(100)),
+        };
+        if let Err(refusal) = &result {
+            self.refuse(conn, id.as_ref(), refusal);
+        }
+        if !matches!(result, Ok(Answer::Later)) {
+            self.cx.out.list.push(Output::Unpark(conn));
+        }
+    }
+
+    pub(super) fn on_room_leave(&mut self, conn: ConnKey, id: Option<&CommandId>, room: &str) -> Result<(), Refusal> {
+        self.check_covers(conn, room, Want::Read)?;
+        let user = self.user_of(conn)?;
+        let room = RoomName::parse(room).map_err(bad)?;
+        let entry = Entry::Leave { room: room.clone(), user };
+        self.change_membership(conn, id, room, entry)
+    }
+
+    pub(super) fn on_room_manage(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        user: &str,
+        act: Manage,
+    ) -> Result<(), Refusal> {
+        self.check_covers(conn, room, Want::Write)?;
+        let by = self.user_of(conn)?;
+        let by_admin = self.sessions.get(conn).is_some_and(|session| session.rights.admin);
+        let room = RoomName::parse(room).map_err(bad)?;
+        let user = UserId::parse(user).map_err(bad)?;
+        let entry = Entry::Manage { room: room.clone(), by, by_admin, user, act };
+        self.change_membership(conn, id, room, entry)
+    }
+
+    fn change_membership(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: RoomName,
+        entry: Entry,
+    ) -> Result<(), Refusal> {
+        self.cx.may_append()?;
+        let call = Call { conn, id: id.cloned() };
+        let token = self.pending.insert(Waiting::Membership { call, room });
+        self.cx.out.list.push(Output::Park { conn, again: false });
+        self.cx.append(token, entry);
+        Ok(())
+    }
+
+    pub(super) fn on_room_members(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<(), Refusal> {
+        let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
+        self.check_right(conn, idx, Want::Read)?;
+        self.cx.may_read()?;
+        let after = after.map(UserId::parse).transpose().map_err(bad)?;
+        let room = self.rooms.get(idx).key;
+        let token = self.pending.insert(Waiting::Members { call: Call { conn, id: id.cloned() } });
+        self.cx.out.list.push(Output::Park { conn, again: false });
+        self.cx.read(token, Query::Members { room, after, limit });
+        Ok(())
+    }
+
+    pub(super) fn on_members_page(&mut self, call: &Call, members: &[(UserId, Role)], more: bool) {
+        self.cx.ok(call.conn, call.id.as_ref(), |out| {
+            field_raw(out, "members", b"[");
+            for (at, (user, role)) in members.iter().enumerate() {
+                out.extend_from_slice(if at == 0 { b"{\"user\":" } else { b",{\"user\":" });
+                string(out, user.as_str());
+                field_string(out, "role", role.as_str());
+                out.push(b'}');
+            }
+            out.push(b']');
+            if let (true, Some((last, _))) = (more, members.last()) {
+                field_string(out, "next", last.as_str());
+            }
+        });
+        self.cx.out.list.push(Output::Unpark(call.conn));
+    }
+
+    pub(super) fn on_room_list(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        kind: Option<RoomKind>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<(), Refusal> {
+        self.cx.may_read()?;
+        let user = self.user_of(conn)?;
+        let after = after.map(RoomName::parse).transpose().map_err(bad)?;
+        let token = self.pending.insert(Waiting::Rooms { call: Call { conn, id: id.cloned() } });
+        self.cx.out.list.push(Output::Park { conn, again: false });
+        self.cx.read(token, Query::Rooms { user, kind, after, limit });
+        Ok(())
+    }
+
+    /// The page, less what the token does not cover; `next` continues after what the store gave.
+    pub(super) fn on_rooms_page(&mut self, call: &Call, rooms: &[(RoomRow, Option<Role>)], more: bool) {
+        let Some(session) = self.sessions.get(call.conn) else { return };
+        let rights = session.rights.clone();
+        self.cx.ok(call.conn, call.id.as_ref(), |out| {
+            field_raw(out, "rooms", b"[");
+            let covered = rooms.iter().filter(|(row, _)| rights.covers(row.name.as_str(), Want::Read));
+            for (at, (row, role)) in covered.enumerate() {
+                out.extend_from_slice(if at == 0 { b"{\"room\":" } else { b",{\"room\":" });
+                string(out, row.name.as_str());
+                field_string(out, "kind", row.kind.as_str());
+                if let Some(title) = &row.title {
+                    field_string(out, "title", title);
+                }
+                field_integer(out, "seq", row.head);
+                field_integer(out, "members", u64::from(row.members));
+                if let Some(role) = role {
+                    field_string(out, "role", role.as_str());
+                }
+                out.push(b'}');
+            }
+            out.push(b']');
+            if let (true, Some((last, _))) = (more, rooms.last()) {
+                field_string(out, "next", last.name.as_str());
+            }
+        });
+        self.cx.out.list.push(Output::Unpark(call.conn));
+    }
+
+    fn check_covers(&self, conn: ConnKey, room: &str, want: Want) -> Result<(), Refusal> {
+        match self.sessions.get(conn) {
+            Some(session) if session.rights.covers(room, want) => Ok(()),
+            _ => Err(Refusal::new(ErrorCode::PermissionDenied, "the token does not cover this room")),
+        }
+    }
+
+    pub(super) fn user_of(&self, conn: ConnKey) -> Result<UserId, Refusal> {
+        let session = self.sessions.get(conn);
+        let user = session.map(|session| self.users.get(session.user).name.clone());
+        user.ok_or_else(|| Refusal::new(ErrorCode::Unauthorized, "the session is over"))
+    }
+}
+
+fn bad(bad: BadName) -> Refusal {
+    Refusal::new(ErrorCode::BadRequest, bad.to_string())
+}

@@ -1,0 +1,137 @@
+//! `message:send` and `message:read`: checked here, numbered by the persistence core.
+
+use std::sync::Arc;
+
+use super::super::auth::Want;
+use super::super::event::{Audience, ConnKey, Entry, NewMessage};
+use super::super::rooms::RoomIdx;
+use super::super::shard::Shard;
+use super::{Call, Waiting};
+use crate::protocol::command::{CommandId, MessageSend};
+use crate::protocol::encode::{field_integer, field_raw, field_string, string};
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::ids::{Priority, Seq, UserId};
+
+impl Shard {
+    pub(super) fn on_message_send(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        message: &MessageSend<'_>,
+    ) -> Result<(), Refusal> {
+        let Some(idx) = self.find_room(conn, message.room, Want::Write)? else { return Ok(()) };
+        self.check_right(conn, idx, Want::Write)?;
+        self.check_references(idx, message)?;
+        self.take_user_token(conn)?;
+        self.cx.may_append()?;
+        let Some(session) = self.sessions.get(conn) else { return Ok(()) };
+        let author = self.users.get(session.user).name.clone();
+        let room = self.rooms.get(idx);
+        let trace = self.cx.rng.next();
+        let entry = NewMessage {
+            room: room.key,
+            author,
+            client_id: message.client_id.map(Box::from),
+            fields: fields(message, trace),
+            thread: message.thread,
+            audience: audience(message)?,
+            priority: message.priority,
+        };
+        let call = Call { conn, id: id.cloned() };
+        let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace });
+        self.cx.stats.messages_submitted += 1;
+        self.cx.append(token, Entry::Message(entry));
+        Ok(())
+    }
+
+    /// `thread` and `reply_to` must name entries that exist.
+    fn check_references(&self, idx: RoomIdx, message: &MessageSend<'_>) -> Result<(), Refusal> {
+        let head = self.rooms.get(idx).head;
+        let is_known = |seq: Option<Seq>| seq.is_none_or(|seq| seq <= head);
+        if !is_known(message.thread) || !is_known(message.reply_to) {
+            return Err(Refusal::new(ErrorCode::NotFound, "thread or reply_to names no entry of this room"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_message_read(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        seq: Seq,
+    ) -> Result<(), Refusal> {
+        let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
+        self.check_right(conn, idx, Want::Read)?;
+        self.cx.may_append()?;
+        let Some(session) = self.sessions.get(conn) else { return Ok(()) };
+        let user = self.users.get(session.user).name.clone();
+        let room = self.rooms.get(idx);
+        let entry = Entry::Read { room: room.key, user, seq };
+        let call = Call { conn, id: id.cloned() };
+        let token = self.pending.insert(Waiting::ReadMark { call, room: room.name.clone() });
+        self.cx.append(token, entry);
+        Ok(())
+    }
+}
+
+/// The fields of the event that only the author's shard knows, as the log keeps them.
+pub(super) fn fields(message: &MessageSend<'_>, trace: u64) -> Box<str> {
+    let mut out = Vec::with_capacity(message.body.len() + 48);
+    out.extend_from_slice(b"\"body\":");
+    string(&mut out, message.body);
+    if let Some(thread) = message.thread {
+        field_integer(&mut out, "thread", thread);
+    }
+    if let Some(reply_to) = message.reply_to {
+        field_integer(&mut out, "reply_to", reply_to);
+    }
+    field_list(&mut out, "mentions", &message.mentions);
+    field_list(&mut out, "attachments", &message.attachments);
+    if message.priority != Priority::Normal {
+        field_string(&mut out, "priority", message.priority.as_str());
+    }
+    if let Some(meta) = &message.meta {
+        field_raw(&mut out, "meta", meta.as_bytes());
+    }
+    out.extend_from_slice(b",\"trace\":\"");
+    write_trace(&mut out, trace);
+    out.push(b'"');
+    String::from_utf8(out).expect("made of texts and escapes").into_boxed_str()
+}
+
+fn field_list(out: &mut Vec<u8>, key: &str, list: &[&str]) {
+    if list.is_empty() {
+        return;
+    }
+    field_raw(out, key, b"[");
+    for (at, item) in list.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        string(out, item);
+    }
+    out.push(b']');
+}
+
+/// A trace id: 16 lower-case hexadecimal digits.
+pub(super) fn write_trace(out: &mut Vec<u8>, trace: u64) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.extend((0..16).rev().map(|nibble| HEX[(trace >> (4 * nibble)) as usize & 15]));
+}
+
+fn audience(message: &MessageSend<'_>) -> Result<Option<Arc<Audience>>, Refusal> {
+    let users = |list: &[&str]| -> Result<Box<[UserId]>, Refusal> {
+        let parse =
+            |name: &&str| UserId::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()));
+        list.iter().map(parse).collect()
+    };
+    Ok(match (message.only.is_empty(), message.exclude.is_empty()) {
+        (true, true) => None,
+        (true, false) => Some(Arc::new(Audience::Except(users(&message.exclude)?))),
+        (false, true) => Some(Arc::new(Audience::Only(users(&message.only)?))),
+        (false, false) => {
+            return Err(Refusal::new(ErrorCode::BadRequest, "exclude and only shut each other out"));
+        }
+    })
+}

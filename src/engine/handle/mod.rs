@@ -1,0 +1,96 @@
+//! What happens on each input, one file a topic, as methods of [`Shard`](super::shard::Shard).
+
+mod admin;
+mod batch;
+mod command;
+mod ephemeral;
+mod history;
+mod load;
+mod membership;
+mod message;
+mod session;
+mod subscribe;
+
+use super::event::{ConnKey, Token};
+use super::users::UserIdx;
+use crate::protocol::command::CommandId;
+use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq};
+
+/// How often idle rooms and users and old batches are looked for, ms.
+pub(super) const SWEEP_MS: u64 = 5_000;
+
+/// What an answer (of the core, a reader, the token verifier) will be about.
+#[derive(Debug)]
+pub enum Waiting {
+    /// A message's commit.
+    Ack { call: Call, room: RoomName, trace: u64 },
+    /// A join's commit; the connection is parked.
+    Join { call: Call, room: RoomName, since: Option<OwnedCursor> },
+    /// The commit of a create, leave, invite, kick, ban or role; the connection is parked.
+    Membership { call: Call, room: RoomName },
+    /// A read cursor's commit.
+    ReadMark { call: Call, room: RoomName },
+    /// The admin API's message.
+    AdminPublish { token: Token, room: RoomName },
+    /// The admin API's revocation.
+    AdminRevoke { token: Token },
+    /// A user's memberships.
+    User(UserIdx),
+    /// A room; waiters are in `Shard::loading`.
+    Room(RoomName),
+    /// Entries for a resume; the connection is parked.
+    Resume(Resume),
+    /// A page of history; the connection is parked.
+    History { call: Call, room: RoomName },
+    /// A page of members; the connection is parked.
+    Members { call: Call },
+    /// A page of rooms; the connection is parked.
+    Rooms { call: Call },
+    /// A new token; the connection is parked.
+    Refresh { call: Call },
+}
+
+impl Waiting {
+    /// The connection whose command waits.
+    fn conn(&self) -> Option<ConnKey> {
+        match self {
+            Self::Ack { call, .. }
+            | Self::Join { call, .. }
+            | Self::Membership { call, .. }
+            | Self::ReadMark { call, .. }
+            | Self::Resume(Resume { call, .. })
+            | Self::History { call, .. }
+            | Self::Members { call }
+            | Self::Rooms { call }
+            | Self::Refresh { call } => Some(call.conn),
+            Self::AdminPublish { .. } | Self::AdminRevoke { .. } | Self::User(_) | Self::Room(_) => None,
+        }
+    }
+}
+
+/// Whom to answer.
+#[derive(Debug)]
+pub struct Call {
+    pub conn: ConnKey,
+    pub id: Option<CommandId>,
+}
+
+/// A cursor that outlives its frame.
+#[derive(Debug, Clone)]
+pub struct OwnedCursor {
+    pub epoch: Epoch,
+    pub seq: Seq,
+}
+
+/// A resume that is being filled from the store.
+#[derive(Debug)]
+pub struct Resume {
+    pub call: Call,
+    pub room: RoomKey,
+    /// Last seq that `json` reaches; at first the client's cursor.
+    pub upto: Seq,
+    /// Events so far, comma-separated objects.
+    pub json: Vec<u8>,
+    /// How many.
+    pub events: u32,
+}

@@ -1,0 +1,276 @@
+//! Subscribing and resuming: everything after the cursor, in order, then live; or nothing, and a
+//! word that says so. Never a part, never silent.
+//!
+//! The replay travels inside the `ok`, and the connection becomes a subscriber in the same step, so
+//! no live event can come before the replay or between its entries.
+
+use super::super::auth::Want;
+use super::super::event::{Class, CommittedBatch, ConnKey, HistoryEntry, LogEntry, Output, Query, Restricted};
+use super::super::rooms::RoomIdx;
+use super::super::shard::Shard;
+use super::super::sync;
+use super::{Call, OwnedCursor, Resume, Waiting};
+use crate::protocol::command::{CommandId, Cursor};
+use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::ids::{Epoch, RoomKey, Seq};
+
+/// What a resume came to.
+enum Replay {
+    /// No cursor, or one that cannot be honoured: the client loads history.
+    None,
+    /// Every entry after the cursor.
+    Whole { json: Vec<u8> },
+}
+
+/// Whether a subscribe command has had its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It has, or needs none.
+    Given,
+    /// It comes with a page from the store; the connection stays parked until then.
+    Later,
+}
+
+impl Shard {
+    pub(super) fn on_room_subscribe(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        since: Option<Cursor<'_>>,
+    ) -> Result<(), Refusal> {
+        let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
+        let since = since.map(|cursor| OwnedCursor { epoch: Epoch::new(cursor.epoch), seq: cursor.seq });
+        if self.subscribe(Call { conn, id: id.cloned() }, idx, since)? == Answer::Later {
+            self.cx.out.list.push(Output::Park { conn, again: false });
+        }
+        Ok(())
+    }
+
+    /// Subscribes, or begins to. Parks nobody: the caller knows whether the connection is parked.
+    ///
+    /// # Errors
+    /// No right, too many subscriptions, a cursor ahead of the log, or too busy to read.
+    pub(super) fn subscribe(
+        &mut self,
+        call: Call,
+        idx: RoomIdx,
+        since: Option<OwnedCursor>,
+    ) -> Result<Answer, Refusal> {
+        self.check_right(call.conn, idx, Want::Read)?;
+        let Some(session) = self.sessions.get(call.conn) else { return Ok(Answer::Given) };
+        let is_new = !session.is_subscribed(idx);
+        if is_new && session.subscriptions.len() >= self.cx.limits.subscriptions_max as usize {
+            return Err(Refusal::new(ErrorCode::LimitExceeded, "subscriptions_max is reached"));
+        }
+        let head = self.rooms.get(idx).head;
+        let Some(cursor) = since.filter(|cursor| cursor.epoch == self.cx.epoch) else {
+            return Ok(self.listen(&call, idx, &Replay::None));
+        };
+        if cursor.seq > head {
+            return Err(Refusal::new(ErrorCode::UnrecoverableCursor, "the cursor is ahead of the room"));
+        }
+        if head - cursor.seq > Seq::from(self.cx.limits.resume_events_max) {
+            return Ok(self.listen(&call, idx, &Replay::None));
+        }
+        let room = self.rooms.get(idx).key;
+        let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0 };
+        self.go_on_resuming(resume)
+    }
+
+    /// Takes what the recent entries have; asks the store for what they do not reach.
+    fn go_on_resuming(&mut self, mut resume: Resume) -> Result<Answer, Refusal> {
+        let Some(idx) = self.rooms.find_key(resume.room) else {
+            return Err(Refusal::new(ErrorCode::Busy, "the room was unloaded meanwhile").retry_after(100));
+        };
+        let Some(session) = self.sessions.get(resume.call.conn) else { return Ok(Answer::Given) };
+        // Checked each time around: a busy room could run ahead of the pages for ever.
+        if self.is_too_much(&resume) {
+            return Ok(self.listen(&resume.call, idx, &Replay::None));
+        }
+        let room = self.rooms.get(idx);
+        let reader = self.users.get(session.user).name.clone();
+        let Some(entries) = sync::recent_after(room, resume.upto) else {
+            return self.ask_for_entries(resume, room.head);
+        };
+        let room_json = room.json();
+        let mut from_cache = 0;
+        for (batch, entry) in entries {
+            append_recent(&mut resume.json, &room_json, reader.as_str(), batch, entry);
+            resume.upto = entry.seq;
+            resume.events += 1;
+            from_cache += 1;
+        }
+        self.cx.stats.resume_events_memory += from_cache;
+        debug_assert_eq!(resume.upto, room.head, "recent entries reach the head");
+        let replay = if self.is_too_much(&resume) { Replay::None } else { Replay::Whole { json: resume.json } };
+        Ok(self.listen(&resume.call, idx, &replay))
+    }
+
+    fn is_too_much(&self, resume: &Resume) -> bool {
+        resume.events > self.cx.limits.resume_events_max || resume.json.len() > self.cx.limits.resume_bytes_max as usize
+    }
+
+    fn ask_for_entries(&mut self, resume: Resume, head: Seq) -> Result<Answer, Refusal> {
+        self.cx.may_read()?;
+        let query = Query::History {
+            room: resume.room,
+            after: resume.upto,
+            before: head + 1,
+            newest: false,
+            thread: None,
+            limit: self.cx.limits.resume_events_max,
+            bytes_max: self.cx.limits.resume_bytes_max,
+        };
+        let token = self.pending.insert(Waiting::Resume(resume));
+        self.cx.read(token, query);
+        Ok(Answer::Later)
+    }
+
+    pub(super) fn on_resume_page(&mut self, mut resume: Resume, json: &[u8], entries: &[HistoryEntry], more: bool) {
+        let conn = resume.call.conn;
+        let call = Call { conn, id: resume.call.id.clone() };
+        let result = match (self.rooms.find_key(resume.room), self.user_of(conn)) {
+            (Some(idx), Ok(reader)) => {
+                let room_json = self.rooms.get(idx).json();
+                for entry in entries {
+                    append_stored(&mut resume.json, &room_json, reader.as_str(), json, entry);
+                    resume.upto = entry.seq;
+                    resume.events += 1;
+                }
+                self.cx.stats.resume_events_store += entries.len() as u64;
+                // An empty page for entries that the room's head says exist would be asked for ever.
+                if more || entries.is_empty() {
+                    Ok(self.listen(&resume.call, idx, &Replay::None))
+                } else {
+                    self.go_on_resuming(resume)
+                }
+            }
+            (None, _) => Err(Refusal::new(ErrorCode::Busy, "the room was unloaded meanwhile").retry_after(100)),
+            (_, Err(refusal)) => Err(refusal),
+        };
+        if let Err(refusal) = &result {
+            self.refuse_call(&call, refusal);
+        }
+        if !matches!(result, Ok(Answer::Later)) {
+            self.cx.out.list.push(Output::Unpark(conn));
+        }
+    }
+
+    /// Makes the connection a subscriber and answers.
+    fn listen(&mut self, call: &Call, idx: RoomIdx, replay: &Replay) -> Answer {
+        // The right may have ended while entries were read from the store.
+        let role = match self.check_right(call.conn, idx, Want::Read) {
+            Ok(role) => role,
+            Err(refusal) => {
+                self.refuse_call(call, &refusal);
+                return Answer::Given;
+            }
+        };
+        let Some(session) = self.sessions.get_mut(call.conn) else { return Answer::Given };
+        if !session.is_subscribed(idx) {
+            session.subscriptions.reserve_exact(1);
+            session.subscriptions.push(idx);
+            self.rooms.get_mut(idx).subscribe(call.conn);
+            self.cx.stats.subscriptions += 1;
+        }
+        let room = self.rooms.get(idx);
+        let (recovered, events): (bool, &[u8]) = match replay {
+            Replay::None => (false, b""),
+            Replay::Whole { json } => (true, json),
+        };
+        self.cx.stats.resumes_recovered += u64::from(recovered);
+        self.cx.stats.resumes_unrecovered += u64::from(!recovered);
+        let epoch = self.cx.epoch.clone();
+        self.cx.ok(call.conn, call.id.as_ref(), |out| {
+            field_string(out, "room", room.name.as_str());
+            field_string(out, "epoch", epoch.as_str());
+            field_integer(out, "seq", room.head);
+            match role {
+                Some(role) => field_string(out, "role", role.as_str()),
+                None => field_raw(out, "role", b"null"),
+            }
+            field_integer(out, "members", u64::from(room.members));
+            field_raw(out, "recovered", if recovered { b"true" } else { b"false" });
+            field_raw(out, "events", b"[");
+            out.extend_from_slice(events);
+            out.push(b']');
+        });
+        Answer::Given
+    }
+
+    pub(super) fn on_room_unsubscribe(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+    ) -> Result<(), Refusal> {
+        if let Some(idx) = self.rooms.find(room) {
+            self.unsubscribe(conn, idx);
+        }
+        self.cx.ok(conn, id, |_| {});
+        Ok(())
+    }
+
+    /// Stops listening, if the connection does.
+    pub(super) fn unsubscribe(&mut self, conn: ConnKey, idx: RoomIdx) {
+        let Some(session) = self.sessions.get_mut(conn) else { return };
+        if let Some(at) = session.subscriptions.iter().position(|i| *i == idx) {
+            session.subscriptions.swap_remove(at);
+            self.rooms.get_mut(idx).unsubscribe(conn, self.cx.now);
+            self.cx.stats.subscriptions -= 1;
+        }
+    }
+
+    /// A slow connection has room again: tell it what it missed, room by room.
+    pub(in crate::engine) fn on_outbox_drained(&mut self, conn: ConnKey, gaps: &[(RoomKey, Seq)]) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        for (key, last) in gaps {
+            let Some(idx) = self.rooms.find_key(*key) else { continue };
+            let room = self.rooms.get(idx);
+            // Who no longer listens may have missed the very entry that shut them out. They are told
+            // that there was more, and not how much came after it.
+            let head = if session.is_subscribed(idx) { room.head } else { *last + 1 };
+            self.cx.stats.gaps += 1;
+            // In the messages' own lane: what was queued before the gap must arrive before it.
+            let class = Class::Log { room: *key, first: *last + 1, last: head };
+            self.cx.send(conn, class, |out| {
+                out.extend_from_slice(b"{\"type\":\"gap\",\"room\":");
+                string(out, room.name.as_str());
+                field_integer(out, "last", *last);
+                field_integer(out, "head", head);
+                out.push(b'}');
+            });
+        }
+    }
+}
+
+fn comma(json: &mut Vec<u8>) {
+    if !json.is_empty() {
+        json.push(b',');
+    }
+}
+
+fn admits(restricted: Option<&Restricted>, reader: &str) -> bool {
+    restricted.is_none_or(|r| r.audience.admits(reader, r.author.as_str()))
+}
+
+fn append_recent(json: &mut Vec<u8>, room_json: &str, reader: &str, batch: &CommittedBatch, entry: &LogEntry) {
+    comma(json);
+    if admits(entry.restricted.as_deref(), reader) {
+        json.extend_from_slice(&batch.bytes[entry.json_span()]);
+    } else {
+        encode::hidden_event(json, room_json, entry.seq, entry.ts);
+    }
+}
+
+/// Appends one entry of a history page, or its stand-in.
+pub(super) fn append_stored(json: &mut Vec<u8>, room_json: &str, reader: &str, page: &[u8], entry: &HistoryEntry) {
+    comma(json);
+    if admits(entry.restricted.as_deref(), reader) {
+        json.extend_from_slice(&page[entry.span.start as usize..entry.span.end as usize]);
+    } else {
+        encode::hidden_event(json, room_json, entry.seq, entry.ts);
+    }
+}

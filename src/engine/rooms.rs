@@ -1,0 +1,190 @@
+//! The rooms that somebody on this shard cares for: heads, local subscribers, recent entries.
+//!
+//! A room has no home: every shard with an interest keeps its own copy, fed by the same log. It is
+//! loaded at the first interest and unloaded some time after the last one ended.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use super::event::{ConnKey, RoomRow};
+use super::sync::RecentRun;
+use crate::protocol::encode;
+use crate::protocol::ids::{Position, RoomKey, RoomKind, RoomName, Seq, UnixMillis};
+
+/// Index of a loaded room within the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoomIdx(pub u32);
+
+/// How many names of rooms that do not exist are remembered.
+const ABSENT_MAX: usize = 4_096;
+
+/// One room, as this shard knows it.
+#[derive(Debug)]
+pub struct Room {
+    /// The store's number.
+    pub key: RoomKey,
+    /// Its name.
+    pub name: RoomName,
+    /// Who may come in.
+    pub kind: RoomKind,
+    /// Last seq applied here.
+    pub head: Seq,
+    /// Number of members.
+    pub members: u32,
+    /// Entries at or before this position are already in `head` and `members`.
+    pub loaded_at: Position,
+    /// Connections that listen, in no order.
+    pub subscribers: Vec<ConnKey>,
+    /// Loaded users with a standing here.
+    pub standings: u32,
+    /// Where recent entries are, ascending.
+    pub recent: VecDeque<RecentRun>,
+    /// Since when nobody is interested.
+    pub idle_since: UnixMillis,
+}
+
+impl Room {
+    fn new(row: RoomRow, loaded_at: Position, now: UnixMillis) -> Self {
+        Self {
+            key: row.key,
+            name: row.name,
+            kind: row.kind,
+            head: row.head,
+            members: row.members,
+            loaded_at,
+            subscribers: Vec::new(),
+            standings: 0,
+            recent: VecDeque::new(),
+            idle_since: now,
+        }
+    }
+
+    /// Its name as a JSON string.
+    pub fn json(&self) -> Box<str> {
+        encode::room_json(&self.name)
+    }
+
+    /// True when nothing needs it loaded.
+    pub fn is_idle(&self) -> bool {
+        self.subscribers.is_empty() && self.standings == 0
+    }
+
+    /// Adds a listener that is not one yet.
+    pub fn subscribe(&mut self, conn: ConnKey) {
+        debug_assert!(!self.subscribers.contains(&conn), "the session's list says whether it listens");
+        self.subscribers.push(conn);
+    }
+
+    /// Removes a listener.
+    pub fn unsubscribe(&mut self, conn: ConnKey, now: UnixMillis) {
+        if let Some(at) = self.subscribers.iter().position(|c| *c == conn) {
+            self.subscribers.swap_remove(at);
+        }
+        self.touch(now);
+    }
+
+    /// Notes since when it is idle.
+    pub fn touch(&mut self, now: UnixMillis) {
+        if self.is_idle() {
+            self.idle_since = now;
+        }
+    }
+}
+
+/// The rooms of one shard.
+#[derive(Debug, Default)]
+pub struct Rooms {
+    slots: Vec<Option<Box<Room>>>,
+    free: Vec<RoomIdx>,
+    by_key: HashMap<RoomKey, RoomIdx, ahash::RandomState>,
+    by_name: HashMap<RoomName, RoomIdx, ahash::RandomState>,
+    /// Names that are known not to exist; the log tells when one comes to be.
+    absent: HashSet<RoomName, ahash::RandomState>,
+}
+
+impl Rooms {
+    /// How many are loaded.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// The room of that name, if loaded.
+    pub fn find(&self, name: &str) -> Option<RoomIdx> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The room of that number, if loaded.
+    pub fn find_key(&self, key: RoomKey) -> Option<RoomIdx> {
+        self.by_key.get(&key).copied()
+    }
+
+    /// A loaded room. The index came from this table and the room has not been removed since.
+    pub fn get(&self, idx: RoomIdx) -> &Room {
+        self.slots[idx.0 as usize].as_deref().expect("an interest keeps its room loaded")
+    }
+
+    /// Likewise, to change it.
+    pub fn get_mut(&mut self, idx: RoomIdx) -> &mut Room {
+        self.slots[idx.0 as usize].as_deref_mut().expect("an interest keeps its room loaded")
+    }
+
+    /// The room of that index, if it is still that room.
+    pub fn get_key_mut(&mut self, key: RoomKey) -> Option<&mut Room> {
+        let idx = self.find_key(key)?;
+        Some(self.get_mut(idx))
+    }
+
+    /// Adds a room as it stood at `loaded_at`.
+    pub fn add(&mut self, row: RoomRow, loaded_at: Position, now: UnixMillis) -> RoomIdx {
+        self.absent.remove(&row.name);
+        let (key, name) = (row.key, row.name.clone());
+        let room = Some(Box::new(Room::new(row, loaded_at, now)));
+        let idx = match self.free.pop() {
+            Some(idx) => {
+                self.slots[idx.0 as usize] = room;
+                idx
+            }
+            None => {
+                self.slots.push(room);
+                RoomIdx((self.slots.len() - 1) as u32)
+            }
+        };
+        self.by_key.insert(key, idx);
+        self.by_name.insert(name, idx);
+        idx
+    }
+
+    /// Forgets a room.
+    pub fn remove(&mut self, idx: RoomIdx) {
+        if let Some(room) = self.slots[idx.0 as usize].take() {
+            self.by_key.remove(&room.key);
+            self.by_name.remove(&room.name);
+            self.free.push(idx);
+        }
+    }
+
+    /// Remembers that there is no such room.
+    pub fn add_absent(&mut self, name: RoomName) {
+        if self.absent.len() >= ABSENT_MAX {
+            self.absent.clear();
+        }
+        self.absent.insert(name);
+    }
+
+    /// The log shows that a room of that name exists.
+    pub fn remove_absent(&mut self, name: &RoomName) {
+        if !self.absent.is_empty() {
+            self.absent.remove(name);
+        }
+    }
+
+    /// True when it is known that there is no such room.
+    pub fn is_absent(&self, name: &str) -> bool {
+        self.absent.contains(name)
+    }
+
+    /// Those that nobody has been interested in since before `before`.
+    pub fn idle_since(&self, before: UnixMillis) -> Vec<RoomIdx> {
+        let is_idle = |room: &Room| room.is_idle() && room.idle_since < before;
+        (0..).map(RoomIdx).zip(&self.slots).filter(|(_, r)| r.as_deref().is_some_and(is_idle)).map(|(i, _)| i).collect()
+    }
+}

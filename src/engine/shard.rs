@@ -1,0 +1,152 @@
+//! The engine of one shard: owns its parts, takes inputs, gives outputs. No logic of its own.
+//!
+//! Three calls drive it, always by one thread:
+//! - **in:** [`Shard::handle`] with the time, [`Shard::note_heard`] for bytes of any kind;
+//! - **out:** [`Shard::drain_outputs`] after each `handle` (or after several);
+//! - **questions:** [`Shard::next_deadline`], [`Shard::stats`].
+//!
+//! What happens on each input is in `handle/`, one file a topic, written as methods of `Shard`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::auth::Revoked;
+use super::cx::Cx;
+use super::event::{AdminAnswer, ConnKey, Genesis, Input, Output, Outputs, Token};
+use super::handle::Waiting;
+use super::limits::Limits;
+use super::pending::Pending;
+use super::rng::Rng;
+use super::rooms::Rooms;
+use super::session::Sessions;
+use super::stats::Stats;
+use super::sync::Recent;
+use super::timers::{Timer, Timers};
+use super::users::{Users, Waiter};
+use crate::protocol::error::Refusal;
+use crate::protocol::ids::{RoomKey, RoomName, Seq, UnixMillis, UserId};
+
+/// One shard's state and rules.
+#[derive(Debug)]
+pub struct Shard {
+    pub(super) cx: Cx,
+    pub(super) sessions: Sessions,
+    pub(super) users: Users,
+    pub(super) rooms: Rooms,
+    pub(super) recent: Recent,
+    pub(super) pending: Pending<Waiting>,
+    pub(super) timers: Timers<Timer>,
+    pub(super) revoked: Revoked,
+    /// Who waits for a room to be loaded.
+    pub(super) loading: HashMap<RoomName, Vec<Waiter>, ahash::RandomState>,
+    /// Read cursors that moved and are to be told, the latest of each.
+    pub(super) reads_due: HashMap<(RoomKey, UserId), Seq, ahash::RandomState>,
+    /// `Some` once the drain has begun: the upper bound of retry times, ms.
+    pub(super) draining: Option<u32>,
+}
+
+impl Shard {
+    /// An engine without connections, at the log position of `genesis`.
+    pub fn new(genesis: Genesis, limits: Arc<Limits>, now: UnixMillis) -> Self {
+        let mut revoked = Revoked::default();
+        genesis.revocations.iter().for_each(|revocation| revoked.add(revocation));
+        let mut timers = Timers::default();
+        timers.set(now + super::handle::SWEEP_MS, Timer::Sweep);
+        Self {
+            cx: Cx {
+                shard: genesis.shard,
+                shards: genesis.shards,
+                epoch: genesis.epoch,
+                limits,
+                now,
+                position: genesis.position,
+                notes_messages: genesis.notes_messages,
+                degraded: false,
+                stats: Stats::default(),
+                rng: Rng::new(genesis.seed),
+                out: Outputs::default(),
+                appends: 0,
+                reads: 0,
+            },
+            sessions: Sessions::default(),
+            users: Users::default(),
+            rooms: Rooms::default(),
+            recent: Recent::default(),
+            pending: Pending::default(),
+            timers,
+            revoked,
+            loading: HashMap::default(),
+            reads_due: HashMap::default(),
+            draining: None,
+        }
+    }
+
+    /// Takes one input at time `now`. Times must not go backwards.
+    pub fn handle(&mut self, input: Input<'_>, now: UnixMillis) {
+        self.cx.now = now;
+        match input {
+            Input::Opened(conn, opening) => self.on_opened(conn, opening),
+            Input::Frame(conn, request) => self.on_frame(conn, request),
+            Input::BadFrame(conn, id, refusal) => self.on_bad_frame(conn, id.as_ref(), refusal),
+            Input::TokenVerified(conn, token, result) => self.on_token_verified(conn, token, result),
+            Input::Closed(conn) => self.end(conn, None),
+            Input::OutboxDrained(conn, gaps) => self.on_outbox_drained(conn, &gaps),
+            Input::Store(event) => self.on_store(event),
+            Input::Read(reply) => self.on_read_reply(reply),
+            Input::Mesh(message) => self.on_mesh(message),
+            Input::Admin(request) => self.on_admin(request),
+            Input::Tick => self.on_tick(),
+            Input::Drain { spread_ms } => self.on_drain(spread_ms),
+            Input::CloseAll => self.on_close_all(),
+        }
+    }
+
+    /// Bytes of any kind came from this connection.
+    pub fn note_heard(&mut self, conn: ConnKey, now: UnixMillis) {
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.heard_at = now;
+        }
+    }
+
+    /// Moves what is to be done into `outputs`, which must be clear, in order.
+    pub fn drain_outputs(&mut self, outputs: &mut Outputs) {
+        debug_assert!(outputs.list.is_empty() && outputs.targets.is_empty() && outputs.bytes.is_empty());
+        std::mem::swap(&mut self.cx.out, outputs);
+    }
+
+    /// When [`Input::Tick`] is wanted next, if at all.
+    pub fn next_deadline(&self) -> Option<UnixMillis> {
+        self.timers.next_deadline()
+    }
+
+    /// The counters, with the gauges brought up to date.
+    pub fn stats(&mut self) -> &Stats {
+        let stats = &mut self.cx.stats;
+        stats.sessions = self.sessions.len() as u64;
+        stats.users_loaded = self.users.len() as u64;
+        stats.rooms_loaded = self.rooms.len() as u64;
+        stats.appends_pending = u64::from(self.cx.appends);
+        stats.reads_pending = u64::from(self.cx.reads);
+        stats.recent_bytes = self.recent.bytes() as u64;
+        stats
+    }
+
+    /// The counters, for whoever drives the engine to add its own.
+    pub fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.cx.stats
+    }
+
+    /// True when a token with these claims was revoked.
+    pub fn is_revoked(&self, user: &UserId, issued_at: Option<u64>, jti: Option<&str>) -> bool {
+        self.revoked.covers(user, issued_at, jti)
+    }
+
+    /// Appends and reads that are not answered yet: 0 means that a drain has nothing to wait for.
+    pub fn unanswered(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(super) fn admin_reply(&mut self, token: Token, result: Result<AdminAnswer, Refusal>) {
+        self.cx.out.list.push(Output::AdminReply(token, result));
+    }
+}

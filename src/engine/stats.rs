@@ -1,0 +1,443 @@
+//! What a shard counts: plain numbers that its engine, its driver and its outboxes increment.
+//!
+//! One [`Stats`] belongs to one shard and is touched by its thread alone, so nothing here is atomic.
+//! Who wants to see it gets a clone. Each field says what one step of it means; the same sentence is
+//! the help text of the metric that carries it, so a field cannot exist without being visible.
+//! Counters only grow; gauges go both ways and are set when a snapshot is taken.
+
+use serde::{Serialize, Serializer};
+
+use crate::protocol::command::Command;
+use crate::protocol::error::{CloseCode, ErrorCode};
+
+/// Whether a number only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes both ways.
+    Gauge,
+}
+
+/// One number of a [`Stats`], with what it is called and means.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// The field's name; the metric is `antiphon_<name>`.
+    pub name: &'static str,
+    /// What one step means.
+    pub help: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// The value.
+    pub value: u64,
+}
+
+macro_rules! readings {
+    ($(#[$doc:meta])* $name:ident { $($(#[doc = $help:literal])+ $kind:ident $field:ident;)* } and { $($rest:tt)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+        pub struct $name {
+            $($(#[doc = $help])+ pub $field: u64,)*
+            $($rest)*
+        }
+
+        impl $name {
+            /// Every plain number, in the order of the fields.
+            pub fn readings(&self) -> impl Iterator<Item = Reading> {
+                [$(Reading {
+                    name: stringify!($field),
+                    help: concat!($($help),+).trim_ascii(),
+                    kind: Kind::$kind,
+                    value: self.$field,
+                },)*].into_iter()
+            }
+        }
+    };
+}
+
+readings!(
+    /// The numbers of one shard.
+    Stats {
+        /// Sockets that the shard owns now, upgraded or not.
+        Gauge connections;
+        /// Sessions that have had their hello and not ended.
+        Gauge sessions;
+        /// Users whose memberships are in memory.
+        Gauge users_loaded;
+        /// Rooms that are in memory.
+        Gauge rooms_loaded;
+        /// Room subscriptions of all connections.
+        Gauge subscriptions;
+        /// Bytes that wait in outboxes to be sent.
+        Gauge outbox_bytes;
+        /// Outboxes that wait for a socket to become writable.
+        Gauge outboxes_blocked;
+        /// Bytes of recent batches that are kept for resumes.
+        Gauge recent_bytes;
+        /// Appends that the store has not answered.
+        Gauge appends_pending;
+        /// Reads that the store has not answered.
+        Gauge reads_pending;
+
+        /// Connections that were accepted.
+        Counter accepted;
+        /// Calls of accept that failed (out of descriptors, say); the shard backs off each time.
+        Counter accept_errors;
+        /// Upgrades that were refused: not HTTP, bad header, wrong origin, too slow, too large.
+        Counter handshakes_refused;
+        /// Tokens that were refused at connect or refresh.
+        Counter tokens_refused;
+        /// Upgraded sockets that moved to another shard, their user's.
+        Counter handoffs_out;
+        /// Upgraded sockets that came from another shard.
+        Counter handoffs_in;
+        /// Sessions that began.
+        Counter sessions_opened;
+
+        /// Pings to clients.
+        Counter pings;
+        /// WebSocket frames that were read.
+        Counter frames_in;
+        /// WebSocket frames that were sent.
+        Counter frames_out;
+        /// Bytes that were read from sockets.
+        Counter bytes_in;
+        /// Bytes that were sent to sockets.
+        Counter bytes_out;
+        /// Calls of send; frames_out divided by it is how well frames are gathered.
+        Counter sends;
+        /// Sends that the socket took only in part or not at all.
+        Counter sends_short;
+
+        /// Messages that were handed to the store.
+        Counter messages_submitted;
+        /// Appends that were acknowledged, after their commit.
+        Counter acks;
+        /// Acknowledged messages whose client_id was known: nothing was stored or delivered again.
+        Counter duplicates;
+        /// Log entries times connections: what fan-out put into outboxes.
+        Counter deliveries;
+        /// Committed runs that had at least one local subscriber.
+        Counter fanouts;
+        /// Connections that those runs went to.
+        Counter fanout_recipients;
+        /// Entries that a reader may not see and got a stand-in for.
+        Counter hidden;
+        /// Ephemeral events from this shard's clients.
+        Counter ephemeral_in;
+        /// Ephemeral events times connections they went to.
+        Counter ephemeral_out;
+
+        /// Low-lane frames that a later one with the same key replaced (ladder step 1).
+        Counter slow_conflated;
+        /// Low-lane frames that were dropped (ladder step 2).
+        Counter slow_dropped_low;
+        /// Normal-lane frames that were dropped (ladder step 3).
+        Counter slow_dropped_normal;
+        /// Gap events that stood in for dropped log entries.
+        Counter gaps;
+        /// Connections closed with 4102 (ladder step 4).
+        Counter slow_closed;
+
+        /// Resumes that replayed everything after the cursor.
+        Counter resumes_recovered;
+        /// Resumes that were told recovered:false.
+        Counter resumes_unrecovered;
+        /// Entries that resumes replayed from memory.
+        Counter resume_events_memory;
+        /// Entries that resumes replayed from the store.
+        Counter resume_events_store;
+
+        /// Commands that were refused for their rate.
+        Counter rate_limited;
+        /// Commands that were refused because a bounded queue was full.
+        Counter busy;
+        /// Commands that were refused for want of a right.
+        Counter denied;
+        /// Connections that were closed because nothing arrived for two heartbeat intervals.
+        Counter heartbeats_missed;
+        /// Sessions that were closed because their token was revoked.
+        Counter revoked;
+
+        /// Messages to other shards.
+        Counter mesh_sent;
+        /// Messages from other shards.
+        Counter mesh_received;
+        /// Messages to other shards that found a full queue and were dropped.
+        Counter mesh_dropped;
+        /// Committed batches that were applied.
+        Counter batches;
+        /// Log entries in them.
+        Counter batch_entries;
+
+        /// Turns of the driver's loop.
+        Counter turns;
+        /// Turns that ended asleep.
+        Counter sleeps;
+        /// Receives that found no provided buffer and were armed again.
+        Counter ring_enobufs;
+        /// Completions whose connection was gone by then.
+        Counter ring_stale;
+    } and {
+        /// Time from another thread's wake-up call to the shard's next turn, since the last snapshot.
+        pub wake_latency: LatencySummary,
+        /// Length of a turn, since the last snapshot.
+        pub turn_time: LatencySummary,
+        /// Error replies by code.
+        pub errors: ErrorCounts,
+        /// Closes by the server, by code.
+        pub closes: CloseCounts,
+        /// Commands by type.
+        pub commands: CommandCounts,
+    }
+);
+
+/// A latency histogram in four numbers, microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LatencySummary {
+    /// How many were measured.
+    pub count: u64,
+    /// Median.
+    pub p50_us: u64,
+    /// 99th percentile.
+    pub p99_us: u64,
+    /// The longest.
+    pub max_us: u64,
+}
+
+impl From<&hdrhistogram::Histogram<u64>> for LatencySummary {
+    fn from(histogram: &hdrhistogram::Histogram<u64>) -> Self {
+        Self {
+            count: histogram.len(),
+            p50_us: histogram.value_at_quantile(0.50),
+            p99_us: histogram.value_at_quantile(0.99),
+            max_us: histogram.max(),
+        }
+    }
+}
+
+const ERRORS_FROM: u16 = 100;
+const ERRORS: usize = 18;
+
+/// How often each error code was answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ErrorCounts([u64; ERRORS]);
+
+impl ErrorCounts {
+    /// Counts one reply with `code`.
+    pub fn count(&mut self, code: ErrorCode) {
+        self.0[Self::index(code)] += 1;
+    }
+
+    /// Replies with `code` so far.
+    pub fn get(&self, code: ErrorCode) -> u64 {
+        self.0[Self::index(code)]
+    }
+
+    /// Every code's name and count.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ErrorCode::ALL.iter().map(|code| (code.name(), self.get(*code)))
+    }
+
+    const fn index(code: ErrorCode) -> usize {
+        (code.number() - ERRORS_FROM) as usize
+    }
+}
+
+// The table of codes must fit the array: checked when compiled.
+const _: () = {
+    let mut at = 0;
+    while at < ErrorCode::ALL.len() {
+        assert!(ErrorCounts::index(ErrorCode::ALL[at]) < ERRORS);
+        at += 1;
+    }
+};
+
+const CLOSES: usize = CloseCode::ALL.len();
+
+/// How often the server closed with each code.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CloseCounts([u64; CLOSES]);
+
+impl CloseCounts {
+    /// Counts one close with `code`.
+    pub fn count(&mut self, code: CloseCode) {
+        if let Some(at) = CloseCode::ALL.iter().position(|other| *other == code) {
+            self.0[at] += 1;
+        }
+    }
+
+    /// Closes with `code` so far.
+    pub fn get(&self, code: CloseCode) -> u64 {
+        CloseCode::ALL.iter().position(|other| *other == code).map_or(0, |at| self.0[at])
+    }
+
+    /// Every code's name and count.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        CloseCode::ALL.iter().zip(self.0).map(|(code, count)| (code.name(), count))
+    }
+}
+
+macro_rules! command_table {
+    ($($slot:ident: $pattern:pat => $name:literal,)*) => {
+        const COMMANDS: &[&str] = &[$($name),*];
+
+        #[derive(Clone, Copy)]
+        enum Slot { $($slot),* }
+
+        const fn slot(command: &Command<'_>) -> Slot {
+            match command { $($pattern => Slot::$slot,)* }
+        }
+    };
+}
+
+command_table! {
+    Ping: Command::Ping => "ping",
+    AuthRefresh: Command::AuthRefresh { .. } => "auth:refresh",
+    RoomCreate: Command::RoomCreate { .. } => "room:create",
+    RoomJoin: Command::RoomJoin { .. } => "room:join",
+    RoomSubscribe: Command::RoomSubscribe { .. } => "room:subscribe",
+    RoomUnsubscribe: Command::RoomUnsubscribe { .. } => "room:unsubscribe",
+    RoomLeave: Command::RoomLeave { .. } => "room:leave",
+    RoomManage: Command::RoomManage { .. } => "room:manage",
+    RoomMembers: Command::RoomMembers { .. } => "room:members",
+    RoomList: Command::RoomList { .. } => "room:list",
+    MessageSend: Command::MessageSend(_) => "message:send",
+    MessageHistory: Command::MessageHistory { .. } => "message:history",
+    MessageRead: Command::MessageRead { .. } => "message:read",
+    EventSend: Command::EventSend { .. } => "event:send",
+    SyncCheck: Command::SyncCheck { .. } => "sync:check",
+    Stats: Command::Stats => "stats",
+}
+
+/// How many commands of each type were handled. Invite, kick, ban and role are `room:manage`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandCounts([u64; COMMANDS.len()]);
+
+impl CommandCounts {
+    /// Counts one command.
+    pub fn count(&mut self, command: &Command<'_>) {
+        self.0[slot(command) as usize] += 1;
+    }
+
+    /// Every type and its count.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        COMMANDS.iter().copied().zip(self.0)
+    }
+
+    /// All commands together.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+macro_rules! serialize_as_map {
+    ($($name:ident),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                // Zeroes are left out: a table of what did happen is what a person wants to see.
+                serializer.collect_map(self.iter().filter(|(_, count)| *count > 0))
+            }
+        }
+    )*};
+}
+
+serialize_as_map!(ErrorCounts, CloseCounts, CommandCounts);
+
+readings!(
+    /// The numbers of the persistence core, since start.
+    StoreStats {
+        /// Last position of the log.
+        Gauge position;
+        /// 1 while writes are refused.
+        Gauge degraded;
+        /// Lists of appends that wait for the writer.
+        Gauge inbox_len;
+        /// Questions that wait for a reader.
+        Gauge reads_waiting;
+        /// client_ids that are remembered.
+        Gauge dedupe_entries;
+        /// Bytes of the write-ahead log that are in use.
+        Gauge wal_bytes;
+        /// Transactions that committed.
+        Counter batches;
+        /// Log rows that were committed.
+        Counter rows;
+        /// Bytes of frames that were encoded.
+        Counter bytes;
+        /// Appends that were answered, whatever the answer.
+        Counter appends;
+        /// Messages whose client_id was known.
+        Counter duplicates;
+        /// Appends that were refused because the store took no writes or a commit failed.
+        Counter refused;
+        /// Commits that failed.
+        Counter failures;
+        /// Failed commits that turned out to stand in the log.
+        Counter adopted;
+        /// Times that the inbox was full and a shard was told busy.
+        Counter inbox_full;
+        /// client_ids that were forgotten early because too many were remembered.
+        Counter dedupe_evicted;
+        /// Questions that were answered.
+        Counter reads;
+        /// Questions that were answered with an error.
+        Counter read_errors;
+        /// Checkpoints of the write-ahead log.
+        Counter checkpoints;
+    } and {
+        /// Duration of a transaction, fsync included.
+        pub commit_time: LatencySummary,
+        /// Duration of a question, without its wait.
+        pub read_time: LatencySummary,
+    }
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_named_once_and_explained() {
+        let shard: Vec<Reading> = Stats::default().readings().collect();
+        let store: Vec<Reading> = StoreStats::default().readings().collect();
+        for readings in [&shard, &store] {
+            let mut names: Vec<&str> = readings.iter().map(|r| r.name).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), readings.len());
+            assert!(readings.iter().all(|r| r.help.ends_with('.') && !r.help.starts_with(' ')));
+        }
+        assert!(shard.iter().any(|r| r.name == "gaps" && r.kind == Kind::Counter));
+        assert!(shard.iter().any(|r| r.name == "connections" && r.kind == Kind::Gauge));
+    }
+
+    #[test]
+    fn readings_carry_the_values() {
+        let stats = Stats { acks: 7, ..Stats::default() };
+        assert_eq!(stats.readings().find(|r| r.name == "acks").map(|r| r.value), Some(7));
+        assert_eq!(stats.readings().map(|r| r.value).sum::<u64>(), 7);
+    }
+
+    #[test]
+    fn codes_and_commands_are_counted_apart() {
+        let mut stats = Stats::default();
+        stats.errors.count(ErrorCode::Internal);
+        stats.errors.count(ErrorCode::Degraded);
+        stats.errors.count(ErrorCode::Degraded);
+        stats.closes.count(CloseCode::Replaced);
+        stats.commands.count(&Command::Ping);
+        stats.commands.count(&Command::Stats);
+        stats.commands.count(&Command::Stats);
+        let json = serde_json::to_value(&stats).unwrap();
+        assert_eq!(json["errors"], serde_json::json!({"internal": 1, "degraded": 2}));
+        assert_eq!(json["closes"], serde_json::json!({"replaced": 1}));
+        assert_eq!(json["commands"], serde_json::json!({"ping": 1, "stats": 2}));
+        assert_eq!(stats.commands.total(), 3);
+        for code in ErrorCode::ALL {
+            let mut counts = ErrorCounts::default();
+            counts.count(*code);
+            assert_eq!(counts.iter().filter(|(_, n)| *n > 0).collect::<Vec<_>>(), [(code.name(), 1)]);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Fields to commands: one small function a shape, every bound of PROTOCOL.md checked here.
+
+use super::super::command::{Command, HistoryFrom, Manage, MessageSend};
+use super::super::error::{ErrorCode, Refusal};
+use super::super::ids::{Priority, Role, RoomKind, RoomName};
+use super::fields::{Length, required};
+use super::{BODY_BYTES_MAX, DATA_BYTES_MAX, META_BYTES_MAX, Object, TOKEN_BYTES_MAX, bad};
+
+const TITLE_BYTES_MAX: usize = 128;
+const MEMBERS_MAX: usize = 1_000;
+const PAGE_MAX: u32 = 1_000;
+const PAGE_DEFAULT: u32 = 100;
+const HISTORY_MAX: u32 = 100;
+const HISTORY_DEFAULT: u32 = 50;
+const CLIENT_ID_CHARS_MAX: usize = 64;
+const MENTIONS_MAX: usize = 64;
+const ATTACHMENTS_MAX: usize = 16;
+const ATTACHMENT_CHARS_MAX: usize = 128;
+const FILTER_MAX: usize = 64;
+const EVENT_NAME_BYTES_MAX: usize = 64;
+const SYNC_ROOMS_MAX: usize = 256;
+
+const KINDS: &str = "public, private, direct";
+const PRIORITIES: &str = "critical, normal, low";
+
+/// Reads the command that `type` names.
+///
+/// # Errors
+/// [`ErrorCode::UnknownType`] for a type that is not built, [`ErrorCode::BadRequest`] for a field
+/// that is missing, of the wrong type, or out of bounds.
+pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    let name = frame.find("type").ok_or_else(|| bad("type is missing"))?;
+    let name = name.text().ok_or_else(|| bad("type must be a string"))?;
+    match name {
+        "ping" => Ok(Command::Ping),
+        "message:send" => message_send(frame),
+        "message:read" => Ok(Command::MessageRead { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)? }),
+        "message:history" => message_history(frame),
+        "event:send" => event_send(frame),
+        "room:create" => room_create(frame),
+        "room:join" => Ok(Command::RoomJoin { room: frame.room()?, since: frame.since()? }),
+        "room:subscribe" => Ok(Command::RoomSubscribe { room: frame.room()?, since: frame.since()? }),
+        "room:unsubscribe" => Ok(Command::RoomUnsubscribe { room: frame.room()? }),
+        "room:leave" => Ok(Command::RoomLeave { room: frame.room()? }),
+        "room:invite" => {
+            let role = role(frame, "member, moderator", |role| matches!(role, Role::Member | Role::Moderator))?;
+            room_manage(frame, Manage::Invite(role.unwrap_or(Role::Member)))
+        }
+        "room:kick" => room_manage(frame, Manage::Kick),
+        "room:ban" => room_manage(frame, Manage::Ban),
+        "room:role" => {
+            let role = role(frame, "member, moderator, owner", Role::is_member)?;
+            room_manage(frame, Manage::Role(required("role", role)?))
+        }
+        "room:members" => Ok(Command::RoomMembers {
+            room: frame.room()?,
+            after: frame.user("after")?,
+            limit: frame.limit(PAGE_MAX, PAGE_DEFAULT)?,
+        }),
+        "room:list" => Ok(Command::RoomList {
+            kind: frame.word("kind", RoomKind::parse, KINDS)?,
+            after: frame.name("after", RoomName::is_valid, RoomName::bad())?,
+            limit: frame.limit(PAGE_MAX, PAGE_DEFAULT)?,
+        }),
+        "sync:check" => sync_check(frame),
+        "auth:refresh" => {
+            let token = required("token", frame.text("token", Length::Bytes(1, TOKEN_BYTES_MAX))?)?;
+            Ok(Command::AuthRefresh { token })
+        }
+        "stats" => Ok(Command::Stats),
+        _ => Err(unknown_type()),
+    }
+}
+
+#[cold]
+fn unknown_type() -> Refusal {
+    Refusal::new(ErrorCode::UnknownType, "no command of that type")
+}
+
+fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    let is_attachment =
+        |id: &str| !id.is_empty() && id.len() <= ATTACHMENT_CHARS_MAX * 4 && id.chars().count() <= ATTACHMENT_CHARS_MAX;
+    let meta = match frame.find("meta") {
+        Some(meta) if meta.object().is_none() => return Err(bad("meta must be an object")),
+        Some(_) => frame.json("meta", META_BYTES_MAX)?,
+        None => None,
+    };
+    Ok(Command::MessageSend(Box::new(MessageSend {
+        room: frame.room()?,
+        body: required("body", frame.text("body", Length::Bytes(1, BODY_BYTES_MAX))?)?,
+        client_id: frame.text("client_id", Length::Chars(1, CLIENT_ID_CHARS_MAX))?,
+        thread: frame.seq("thread", 1)?,
+        reply_to: frame.seq("reply_to", 1)?,
+        mentions: frame.users("mentions", MENTIONS_MAX)?,
+        attachments: frame.texts("attachments", ATTACHMENTS_MAX, is_attachment, "a file id of 1 to 128 characters")?,
+        priority: priority(frame)?,
+        exclude: frame.users("exclude", FILTER_MAX)?,
+        only: frame.users("only", FILTER_MAX)?,
+        meta,
+    })))
+}
+
+fn message_history<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    let from = match (frame.seq("before", 1)?, frame.seq("after", 0)?) {
+        (None, None) => HistoryFrom::Newest,
+        (Some(before), None) => HistoryFrom::Before(before),
+        (None, Some(after)) => HistoryFrom::After(after),
+        (Some(_), Some(_)) => return Err(bad("before and after exclude each other")),
+    };
+    Ok(Command::MessageHistory {
+        room: frame.room()?,
+        from,
+        thread: frame.seq("thread", 1)?,
+        limit: frame.limit(HISTORY_MAX, HISTORY_DEFAULT)?,
+    })
+}
+
+fn event_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    Ok(Command::EventSend {
+        room: frame.room()?,
+        name: required("name", frame.text("name", Length::Bytes(1, EVENT_NAME_BYTES_MAX))?)?,
+        data: required("data", frame.json("data", DATA_BYTES_MAX)?)?,
+        priority: priority(frame)?,
+    })
+}
+
+fn room_create<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    Ok(Command::RoomCreate {
+        room: frame.room()?,
+        kind: required("kind", frame.word("kind", RoomKind::parse, KINDS)?)?,
+        members: frame.users("members", MEMBERS_MAX)?,
+        title: frame.text("title", Length::Bytes(0, TITLE_BYTES_MAX))?,
+    })
+}
+
+fn room_manage<'s>(frame: Object<'_, 's>, act: Manage) -> Result<Command<'s>, Refusal> {
+    Ok(Command::RoomManage { room: frame.room()?, user: required("user", frame.user("user")?)?, act })
+}
+
+fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    let refuse = || bad(format!("rooms must be an array of at most {SYNC_ROOMS_MAX} objects with room and seq"));
+    let list = required("rooms", frame.find("rooms"))?;
+    let (len, elements) = list.array().filter(|(len, _)| *len <= SYNC_ROOMS_MAX).ok_or_else(refuse)?;
+    let mut rooms = Vec::with_capacity(len);
+    for element in elements {
+        let entry = element.object().ok_or_else(refuse)?;
+        rooms.push((entry.room()?, required("seq", entry.seq("seq", 0)?)?));
+    }
+    Ok(Command::SyncCheck { rooms })
+}
+
+fn priority(frame: Object<'_, '_>) -> Result<Priority, Refusal> {
+    Ok(frame.word("priority", Priority::parse, PRIORITIES)?.unwrap_or_default())
+}
+
+/// `role`, when it is one that the command may give.
+fn role(frame: Object<'_, '_>, words: &'static str, allowed: fn(Role) -> bool) -> Result<Option<Role>, Refusal> {
+    match frame.word("role", Role::parse, words)? {
+        Some(role) if !allowed(role) => Err(bad(format!("role must be one of {words}"))),
+        role => Ok(role),
+    }
+}
