@@ -1,5 +1,8 @@
 //! HTTP requests that are no upgrade, or not one that may pass; and the Origin list.
 
+// Helpers of tests may fail loudly, too.
+#![allow(clippy::unwrap_used)]
+
 use antiphon::protocol::upgrade::{
     HeadLimits, Origins, Refused, Route, Subprotocol, TokenOffer, UpgradeRequest, read_head, write_health,
 };
@@ -113,7 +116,9 @@ fn request_lines() {
 
 #[test]
 fn header_lines() {
-    let rows: &[(&[(&str, &str)], &str, &str)] = &[
+    /// Lines changed, lines added, what becomes of it.
+    type Row = (&'static [(&'static str, &'static str)], &'static str, &'static str);
+    let rows: &[Row] = &[
         (&[], "", "101"),
         (&[("Host", "")], "", "400"),
         (&[("Host", " ")], "", "400"),

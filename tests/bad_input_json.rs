@@ -1,6 +1,9 @@
 //! JSON that no command is made of: each text ends in an error code with a message that names the
 //! field, none in a panic, and what passes through keeps its value.
 
+// Helpers of tests may fail loudly, too.
+#![allow(clippy::unwrap_used)]
+
 use antiphon::protocol::command::{Command, CommandId};
 use antiphon::protocol::parse::{BadFrame, Parser};
 
