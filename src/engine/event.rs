@@ -127,6 +127,8 @@ pub struct NewMessage {
     pub client_id: Option<Box<str>>,
     /// The rest of the event's fields as JSON without braces: `"body":…[,"thread":…],"trace":"…"`.
     pub fields: Box<str>,
+    /// Root of the thread it belongs to (repeated inside `fields`), for the store's index.
+    pub thread: Option<Seq>,
     /// Who may see it, when not everybody in the room.
     pub audience: Option<Arc<Audience>>,
     /// Lane.

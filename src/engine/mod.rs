@@ -11,6 +11,7 @@ pub mod limits;
 pub mod pending;
 pub mod rng;
 pub mod rooms;
+pub mod sequencer;
 pub mod session;
 pub mod shard;
 pub mod stats;

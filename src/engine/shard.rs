@@ -35,7 +35,7 @@ pub struct Shard {
     pub(super) rooms: Rooms,
     pub(super) recent: Recent,
     pub(super) pending: Pending<Waiting>,
-    pub(super) timers: Timers,
+    pub(super) timers: Timers<Timer>,
     pub(super) revoked: Revoked,
     /// Who waits for a room to be loaded.
     pub(super) loading: HashMap<RoomName, Vec<Waiter>, ahash::RandomState>,

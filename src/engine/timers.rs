@@ -20,15 +20,21 @@ pub enum Timer {
     Sweep,
 }
 
-/// The deadlines of one shard.
-#[derive(Debug, Default)]
-pub struct Timers {
-    heap: BinaryHeap<Reverse<(UnixMillis, Timer)>>,
+/// Deadlines of things of one kind.
+#[derive(Debug)]
+pub struct Timers<T> {
+    heap: BinaryHeap<Reverse<(UnixMillis, T)>>,
 }
 
-impl Timers {
+impl<T: Ord> Default for Timers<T> {
+    fn default() -> Self {
+        Self { heap: BinaryHeap::new() }
+    }
+}
+
+impl<T: Ord> Timers<T> {
     /// Calls for `timer` at `at`.
-    pub fn set(&mut self, at: UnixMillis, timer: Timer) {
+    pub fn set(&mut self, at: UnixMillis, timer: T) {
         self.heap.push(Reverse((at, timer)));
     }
 
@@ -38,7 +44,7 @@ impl Timers {
     }
 
     /// The next one that is due at `now`, with the time it was set for.
-    pub fn next_due(&mut self, now: UnixMillis) -> Option<(UnixMillis, Timer)> {
+    pub fn next_due(&mut self, now: UnixMillis) -> Option<(UnixMillis, T)> {
         if self.next_deadline()? > now {
             return None;
         }

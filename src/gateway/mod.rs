@@ -1,3 +1,4 @@
 //! What a connection is between bytes and frames.
 
+pub mod outbox;
 pub mod token;

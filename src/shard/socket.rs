@@ -92,6 +92,12 @@ pub fn shutdown(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
+/// Ends this side's direction: the peer reads everything, then the end.
+pub fn shutdown_write(fd: RawFd) {
+    // SAFETY: no pointers. An error means that the connection is over already.
+    unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+}
+
 /// Sends as much of `slices` as the socket takes, in one system call; never blocks, never raises
 /// SIGPIPE. At most the first [`SLICES_MAX`] slices go. Returns the bytes taken.
 ///

@@ -59,6 +59,7 @@ impl Shard {
             author: author.clone(),
             client_id: client_id.clone(),
             fields: fields(&message, trace),
+            thread: None,
             audience: None,
             priority: *priority,
         };

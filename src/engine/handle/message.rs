@@ -33,6 +33,7 @@ impl Shard {
             author,
             client_id: message.client_id.map(Box::from),
             fields: fields(message, trace),
+            thread: message.thread,
             audience: audience(message)?,
             priority: message.priority,
         };

@@ -1,0 +1,201 @@
+//! A decided batch: the rows to be written, the answers that wait for the commit, and how both
+//! become one [`CommittedBatch`] with every frame encoded once.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use super::RoomState;
+use crate::engine::event::{
+    Audience, CommittedBatch, LogEntry, MembershipChange, Outcome, ReadAdvance, Restricted, Revocation, RoomRow,
+    RoomRun, ShardId, Token,
+};
+use crate::protocol::encode::{EventKind, LoggedEvent, frame_text};
+use crate::protocol::error::Refusal;
+use crate::protocol::ids::{Position, Priority, Role, RoomKey, Seq, UnixMillis, UserId};
+
+/// One row of the log, as it is to be inserted. Its position is the batch's first plus its index.
+#[derive(Debug)]
+pub struct Row {
+    /// The room.
+    pub room: RoomKey,
+    /// Number within the room.
+    pub seq: Seq,
+    /// What it is.
+    pub kind: EventKind,
+    /// Lane.
+    pub priority: Priority,
+    /// Who wrote it; none for membership entries.
+    pub author: Option<UserId>,
+    /// The author's own id for it.
+    pub client_id: Option<Box<str>>,
+    /// Root of its thread.
+    pub thread: Option<Seq>,
+    /// Who may see it, when not everybody.
+    pub audience: Option<Arc<Audience>>,
+    /// The rest of the event's fields as JSON, without braces.
+    pub fields: Box<str>,
+    /// What it does to a membership.
+    pub change: Option<Box<MembershipChange>>,
+}
+
+/// The role of `user` in `room` after the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberRow {
+    /// The room.
+    pub room: RoomKey,
+    /// Whose role.
+    pub user: UserId,
+    /// None: the row is to be deleted.
+    pub role: Option<Role>,
+}
+
+/// A batch that has been decided and waits to be made durable, all of it or nothing. Whoever holds
+/// it gives it back to [`Sequencer::commit`](super::Sequencer::commit) or
+/// [`Sequencer::fail`](super::Sequencer::fail); the sequencer decides nothing else before.
+#[derive(Debug)]
+#[must_use = "a decided batch is given back with `commit` or `fail`"]
+pub struct Decided {
+    /// Position of the first row.
+    pub first: Position,
+    /// When the rows were numbered: the `ts` of each.
+    pub ts: UnixMillis,
+    /// Rows of the log, in position order.
+    pub rows: Vec<Row>,
+    /// New rooms; `head` and `members` are as after the batch.
+    pub rooms: Vec<RoomRow>,
+    /// Members of rooms whose number changed (new rooms included), ascending by room.
+    pub counts: Vec<(RoomKey, u32)>,
+    /// Changed roles, ascending by room and user; each pair once.
+    pub members: Vec<MemberRow>,
+    /// Cursors that moved; each pair once.
+    pub cursors: Vec<ReadAdvance>,
+    /// Tokens to revoke.
+    pub revocations: Vec<Revocation>,
+    pub(super) outcomes: Vec<Vec<Outcome>>,
+    pub(super) losses: Vec<(Position, RoomKey, UserId)>,
+}
+
+impl Decided {
+    pub(super) fn new(first: Position, ts: UnixMillis, shards: usize) -> Self {
+        Self {
+            first,
+            ts,
+            rows: Vec::new(),
+            rooms: Vec::new(),
+            counts: Vec::new(),
+            members: Vec::new(),
+            cursors: Vec::new(),
+            revocations: Vec::new(),
+            outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
+            losses: Vec::new(),
+        }
+    }
+
+    /// True when nothing is to be written: all were duplicates or refused.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.cursors.is_empty() && self.revocations.is_empty()
+    }
+
+    /// Position of the last row; `first - 1` without rows.
+    pub fn last(&self) -> Position {
+        self.first + self.rows.len() as Position - 1
+    }
+
+    /// Where the next row will stand.
+    pub(super) fn next_position(&self) -> Position {
+        self.first + self.rows.len() as Position
+    }
+
+    pub(super) fn answer(&mut self, shard: ShardId, outcome: Outcome) {
+        let index = usize::from(shard.0);
+        debug_assert!(index < self.outcomes.len(), "an append of a shard that does not exist");
+        if index >= self.outcomes.len() {
+            self.outcomes.resize_with(index + 1, Vec::new);
+        }
+        self.outcomes[index].push(outcome);
+    }
+
+    /// The batch as the shards see it, frames encoded.
+    pub(super) fn publish(mut self, rooms: &AHashMap<RoomKey, RoomState>) -> CommittedBatch {
+        let (bytes, runs) = encode(&mut self.rows, self.first, self.ts, rooms);
+        CommittedBatch {
+            first: self.first,
+            last: self.first + self.rows.len() as Position - 1,
+            bytes: bytes.into(),
+            runs,
+            reads: self.cursors,
+            revocations: self.revocations,
+            outcomes: self.outcomes,
+        }
+    }
+}
+
+/// A batch of answers only: `refusal` for every append, or for those of `outcomes`.
+pub(super) fn refused(first: Position, mut outcomes: Vec<Vec<Outcome>>, refusal: &Refusal) -> CommittedBatch {
+    for outcome in outcomes.iter_mut().flatten() {
+        outcome.result = Err(refusal.clone());
+    }
+    CommittedBatch { first, last: first - 1, outcomes, ..CommittedBatch::default() }
+}
+
+/// An answer that is no answer yet: `fail` or `refused` fills it in.
+pub(super) fn refusal_outcome(token: Token, refusal: &Refusal) -> Outcome {
+    Outcome { token, result: Err(refusal.clone()) }
+}
+
+/// Bytes of an event beside its fields, the room's name and the author: keys, numbers, header.
+const EVENT_BYTES_USUAL: usize = 128;
+
+fn encode(
+    rows: &mut [Row],
+    first: Position,
+    ts: UnixMillis,
+    rooms: &AHashMap<RoomKey, RoomState>,
+) -> (Vec<u8>, Vec<RoomRun>) {
+    // Entries of one room lie together, so that one slice serves a subscriber.
+    let mut order: Vec<(RoomKey, u32)> = rows.iter().zip(0..).map(|(row, index)| (row.room, index)).collect();
+    order.sort_unstable();
+    let bytes_usual = rows.iter().map(|row| row.fields.len() + EVENT_BYTES_USUAL).sum();
+    let mut bytes = Vec::with_capacity(bytes_usual);
+    let mut runs: Vec<RoomRun> = Vec::new();
+    for of_room in order.chunk_by(|a, b| a.0 == b.0) {
+        let key = of_room[0].0;
+        let room = rooms.get(&key).expect("a touched room stays cached until its batch is published");
+        let entries = of_room.iter().map(|&(_, index)| {
+            let row = &mut rows[index as usize];
+            encode_row(&mut bytes, row, first + Position::from(index), ts, &room.name_json)
+        });
+        let entries = entries.collect();
+        runs.push(RoomRun { room: key, name: room.name.clone(), kind: room.kind, members: room.members, entries });
+    }
+    (bytes, runs)
+}
+
+fn encode_row(bytes: &mut Vec<u8>, row: &mut Row, position: Position, ts: UnixMillis, room_json: &str) -> LogEntry {
+    let event = LoggedEvent {
+        kind: row.kind,
+        room_json,
+        seq: row.seq,
+        ts,
+        author: row.author.as_ref().map_or("", UserId::as_str),
+        client_id: row.client_id.as_deref(),
+        fields: &row.fields,
+    };
+    let start = bytes.len() as u32;
+    frame_text(bytes, |out| event.write_json(out));
+    let restricted = match (row.audience.take(), &row.author) {
+        (Some(audience), Some(author)) => Some(Box::new(Restricted { author: author.clone(), audience })),
+        _ => None,
+    };
+    LogEntry {
+        seq: row.seq,
+        position,
+        ts,
+        kind: row.kind,
+        priority: row.priority,
+        span: start..bytes.len() as u32,
+        restricted,
+        change: row.change.take(),
+    }
+}

@@ -1,0 +1,47 @@
+//! What the sequencer has to know about the past: point questions, answered at once. SQLite answers
+//! them in production, maps in the simulation.
+
+use crate::engine::event::RoomRow;
+use crate::protocol::ids::{Role, RoomKey, RoomName, Seq, UserId};
+
+/// The state of the log before the batch that is being decided.
+pub trait Facts {
+    /// Why a question could not be answered. The whole batch then fails.
+    type Error;
+
+    /// A room by its number, with its head.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn room_by_key(&mut self, room: RoomKey) -> Result<Option<RoomRow>, Self::Error>;
+
+    /// A room by its name, with its head.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn room_by_name(&mut self, name: &RoomName) -> Result<Option<RoomRow>, Self::Error>;
+
+    /// What `user` is in `room`; `Some(Banned)` is not a member.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn role(&mut self, room: RoomKey, user: &UserId) -> Result<Option<Role>, Self::Error>;
+
+    /// In how many rooms `user` is a member (bans do not count).
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn memberships(&mut self, user: &UserId) -> Result<u32, Self::Error>;
+
+    /// How many owners `room` has.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn owners(&mut self, room: RoomKey) -> Result<u32, Self::Error>;
+
+    /// Up to where `user` has read `room`; 0: nothing.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Self::Error>;
+}

@@ -1,0 +1,141 @@
+//! A log in maps: the simulation's and the tests' stand-in for the database.
+//!
+//! Holds what a store holds, applies a [`Decided`] as one transaction, and answers [`Facts`]. It
+//! keeps everything for ever and is durable in nothing.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use super::{Decided, Facts, LogEnd};
+use crate::engine::event::{Audience, Revocation, RoomRow};
+use crate::protocol::encode::EventKind;
+use crate::protocol::ids::{Position, Priority, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
+
+/// One row of the log, as kept.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Number within the log.
+    pub position: Position,
+    /// The room.
+    pub room: RoomKey,
+    /// Number within the room.
+    pub seq: Seq,
+    /// When it was numbered.
+    pub ts: UnixMillis,
+    /// What it is.
+    pub kind: EventKind,
+    /// Lane.
+    pub priority: Priority,
+    /// Who wrote it.
+    pub author: Option<UserId>,
+    /// The author's own id for it.
+    pub client_id: Option<Box<str>>,
+    /// Root of its thread.
+    pub thread: Option<Seq>,
+    /// Who may see it.
+    pub audience: Option<Arc<Audience>>,
+    /// The rest of the event's fields.
+    pub fields: Box<str>,
+}
+
+/// Everything a store keeps, in memory.
+#[derive(Debug, Default, Clone)]
+pub struct MemoryLog {
+    /// The log; position 1 first.
+    pub rows: Vec<Stored>,
+    /// Rooms by key; heads and counts as they stand.
+    pub rooms: BTreeMap<RoomKey, RoomRow>,
+    /// Keys by name.
+    pub names: BTreeMap<RoomName, RoomKey>,
+    /// Roles, bans included.
+    pub roles: BTreeMap<(RoomKey, UserId), Role>,
+    /// Read cursors.
+    pub cursors: BTreeMap<(RoomKey, UserId), Seq>,
+    /// Revocations in order.
+    pub revocations: Vec<Revocation>,
+}
+
+impl MemoryLog {
+    /// Writes a decided batch, all of it.
+    ///
+    /// # Panics
+    /// When the batch does not go on where the log ends, in position or in any room's seq.
+    pub fn apply(&mut self, decided: &Decided) {
+        for room in &decided.rooms {
+            assert!(self.names.insert(room.name.clone(), room.key).is_none(), "a room's name is given once");
+            self.rooms.insert(room.key, RoomRow { head: 0, members: 0, ..room.clone() });
+        }
+        for (row, position) in decided.rows.iter().zip(decided.first..) {
+            assert_eq!(position, self.rows.len() as Position + 1, "positions are dense");
+            let room = self.rooms.get_mut(&row.room).expect("rows stand in rooms that exist");
+            assert_eq!(row.seq, room.head + 1, "seqs are dense");
+            room.head = row.seq;
+            self.rows.push(Stored {
+                position,
+                room: row.room,
+                seq: row.seq,
+                ts: decided.ts,
+                kind: row.kind,
+                priority: row.priority,
+                author: row.author.clone(),
+                client_id: row.client_id.clone(),
+                thread: row.thread,
+                audience: row.audience.clone(),
+                fields: row.fields.clone(),
+            });
+        }
+        for member in &decided.members {
+            let pair = (member.room, member.user.clone());
+            match member.role {
+                Some(role) => self.roles.insert(pair, role),
+                None => self.roles.remove(&pair),
+            };
+        }
+        for (key, members) in &decided.counts {
+            self.rooms.get_mut(key).expect("counts are of rooms that exist").members = *members;
+        }
+        for cursor in &decided.cursors {
+            self.cursors.insert((cursor.room, cursor.user.clone()), cursor.seq);
+        }
+        self.revocations.extend(decided.revocations.iter().cloned());
+    }
+
+    /// Where the log ends, for a sequencer that takes it over.
+    pub fn end(&self) -> LogEnd {
+        LogEnd {
+            position: self.rows.len() as Position,
+            room_key: self.rooms.keys().next_back().map_or(0, |key| key.0),
+            ts: self.rows.last().map_or(0, |row| row.ts),
+        }
+    }
+}
+
+impl Facts for MemoryLog {
+    type Error = Infallible;
+
+    fn room_by_key(&mut self, room: RoomKey) -> Result<Option<RoomRow>, Infallible> {
+        Ok(self.rooms.get(&room).cloned())
+    }
+
+    fn room_by_name(&mut self, name: &RoomName) -> Result<Option<RoomRow>, Infallible> {
+        Ok(self.names.get(name).and_then(|key| self.rooms.get(key)).cloned())
+    }
+
+    fn role(&mut self, room: RoomKey, user: &UserId) -> Result<Option<Role>, Infallible> {
+        Ok(self.roles.get(&(room, user.clone())).copied())
+    }
+
+    fn memberships(&mut self, user: &UserId) -> Result<u32, Infallible> {
+        let count = self.roles.iter().filter(|((_, member), role)| member == user && role.is_member()).count();
+        Ok(count as u32)
+    }
+
+    fn owners(&mut self, room: RoomKey) -> Result<u32, Infallible> {
+        Ok(self.roles.iter().filter(|((key, _), role)| *key == room && **role == Role::Owner).count() as u32)
+    }
+
+    fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Infallible> {
+        Ok(self.cursors.get(&(room, user.clone())).copied().unwrap_or(0))
+    }
+}

@@ -1,0 +1,184 @@
+//! The sockets of one shard, dense by slot: what each is, what it waits for, what it has pending.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use crate::engine::event::ConnKey;
+use crate::gateway::outbox::Outbox;
+use crate::protocol::ids::UnixMillis;
+use crate::protocol::websocket::Codec;
+
+use super::ring::Key;
+
+/// What a socket is at the moment.
+#[derive(Debug)]
+pub enum Phase {
+    /// Its HTTP request is being read, one receive at a time.
+    Upgrading(Box<Head>),
+    /// A session of the engine's.
+    Open,
+    /// Its last bytes are being sent; then it is closed.
+    Closing,
+}
+
+/// An HTTP request so far.
+#[derive(Debug, Default)]
+pub struct Head {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// How far the end of the head has been looked for.
+    pub scanned: usize,
+}
+
+/// Bytes that a parked connection sent meanwhile.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    /// The frame to be handed in again first.
+    pub again: Option<Vec<u8>>,
+    /// Then these bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// One socket.
+pub struct Conn {
+    /// Its name.
+    pub key: ConnKey,
+    /// The socket. Not to be closed while the ring may not know yet what it was asked to do with it:
+    /// see `Conns::remove`.
+    pub fd: OwnedFd,
+    /// What it is.
+    pub phase: Phase,
+    /// WebSocket state.
+    pub codec: Codec,
+    /// Lent while something waits to be sent.
+    pub outbox: Option<Box<Outbox>>,
+    /// Set while parked, and after until it is used up.
+    pub backlog: Option<Box<Backlog>>,
+    /// The engine wants no frames for now.
+    pub is_parked: bool,
+    /// A receive is in flight.
+    pub is_receiving: bool,
+    /// In the list of those to be flushed.
+    pub is_dirty: bool,
+    /// The socket took less than was offered; a poll is in flight.
+    pub is_blocked: bool,
+    /// A stall deadline is set.
+    pub is_stall_watched: bool,
+    /// When bytes last went out, or the socket blocked.
+    pub progress_at: UnixMillis,
+}
+
+impl Conn {
+    /// The socket's number.
+    pub fn raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// The ring's name for a connection.
+pub fn ring_key(key: ConnKey) -> Key {
+    Key::new(key.slot, key.generation)
+}
+
+/// The connection that the ring names.
+pub fn conn_key(key: Key) -> ConnKey {
+    ConnKey { slot: key.slot(), generation: key.generation() }
+}
+
+struct Slot {
+    generation: u32,
+    conn: Option<Conn>,
+}
+
+/// All sockets of a shard.
+#[derive(Default)]
+pub struct Conns {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    count: usize,
+    /// Sockets that are over, kept until the ring has been entered once more: a descriptor's number
+    /// must not be given out again while an operation that names it waits to be submitted.
+    graveyard: Vec<OwnedFd>,
+}
+
+/// Slots are added so many at a time: doubling would leave half of a large table unused.
+const GROW_BY: usize = 1_024;
+
+impl Conns {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Every connection.
+    pub fn iter(&self) -> impl Iterator<Item = &Conn> {
+        self.slots.iter().filter_map(|slot| slot.conn.as_ref())
+    }
+
+    /// The connection of that name, unless it is gone.
+    pub fn get_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
+        self.slots.get_mut(key.slot as usize)?.conn.as_mut().filter(|conn| conn.key == key)
+    }
+
+    /// The connection of that name, unless it is gone.
+    pub fn get(&self, key: ConnKey) -> Option<&Conn> {
+        self.slots.get(key.slot as usize)?.conn.as_ref().filter(|conn| conn.key == key)
+    }
+
+    /// Puts a socket into a free slot.
+    pub fn insert(&mut self, fd: OwnedFd, phase: Phase, message_bytes_max: u32, now: UnixMillis) -> ConnKey {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            if self.slots.len() == self.slots.capacity() {
+                self.slots.reserve_exact(GROW_BY);
+            }
+            self.slots.push(Slot { generation: 0, conn: None });
+            (self.slots.len() - 1) as u32
+        });
+        let entry = &mut self.slots[slot as usize];
+        entry.generation = entry.generation.wrapping_add(1);
+        let key = ConnKey { slot, generation: entry.generation };
+        entry.conn = Some(Conn {
+            key,
+            fd,
+            phase,
+            codec: Codec::new(message_bytes_max),
+            outbox: None,
+            backlog: None,
+            is_parked: false,
+            is_receiving: false,
+            is_dirty: false,
+            is_blocked: false,
+            is_stall_watched: false,
+            progress_at: now,
+        });
+        self.count += 1;
+        key
+    }
+
+    /// Takes a connection out, to be handed over. Nothing may be in flight on its socket.
+    pub fn take(&mut self, key: ConnKey) -> Option<Conn> {
+        self.get(key)?;
+        let conn = self.slots[key.slot as usize].conn.take();
+        self.free.push(key.slot);
+        self.count -= 1;
+        conn
+    }
+
+    /// Ends a connection: shuts its socket down now, and closes it after the ring's next call.
+    /// Returns its outbox.
+    pub fn remove(&mut self, key: ConnKey) -> Option<Box<Outbox>> {
+        let conn = self.take(key)?;
+        super::socket::shutdown(conn.raw_fd());
+        self.graveyard.push(conn.fd);
+        conn.outbox
+    }
+
+    /// Closes a descriptor after the ring's next call.
+    pub fn bury_later(&mut self, fd: OwnedFd) {
+        self.graveyard.push(fd);
+    }
+
+    /// The ring has been entered: closed sockets may be closed for good.
+    pub fn bury(&mut self) {
+        self.graveyard.clear();
+    }
+}

@@ -1,0 +1,119 @@
+//! How other threads reach a shard: two queues and a bell.
+//!
+//! The log queue carries what the persistence core committed, in order, and nothing else: it is
+//! bounded, and a shard that falls behind slows the core down rather than lose anything. The mail
+//! queue carries the rest. Who pushes rings the bell; a shard that is awake costs them no call.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use flume::{Receiver, Sender, TrySendError};
+
+use super::doorbell::Doorbell;
+use crate::engine::event::{AdminAct, AdminAnswer, MeshMessage, Opening, ReadReply, StoreEvent};
+use crate::engine::stats::Stats;
+use crate::protocol::error::Refusal;
+use crate::store::LogListener;
+
+/// Batches that may wait for a shard before the persistence core waits for it.
+const LOG_QUEUE_MAX: usize = 1_024;
+/// Letters that may wait for a shard. Read replies are bounded by the shard's own questions.
+const MAIL_QUEUE_MAX: usize = 65_536;
+
+/// Where the answer to a letter goes.
+pub type Answer<T> = Box<dyn FnOnce(T) + Send>;
+
+/// A socket in flight from the shard that accepted it to its user's own. Whoever drops it closes it.
+pub struct Handoff {
+    /// The socket, with nothing in flight on it.
+    pub fd: OwnedFd,
+    /// Who connected, from what device.
+    pub opening: Opening,
+    /// The HTTP answer, to be sent before anything else.
+    pub response: Vec<u8>,
+    /// What the client sent after its request.
+    pub leftover: Vec<u8>,
+}
+
+/// Whatever is not the log.
+pub enum Letter {
+    /// A socket for a user of this shard.
+    Handoff(Box<Handoff>),
+    /// From another shard's engine.
+    Mesh(MeshMessage),
+    /// From a reader thread.
+    Read(ReadReply),
+    /// From the admin API.
+    Admin(AdminAct, Answer<Result<AdminAnswer, Refusal>>),
+    /// Somebody wants the numbers.
+    Stats(Answer<Box<Stats>>),
+    /// Accept no more, and send everybody away with retry times up to this many milliseconds.
+    Drain { spread_ms: u32 },
+    /// Close every session.
+    CloseAll,
+    /// End the shard's thread.
+    Stop,
+}
+
+/// The senders' end: one for every thread that has something to say to a shard.
+#[derive(Clone)]
+pub struct Port {
+    log: Sender<StoreEvent>,
+    mail: Sender<Letter>,
+    bell: Arc<Doorbell>,
+}
+
+/// The shard's end.
+pub struct Inbox {
+    /// What was committed.
+    pub log: Receiver<StoreEvent>,
+    /// The rest.
+    pub mail: Receiver<Letter>,
+    /// Rung after each push.
+    pub bell: Arc<Doorbell>,
+}
+
+/// Makes both ends.
+///
+/// # Errors
+/// Out of file descriptors.
+pub fn mailbox() -> std::io::Result<(Port, Inbox)> {
+    let (log_in, log) = flume::bounded(LOG_QUEUE_MAX);
+    let (mail_in, mail) = flume::bounded(MAIL_QUEUE_MAX);
+    let bell = Arc::new(Doorbell::new()?);
+    Ok((Port { log: log_in, mail: mail_in, bell: bell.clone() }, Inbox { log, mail, bell }))
+}
+
+impl Port {
+    /// Posts a letter without waiting.
+    ///
+    /// # Errors
+    /// The letter, when the queue is full or the shard is gone.
+    pub fn post(&self, letter: Letter) -> Result<(), Letter> {
+        self.mail.try_send(letter).map_err(|error| match error {
+            TrySendError::Full(letter) | TrySendError::Disconnected(letter) => letter,
+        })?;
+        self.bell.ring();
+        Ok(())
+    }
+
+    /// Posts a letter, waiting for room. Not for shards, which must never wait for each other.
+    /// False when the shard is gone.
+    pub fn post_waiting(&self, letter: Letter) -> bool {
+        let is_there = self.mail.send(letter).is_ok();
+        self.bell.ring();
+        is_there
+    }
+}
+
+impl LogListener for Port {
+    fn on_store(&self, event: StoreEvent) {
+        // A shard that is gone has stopped: nobody is left to tell.
+        let _ = self.log.send(event);
+        self.bell.ring();
+    }
+
+    fn on_read(&self, reply: ReadReply) {
+        self.post_waiting(Letter::Read(reply));
+    }
+}

@@ -1,0 +1,144 @@
+//! How values stand in columns: the numbers and texts of the file format. Changing one is a migration.
+
+use std::sync::Arc;
+
+use rusqlite::Row;
+
+use crate::engine::event::{Audience, RoomRow};
+use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, UserId};
+
+pub(super) fn role_number(role: Role) -> u8 {
+    match role {
+        Role::Banned => 0,
+        Role::Member => 1,
+        Role::Moderator => 2,
+        Role::Owner => 3,
+    }
+}
+
+pub(super) fn role(number: u8) -> rusqlite::Result<Role> {
+    [Role::Banned, Role::Member, Role::Moderator, Role::Owner]
+        .get(usize::from(number))
+        .copied()
+        .ok_or(rusqlite::Error::IntegralValueOutOfRange(0, i64::from(number)))
+}
+
+pub(super) fn room_kind_number(kind: RoomKind) -> u8 {
+    match kind {
+        RoomKind::Public => 0,
+        RoomKind::Private => 1,
+        RoomKind::Direct => 2,
+    }
+}
+
+pub(super) fn room_kind(number: u8) -> rusqlite::Result<RoomKind> {
+    [RoomKind::Public, RoomKind::Private, RoomKind::Direct]
+        .get(usize::from(number))
+        .copied()
+        .ok_or(rusqlite::Error::IntegralValueOutOfRange(0, i64::from(number)))
+}
+
+pub(super) fn priority_number(priority: Priority) -> u8 {
+    match priority {
+        Priority::Critical => 0,
+        Priority::Normal => 1,
+        Priority::Low => 2,
+    }
+}
+
+/// `+bob,carol`: only these; `-bob`: all but these. User ids have no commas.
+pub(super) fn audience_text(audience: &Audience) -> String {
+    let (sign, users) = match audience {
+        Audience::Only(users) => ('+', users),
+        Audience::Except(users) => ('-', users),
+    };
+    let mut out = String::from(sign);
+    for (index, user) in users.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        out.push_str(user.as_str());
+    }
+    out
+}
+
+pub(super) fn audience(text: &str) -> rusqlite::Result<Arc<Audience>> {
+    let bad = || rusqlite::Error::InvalidColumnName("audience".to_owned());
+    let (sign, list) = text.split_at_checked(1).ok_or_else(bad)?;
+    let users = list.split(',').filter(|user| !user.is_empty()).map(user).collect::<rusqlite::Result<Box<[_]>>>()?;
+    match sign {
+        "+" => Ok(Arc::new(Audience::Only(users))),
+        "-" => Ok(Arc::new(Audience::Except(users))),
+        _ => Err(bad()),
+    }
+}
+
+pub(super) fn user(text: &str) -> rusqlite::Result<UserId> {
+    UserId::parse(text).map_err(|_| rusqlite::Error::InvalidColumnName("user".to_owned()))
+}
+
+pub(super) fn room_name(text: &str) -> rusqlite::Result<RoomName> {
+    RoomName::parse(text).map_err(|_| rusqlite::Error::InvalidColumnName("name".to_owned()))
+}
+
+/// Columns of a [`RoomRow`] in every statement: `key, name, kind, title, members, head` of `r`.
+macro_rules! room_columns {
+    () => {
+        "r.key, r.name, r.kind, r.title, r.members, \
+         (SELECT coalesce(max(l.seq), 0) FROM log l WHERE l.room = r.key)"
+    };
+}
+pub(super) use room_columns;
+
+/// Reads what [`room_columns`] selects, from column 0 on.
+pub(super) fn room_row(row: &Row<'_>) -> rusqlite::Result<RoomRow> {
+    Ok(RoomRow {
+        key: RoomKey(integer(row, 0)?),
+        name: room_name(row.get_ref(1)?.as_str()?)?,
+        kind: room_kind(row.get(2)?)?,
+        title: row.get(3)?,
+        members: row.get(4)?,
+        head: integer(row, 5)?,
+    })
+}
+
+/// A column that holds a number which is never negative.
+pub(super) fn integer(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+    let value: i64 = row.get(index)?;
+    u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(index, value))
+}
+
+/// A number as SQLite keeps it. Ours stay far below 2^63.
+pub(super) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audience_is_the_same_after_the_disk() {
+        let users = |names: &[&str]| names.iter().map(|name| UserId::parse(name).unwrap()).collect::<Box<[_]>>();
+        for audience_value in [
+            Audience::Only(users(&["bob", "carol@x"])),
+            Audience::Only(users(&[])),
+            Audience::Except(users(&["a-b.c_d"])),
+            Audience::Except(users(&[])),
+        ] {
+            assert_eq!(*audience(&audience_text(&audience_value)).unwrap(), audience_value);
+        }
+        assert!(audience("").is_err() && audience("bob").is_err() && audience("+b ob").is_err());
+    }
+
+    #[test]
+    fn numbers_of_roles_and_kinds_round_trip() {
+        for value in [Role::Banned, Role::Member, Role::Moderator, Role::Owner] {
+            assert_eq!(role(role_number(value)).unwrap(), value);
+        }
+        for value in [RoomKind::Public, RoomKind::Private, RoomKind::Direct] {
+            assert_eq!(room_kind(room_kind_number(value)).unwrap(), value);
+        }
+        assert!(role(4).is_err() && room_kind(3).is_err());
+    }
+}

@@ -1,0 +1,94 @@
+//! The sequencer's questions, answered by SQLite: each one a point look-up in the writer's own
+//! transaction.
+
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::columns::{integer, role, room_columns, room_row, signed};
+use crate::engine::event::{Revocation, RoomRow};
+use crate::engine::sequencer::{Facts, LogEnd};
+use crate::protocol::ids::{Role, RoomKey, RoomName, Seq, UserId};
+
+/// Answers from one connection.
+#[derive(Debug)]
+pub(super) struct SqlFacts<'a>(pub &'a Connection);
+
+impl Facts for SqlFacts<'_> {
+    type Error = rusqlite::Error;
+
+    fn room_by_key(&mut self, room: RoomKey) -> rusqlite::Result<Option<RoomRow>> {
+        self.0
+            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM rooms r WHERE r.key = ?1"))?
+            .query_row([signed(room.0)], room_row)
+            .optional()
+    }
+
+    fn room_by_name(&mut self, name: &RoomName) -> rusqlite::Result<Option<RoomRow>> {
+        self.0
+            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM rooms r WHERE r.name = ?1"))?
+            .query_row([name.as_str()], room_row)
+            .optional()
+    }
+
+    fn role(&mut self, room: RoomKey, user: &UserId) -> rusqlite::Result<Option<Role>> {
+        self.0
+            .prepare_cached("SELECT role FROM members WHERE room = ?1 AND user = ?2")?
+            .query_row((signed(room.0), user.as_str()), |row| role(row.get(0)?))
+            .optional()
+    }
+
+    fn memberships(&mut self, user: &UserId) -> rusqlite::Result<u32> {
+        self.0
+            .prepare_cached("SELECT count(*) FROM members WHERE user = ?1 AND role > 0")?
+            .query_row([user.as_str()], |row| row.get(0))
+    }
+
+    fn owners(&mut self, room: RoomKey) -> rusqlite::Result<u32> {
+        self.0
+            .prepare_cached("SELECT count(*) FROM members WHERE room = ?1 AND role = 3")?
+            .query_row([signed(room.0)], |row| row.get(0))
+    }
+
+    fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> rusqlite::Result<Seq> {
+        let read = self
+            .0
+            .prepare_cached("SELECT read FROM cursors WHERE user = ?1 AND room = ?2")?
+            .query_row((user.as_str(), signed(room.0)), |row| integer(row, 0))
+            .optional()?;
+        Ok(read.unwrap_or(0))
+    }
+}
+
+/// Where the log ends.
+pub(super) fn log_end(conn: &Connection) -> rusqlite::Result<LogEnd> {
+    let last = conn
+        .prepare_cached("SELECT position, ts FROM log ORDER BY position DESC LIMIT 1")?
+        .query_row([], |row| Ok((integer(row, 0)?, integer(row, 1)?)))
+        .optional()?;
+    let (position, ts) = last.unwrap_or((0, 0));
+    let room_key =
+        conn.prepare_cached("SELECT coalesce(max(key), 0) FROM rooms")?.query_row([], |row| integer(row, 0))?;
+    Ok(LogEnd { position, room_key, ts })
+}
+
+/// Every revocation that stands, in order of its first appearance.
+pub(super) fn revocations(conn: &Connection) -> rusqlite::Result<Vec<Revocation>> {
+    let mut statement = conn.prepare("SELECT jti, user, before FROM revocations ORDER BY id")?;
+    let rows = statement.query_map([], |row| {
+        let jti: Option<Box<str>> = row.get(0)?;
+        match jti {
+            Some(jti) => Ok(Revocation::Jti(jti)),
+            None => Ok(Revocation::UserBefore(super::columns::user(row.get_ref(1)?.as_str()?)?, integer(row, 2)?)),
+        }
+    })?;
+    rows.collect()
+}
+
+/// True when this revocation, or a wider one, stands.
+pub(super) fn is_revoked(conn: &Connection, revocation: &Revocation) -> rusqlite::Result<bool> {
+    match revocation {
+        Revocation::Jti(jti) => conn.prepare_cached("SELECT 1 FROM revocations WHERE jti = ?1")?.exists([jti]),
+        Revocation::UserBefore(user, before) => conn
+            .prepare_cached("SELECT 1 FROM revocations WHERE user = ?1 AND before >= ?2")?
+            .exists((user.as_str(), signed(*before))),
+    }
+}

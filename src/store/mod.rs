@@ -1,0 +1,151 @@
+//! The persistence core: one writer thread, a few reader threads, one checkpoint thread, one SQLite
+//! database. Everything durable goes through here, in one order.
+//!
+//! ```text
+//!  submit ──► bounded inbox ──► writer ──► sequencer ──► one transaction ──► COMMIT ──► every listener
+//!  read   ──► bounded queue ──► readers (query_only, own connections) ─────────────► one listener
+//! ```
+//! The seam is [`RoomLog`] and [`LogListener`]: another log (another database, several machines) can
+//! stand behind it. The store refuses to know what a shard is beyond "someone who listens", never
+//! blocks who submits, and never tells anybody of an entry before its commit returned.
+//!
+//! Reading order: [`schema`] (the file), `writer` (the turn), `transaction`, `facts`, `query`,
+//! `checkpoint`, [`breaker`], [`window`].
+
+mod affinity;
+pub mod breaker;
+mod checkpoint;
+mod columns;
+mod facts;
+pub mod fault;
+mod open;
+mod query;
+mod reader;
+mod running;
+pub mod schema;
+pub mod stats;
+mod transaction;
+pub mod window;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use breaker::BreakerConfig;
+pub use open::{OpenError, OpenLog, Origin};
+pub use running::{RunningLog, SqliteLog};
+pub use stats::StoreStats;
+
+use crate::engine::event::{Append, ReadReply, ReadRequest, StoreEvent};
+use crate::engine::sequencer::SequencerConfig;
+
+/// An ordered, durable log of rooms, as shards see it. Answers arrive at the shard's [`LogListener`].
+pub trait RoomLog: Send + Sync {
+    /// Hands appends over. Never blocks.
+    ///
+    /// # Errors
+    /// Busy, or stopped: the appends come back untouched and nothing was done.
+    fn submit(&self, appends: Vec<Append>) -> Result<(), Vec<Append>>;
+
+    /// Asks a question. Never blocks.
+    ///
+    /// # Errors
+    /// Busy, or stopped: the question comes back and will not be answered.
+    fn read(&self, request: ReadRequest) -> Result<(), ReadRequest>;
+}
+
+/// A shard's ear. Called from the store's threads.
+pub trait LogListener: Send + Sync {
+    /// The next event of the log, the same in the same order for every listener. May block for a
+    /// moment when the shard's inbox is full: the log waits for its slowest shard.
+    fn on_store(&self, event: StoreEvent);
+
+    /// The answer to one of this shard's questions.
+    fn on_read(&self, reply: ReadReply);
+}
+
+/// What "committed" means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The disk has said so (`synchronous=FULL`).
+    #[default]
+    Full,
+    /// The operating system has it: survives the end of the process, not a power cut
+    /// (`synchronous=NORMAL`). Logged loudly at every start.
+    Relaxed,
+}
+
+/// Called once with one sentence when the store cannot go on: an fsync failed, or the database is
+/// corrupt. It is expected to end the process.
+pub type FatalHook = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Everything a store is told.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// The data directory; made when it is not there.
+    pub dir: PathBuf,
+    /// What "committed" means.
+    pub durability: Durability,
+    /// Longest time to gather appends before a commit, µs; 0: never wait.
+    pub commit_window_us: u32,
+    /// Appends in one transaction, about.
+    pub batch_appends_max: usize,
+    /// Lists of appends that may wait for the writer.
+    pub inbox_max: usize,
+    /// Reader threads, at least 1.
+    pub readers: usize,
+    /// Questions that may wait for the readers.
+    pub reads_waiting_max: usize,
+    /// Core that the writer is pinned to.
+    pub core: Option<usize>,
+    /// Bytes of write-ahead log past which it is checkpointed.
+    pub wal_soft_bytes: u64,
+    /// Bytes of write-ahead log past which the writer helps.
+    pub wal_hard_bytes: u64,
+    /// When writes stop being tried.
+    pub breaker: BreakerConfig,
+    /// The sequencer's bounds. Its seed should be random.
+    pub sequencer: SequencerConfig,
+    /// Ends the process.
+    pub fatal: FatalHook,
+}
+
+impl StoreConfig {
+    /// Defaults for a data directory. The fatal hook ends the process with code 1.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            durability: Durability::Full,
+            commit_window_us: 500,
+            batch_appends_max: 4_096,
+            inbox_max: 1_024,
+            readers: 2,
+            reads_waiting_max: 16_384,
+            core: None,
+            wal_soft_bytes: 32 * 1_024 * 1_024,
+            wal_hard_bytes: 96 * 1_024 * 1_024,
+            breaker: BreakerConfig::default(),
+            sequencer: SequencerConfig::default(),
+            fatal: Arc::new(|_| std::process::exit(1)),
+        }
+    }
+}
+
+impl std::fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreConfig")
+            .field("dir", &self.dir)
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
+    }
+}
+
+/// True for errors after which nobody knows what is on the disk: a failed fsync (the kernel may have
+/// dropped the pages and will report success the next time), or a damaged database.
+fn is_fatal(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi;
+    let rusqlite::Error::SqliteFailure(error, _) = error else { return false };
+    let primary = error.extended_code & 0xff;
+    matches!(error.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
+        || matches!(primary, ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB)
+}

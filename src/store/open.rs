@@ -1,0 +1,172 @@
+//! Opening a log: take the directory, bring the schema up to date, rebuild the dedupe window, say
+//! where the log ends. No thread runs yet.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::schema::{self, DirLock};
+use super::writer::unix_ms;
+use super::{Durability, LogListener, RunningLog, StoreConfig, facts};
+use crate::engine::event::Revocation;
+use crate::engine::sequencer::{CLOCK_SLACK_MS, Sequencer};
+use crate::protocol::ids::{Epoch, Position, RoomKey, UnixMillis};
+
+/// Why a log cannot be opened. Each is one sentence for the person who started the server.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The directory or its lock file cannot be made or read.
+    Dir {
+        /// The data directory.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Another process has it.
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The file is a database of another program.
+    NotOurs,
+    /// The file was written by a newer program.
+    NewerSchema {
+        /// Its version.
+        found: u32,
+        /// The newest that this program knows.
+        known: u32,
+    },
+    /// SQLite did not accept the settings that make commits durable.
+    NotDurable {
+        /// `journal_mode` as read back.
+        mode: String,
+        /// `synchronous` as read back.
+        synchronous: i64,
+    },
+    /// The system gave no random bytes for the epoch.
+    Random(String),
+    /// A thread could not be made.
+    Thread(std::io::Error),
+    /// SQLite, or the disk.
+    Sqlite(rusqlite::Error),
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dir { path, error } => write!(f, "the data directory {} cannot be used: {error}", path.display()),
+            Self::Locked { path } => {
+                write!(f, "the data directory {} is in use by another antiphon process", path.display())
+            }
+            Self::NotOurs => write!(f, "{} was not made by antiphon", schema::DATABASE_FILE),
+            Self::NewerSchema { found, known } => write!(
+                f,
+                "the database has schema version {found} and this antiphon knows up to {known}: use a newer antiphon"
+            ),
+            Self::NotDurable { mode, synchronous } => write!(
+                f,
+                "SQLite runs with journal_mode={mode} and synchronous={synchronous}, which would lose acknowledged messages"
+            ),
+            Self::Random(error) => write!(f, "no random bytes from the system: {error}"),
+            Self::Thread(error) => write!(f, "a thread of the store cannot be started: {error}"),
+            Self::Sqlite(error) => write!(f, "the database cannot be opened: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// Where a log stands when it is opened: what every shard is told at its birth.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Which history.
+    pub epoch: Epoch,
+    /// Position of the last entry; the first batch begins right after it.
+    pub position: Position,
+    /// Revocations that stand.
+    pub revocations: Vec<Revocation>,
+    /// Pairs in the rebuilt dedupe window.
+    pub dedupe_entries: usize,
+    /// Time that opening took.
+    pub took: Duration,
+}
+
+/// A log that is open and not running: this process owns the directory.
+pub struct OpenLog {
+    pub(super) config: StoreConfig,
+    pub(super) conn: Connection,
+    pub(super) sequencer: Sequencer,
+    pub(super) lock: DirLock,
+}
+
+impl OpenLog {
+    /// Opens the log in `config.dir`, new or old.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(config: &StoreConfig) -> Result<(Self, Origin), OpenError> {
+        let began = Instant::now();
+        let lock = schema::lock_dir(&config.dir)?;
+        let conn = schema::open_writer(&config.dir, config.durability)?;
+        if config.durability == Durability::Relaxed {
+            tracing::warn!("store: durability=relaxed: acknowledged messages may be lost in a power cut");
+        }
+        let epoch = schema::epoch(&conn)?;
+        let end = facts::log_end(&conn)?;
+        let mut sequencer = Sequencer::new(config.sequencer.clone(), end);
+        rebuild_dedupe(&conn, &mut sequencer, config.sequencer.dedupe_window_ms, unix_ms())?;
+        let origin = Origin {
+            epoch,
+            position: end.position,
+            revocations: facts::revocations(&conn)?,
+            dedupe_entries: sequencer.dedupe_len(),
+            took: began.elapsed(),
+        };
+        Ok((Self { config: config.clone(), conn, sequencer, lock }, origin))
+    }
+
+    /// Starts the threads. One listener for each shard, in order of their ids.
+    ///
+    /// # Errors
+    /// SQLite's, when a further connection cannot be opened; the system's, when a thread cannot be made.
+    pub fn start(self, listeners: Vec<Box<dyn LogListener>>) -> Result<RunningLog, OpenError> {
+        RunningLog::start(self, Arc::from(listeners))
+    }
+}
+
+/// Reads the log backwards until the window is over or full.
+fn rebuild_dedupe(
+    conn: &Connection,
+    sequencer: &mut Sequencer,
+    window_ms: u32,
+    now: UnixMillis,
+) -> rusqlite::Result<()> {
+    let oldest = now.saturating_sub(u64::from(window_ms)).saturating_sub(CLOCK_SLACK_MS);
+    let mut statement = conn.prepare("SELECT ts, room, seq, author, client_id FROM log ORDER BY position DESC")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let ts = super::columns::integer(row, 0)?;
+        if ts < oldest {
+            break;
+        }
+        let (Some(author), Some(client_id)) = (row.get_ref(3)?.as_str_or_null()?, row.get_ref(4)?.as_str_or_null()?)
+        else {
+            continue;
+        };
+        let room = RoomKey(super::columns::integer(row, 1)?);
+        let seq = super::columns::integer(row, 2)?;
+        // An entry from a clock that ran ahead is not remembered for longer than the window.
+        if !sequencer.remember_older(author, client_id, room, seq, ts.min(now)) {
+            break;
+        }
+    }
+    Ok(())
+}

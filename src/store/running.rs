@@ -1,0 +1,206 @@
+//! A running log: its threads, the handle that shards submit through, and its orderly end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::breaker::Breaker;
+use super::checkpoint::{Checkpointer, WalBounds};
+use super::fault::Faults;
+use super::open::{OpenError, OpenLog, Origin};
+use super::reader::{Reader, ToReader};
+use super::stats::{Counters, StoreStats};
+use super::window::CommitWindow;
+use super::writer::{ToWriter, Writer};
+use super::{FatalHook, LogListener, RoomLog, StoreConfig, affinity};
+use crate::engine::event::{Append, ReadRequest};
+
+/// What shards submit to and ask. Cheap to share.
+#[derive(Debug)]
+pub struct SqliteLog {
+    writer: flume::Sender<ToWriter>,
+    readers: flume::Sender<ToReader>,
+    /// Set by the stop: nothing more is taken.
+    is_stopped: AtomicBool,
+    counters: Arc<Counters>,
+}
+
+impl SqliteLog {
+    /// Opens the log in `config.dir`: see [`OpenLog::open`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(config: &StoreConfig) -> Result<(OpenLog, Origin), OpenError> {
+        OpenLog::open(config)
+    }
+
+    /// The counters as they stand.
+    pub fn stats(&self) -> StoreStats {
+        self.counters.read(self.writer.len(), self.readers.len())
+    }
+}
+
+impl RoomLog for SqliteLog {
+    fn submit(&self, appends: Vec<Append>) -> Result<(), Vec<Append>> {
+        if appends.is_empty() {
+            return Ok(());
+        }
+        if self.is_stopped.load(Relaxed) {
+            return Err(appends);
+        }
+        self.writer.try_send(ToWriter::Appends(appends)).map_err(|error| {
+            Counters::add(&self.counters.inbox_full, 1);
+            match error.into_inner() {
+                ToWriter::Appends(appends) => appends,
+                ToWriter::Stop => Vec::new(),
+            }
+        })
+    }
+
+    fn read(&self, request: ReadRequest) -> Result<(), ReadRequest> {
+        if self.is_stopped.load(Relaxed) {
+            return Err(request);
+        }
+        let kept = request.clone();
+        self.readers.try_send(ToReader::Ask(request)).map_err(|error| match error.into_inner() {
+            ToReader::Ask(request) => request,
+            ToReader::Stop => kept,
+        })
+    }
+}
+
+/// The threads of a log. Dropping it without [`RunningLog::stop`] ends them at once and loses what
+/// was submitted and not yet committed, as a crash would.
+pub struct RunningLog {
+    log: Arc<SqliteLog>,
+    writer: Option<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
+    checkpointer: Option<JoinHandle<()>>,
+    stop_checkpointer: flume::Sender<()>,
+    abandoned: Arc<AtomicBool>,
+    faults: Arc<Faults>,
+}
+
+impl RunningLog {
+    pub(super) fn start(open: OpenLog, listeners: Arc<[Box<dyn LogListener>]>) -> Result<Self, OpenError> {
+        let OpenLog { config, conn, sequencer, lock } = open;
+        let (writer_inbox, from_shards) = flume::bounded(config.inbox_max.max(1));
+        let (reader_inbox, questions) = flume::bounded(config.reads_waiting_max.max(1));
+        let (stop_checkpointer, stop) = flume::bounded(1);
+        let counters = Arc::new(Counters::default());
+        let (help, abandoned, faults) = (Arc::default(), Arc::default(), Arc::default());
+        let bounds = WalBounds { soft_bytes: config.wal_soft_bytes, hard_bytes: config.wal_hard_bytes };
+        let checkpointer =
+            Checkpointer::open(&config.dir, bounds, stop, Arc::clone(&help), counters.clone(), config.fatal.clone())?;
+        let log = SqliteLog {
+            writer: writer_inbox,
+            readers: reader_inbox,
+            is_stopped: AtomicBool::new(false),
+            counters: counters.clone(),
+        };
+        let mut running = Self {
+            log: Arc::new(log),
+            writer: None,
+            readers: Vec::new(),
+            checkpointer: None,
+            stop_checkpointer,
+            abandoned: Arc::clone(&abandoned),
+            faults: Arc::clone(&faults),
+        };
+        for index in 0..config.readers.max(1) {
+            let reader = Reader::open(&config.dir, questions.clone(), listeners.clone(), counters.clone())?;
+            running.readers.push(spawn(format!("antiphon-read-{index}"), &config.fatal, move || reader.run())?);
+        }
+        running.checkpointer = Some(spawn("antiphon-ckpt".to_owned(), &config.fatal, move || checkpointer.run())?);
+        let writer = Writer {
+            conn,
+            sequencer,
+            inbox: from_shards,
+            listeners,
+            window: CommitWindow::new(config.commit_window_us),
+            breaker: Breaker::new(config.breaker),
+            batch_appends_max: config.batch_appends_max.max(1),
+            counters,
+            faults,
+            help,
+            abandoned,
+            fatal: config.fatal.clone(),
+            origin: Instant::now(),
+            held: None,
+            lists: Vec::new(),
+            _lock: lock,
+        };
+        let core = config.core;
+        running.writer = Some(spawn("antiphon-store".to_owned(), &config.fatal, move || {
+            if let Some(core) = core
+                && let Err(error) = affinity::pin_to_core(core)
+            {
+                tracing::warn!(core, %error, "store: the writer could not be pinned");
+            }
+            writer.run();
+        })?);
+        Ok(running)
+    }
+
+    /// The handle for shards.
+    pub fn log(&self) -> Arc<SqliteLog> {
+        self.log.clone()
+    }
+
+    /// The counters as they stand.
+    pub fn stats(&self) -> StoreStats {
+        self.log.stats()
+    }
+
+    /// Faults on order, for tests.
+    #[doc(hidden)]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Takes nothing more, commits and publishes what was taken, checkpoints, ends the threads.
+    /// Listeners must still be drained while this runs.
+    pub fn stop(mut self) {
+        self.log.is_stopped.store(true, Relaxed);
+        // A full inbox is drained by the writer; an error means that it has ended already.
+        let _ = self.log.writer.send(ToWriter::Stop);
+        self.join();
+    }
+
+    /// Readers first and the writer last, so that the writer's connection is the last to close.
+    fn join(&mut self) {
+        for _ in &self.readers {
+            let _ = self.log.readers.send(ToReader::Stop);
+        }
+        let _ = self.stop_checkpointer.try_send(());
+        for thread in self.readers.drain(..).chain(self.checkpointer.take()).chain(self.writer.take()) {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for RunningLog {
+    fn drop(&mut self) {
+        if self.writer.is_none() && self.readers.is_empty() {
+            return;
+        }
+        self.log.is_stopped.store(true, Relaxed);
+        self.abandoned.store(true, Relaxed);
+        let _ = self.log.writer.try_send(ToWriter::Stop);
+        self.join();
+    }
+}
+
+/// A named thread. A panic in it is a fault of the program that the log cannot survive.
+fn spawn(name: String, fatal: &FatalHook, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    let (fatal, thread) = (fatal.clone(), name.clone());
+    let guarded = move || {
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            fatal(&format!("store: the thread {thread} panicked"));
+        }
+    };
+    std::thread::Builder::new().name(name).spawn(guarded).map_err(OpenError::Thread)
+}

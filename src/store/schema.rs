@@ -1,0 +1,179 @@
+//! The database file: how it is opened, what is asked of SQLite and read back, the schema and its
+//! migrations.
+//!
+//! Settings, and why:
+//! - WAL, `synchronous=FULL`: a commit is durable when it returns. Read back; anything else is refused.
+//! - 4 KiB pages: a small batch rewrites the last page of each tree it touches, so pages cost their size.
+//! - No memory map: a failing disk would be SIGBUS, not an error.
+//! - `wal_autocheckpoint=0`: the checkpoint thread does it, outside of the commit path.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Durability, OpenError};
+use crate::protocol::ids::Epoch;
+
+/// Version of the schema that this program writes.
+pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
+
+/// "Anti": tells our files from other people's databases.
+const APPLICATION_ID: i64 = 0x416e_7469;
+
+/// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
+const MIGRATIONS: [&str; 1] = ["
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE rooms (
+    key INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL, title TEXT,
+    members INTEGER NOT NULL, created_ts INTEGER NOT NULL);
+CREATE INDEX rooms_kind_name ON rooms (kind, name);
+-- Append-only: rows are never updated. `fields` is last, so that scans of the others skip it.
+CREATE TABLE log (
+    position INTEGER PRIMARY KEY, room INTEGER NOT NULL, seq INTEGER NOT NULL, ts INTEGER NOT NULL,
+    kind INTEGER NOT NULL, priority INTEGER NOT NULL, author TEXT, client_id TEXT, thread INTEGER,
+    audience TEXT, fields TEXT NOT NULL);
+CREATE UNIQUE INDEX log_room_seq ON log (room, seq);
+CREATE INDEX log_thread ON log (room, thread, seq) WHERE thread IS NOT NULL;
+CREATE TABLE members (
+    room INTEGER NOT NULL, user TEXT NOT NULL, role INTEGER NOT NULL, PRIMARY KEY (room, user)) WITHOUT ROWID;
+CREATE INDEX members_user ON members (user, room, role);
+CREATE INDEX members_owner ON members (room) WHERE role = 3;
+CREATE TABLE cursors (
+    user TEXT NOT NULL, room INTEGER NOT NULL, read INTEGER NOT NULL, PRIMARY KEY (user, room)) WITHOUT ROWID;
+CREATE TABLE revocations (
+    id INTEGER PRIMARY KEY, jti TEXT UNIQUE, user TEXT UNIQUE, before INTEGER, ts INTEGER NOT NULL);
+CREATE TABLE probe (id INTEGER PRIMARY KEY, filler BLOB NOT NULL);
+"];
+
+/// Name of the database in the data directory.
+pub const DATABASE_FILE: &str = "antiphon.db";
+const LOCK_FILE: &str = "antiphon.lock";
+
+/// Pages of a database, bytes.
+pub(super) const PAGE_BYTES: u64 = 4_096;
+
+/// Memory that the writer's connection may use for pages, KiB. It grows as pages are used.
+const WRITER_CACHE_KIB: i64 = 64 * 1_024;
+/// The same for each reader.
+const READER_CACHE_KIB: i64 = 8 * 1_024;
+/// The WAL file is cut back to this when it starts over, bytes.
+const WAL_KEEP_BYTES: i64 = 64 * 1_024 * 1_024;
+/// How long to wait for another connection of this process (a truncating checkpoint).
+const BUSY_WAIT: Duration = Duration::from_secs(5);
+
+/// Held while a process owns a data directory; the kernel lets go when the process ends, however.
+#[derive(Debug)]
+pub(super) struct DirLock {
+    _file: File,
+}
+
+/// Makes the directory if need be and takes it for this process.
+pub(super) fn lock_dir(dir: &Path) -> Result<DirLock, OpenError> {
+    let at = |error| OpenError::Dir { path: dir.to_owned(), error };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at)?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(at)?;
+    match file.try_lock() {
+        Ok(()) => Ok(DirLock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(at(error)),
+    }
+}
+
+/// Opens the writer's connection: settings made and read back, schema brought up to date.
+pub(super) fn open_writer(dir: &Path, durability: Durability) -> Result<Connection, OpenError> {
+    let conn = open(&database_path(dir), OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    check_ownership(&conn)?;
+    let version = schema_version(&conn)?;
+    if version > SCHEMA_VERSION {
+        return Err(OpenError::NewerSchema { found: version, known: SCHEMA_VERSION });
+    }
+    conn.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}"))?;
+    let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    let level = match durability {
+        Durability::Full => 2,
+        Durability::Relaxed => 1,
+    };
+    conn.execute_batch(&format!(
+        "PRAGMA synchronous = {level};
+         PRAGMA wal_autocheckpoint = 0;
+         PRAGMA journal_size_limit = {WAL_KEEP_BYTES};
+         PRAGMA mmap_size = 0;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -{WRITER_CACHE_KIB};"
+    ))?;
+    let synchronous: i64 = conn.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+    if mode != "wal" || synchronous != level {
+        return Err(OpenError::NotDurable { mode, synchronous });
+    }
+    conn.set_prepared_statement_cache_capacity(64);
+    migrate(&conn, version)?;
+    Ok(conn)
+}
+
+/// Opens a connection that cannot write.
+pub(super) fn open_reader(dir: &Path) -> rusqlite::Result<Connection> {
+    let conn = open(&database_path(dir), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    conn.execute_batch(&format!(
+        "PRAGMA query_only = 1; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -{READER_CACHE_KIB};"
+    ))?;
+    conn.set_prepared_statement_cache_capacity(64);
+    Ok(conn)
+}
+
+/// Opens the connection that checkpoints.
+pub(super) fn open_checkpointer(dir: &Path) -> rusqlite::Result<Connection> {
+    let conn = open(&database_path(dir), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    conn.execute_batch(&format!("PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {WAL_KEEP_BYTES};"))?;
+    Ok(conn)
+}
+
+/// Path of the database in a data directory.
+pub(super) fn database_path(dir: &Path) -> PathBuf {
+    dir.join(DATABASE_FILE)
+}
+
+fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    // Each connection stays on one thread, so SQLite's own mutexes are not needed.
+    let conn = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(BUSY_WAIT)?;
+    Ok(conn)
+}
+
+pub(super) fn schema_version(conn: &Connection) -> rusqlite::Result<u32> {
+    conn.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Refuses a database that some other program made.
+pub(super) fn check_ownership(conn: &Connection) -> Result<(), OpenError> {
+    let id: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if id == APPLICATION_ID || (id == 0 && tables == 0) { Ok(()) } else { Err(OpenError::NotOurs) }
+}
+
+fn migrate(conn: &Connection, from: u32) -> Result<(), OpenError> {
+    for (step, version) in MIGRATIONS.iter().zip(1u32..).skip(from as usize) {
+        conn.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {step} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version}; COMMIT;"
+        ))?;
+    }
+    Ok(())
+}
+
+/// The log's epoch; a new database gets one.
+pub(super) fn epoch(conn: &Connection) -> Result<Epoch, OpenError> {
+    use rusqlite::OptionalExtension as _;
+    let known: Option<String> =
+        conn.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0)).optional()?;
+    if let Some(text) = known {
+        return Ok(Epoch::new(&text));
+    }
+    let mut random = [0u8; 8];
+    getrandom::fill(&mut random).map_err(|error| OpenError::Random(error.to_string()))?;
+    let text = format!("{:016x}", u64::from_be_bytes(random));
+    conn.execute("INSERT INTO meta (key, value) VALUES ('epoch', ?1)", [&text])?;
+    Ok(Epoch::new(&text))
+}

@@ -1,0 +1,110 @@
+//! Writes a decided batch. No decision is taken here: what stands in [`Decided`] becomes rows.
+
+use rusqlite::{Connection, Statement};
+
+use super::columns::{audience_text, priority_number, role_number, room_kind_number, signed};
+use crate::engine::event::Revocation;
+use crate::engine::sequencer::{Decided, Row};
+use crate::protocol::ids::{Position, UnixMillis, UserId};
+
+/// Writes everything, within the caller's transaction.
+pub(super) fn write(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
+    if !decided.rooms.is_empty() {
+        write_rooms(conn, decided)?;
+    }
+    if !decided.rows.is_empty() {
+        // OR FAIL: the caller rolls everything back on an error, so SQLite need not keep a statement journal.
+        let mut insert = conn.prepare_cached(
+            "INSERT OR FAIL INTO log (position, room, seq, ts, kind, priority, author, client_id, thread, audience, fields)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        )?;
+        for (row, position) in decided.rows.iter().zip(decided.first..) {
+            insert_row(&mut insert, row, position, decided.ts)?;
+        }
+    }
+    if !decided.members.is_empty() {
+        write_members(conn, decided)?;
+    }
+    if !decided.cursors.is_empty() {
+        let mut upsert = conn.prepare_cached(
+            "INSERT INTO cursors (user, room, read) VALUES (?1, ?2, ?3)
+             ON CONFLICT (user, room) DO UPDATE SET read = excluded.read",
+        )?;
+        for cursor in &decided.cursors {
+            upsert.execute((cursor.user.as_str(), signed(cursor.room.0), signed(cursor.seq)))?;
+        }
+    }
+    for revocation in &decided.revocations {
+        write_revocation(conn, revocation, decided.ts)?;
+    }
+    Ok(())
+}
+
+fn insert_row(insert: &mut Statement<'_>, row: &Row, position: Position, ts: UnixMillis) -> rusqlite::Result<()> {
+    insert.execute(rusqlite::params![
+        signed(position),
+        signed(row.room.0),
+        signed(row.seq),
+        signed(ts),
+        row.kind as u8,
+        priority_number(row.priority),
+        row.author.as_ref().map(UserId::as_str),
+        row.client_id.as_deref(),
+        row.thread.map(signed),
+        row.audience.as_deref().map(audience_text),
+        &*row.fields,
+    ])?;
+    Ok(())
+}
+
+fn write_rooms(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
+    let mut insert = conn.prepare_cached(
+        "INSERT INTO rooms (key, name, kind, title, members, created_ts) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for room in &decided.rooms {
+        insert.execute(rusqlite::params![
+            signed(room.key.0),
+            room.name.as_str(),
+            room_kind_number(room.kind),
+            room.title.as_deref(),
+            room.members,
+            signed(decided.ts),
+        ])?;
+    }
+    Ok(())
+}
+
+fn write_members(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
+    let mut upsert = conn.prepare_cached(
+        "INSERT INTO members (room, user, role) VALUES (?1, ?2, ?3)
+         ON CONFLICT (room, user) DO UPDATE SET role = excluded.role",
+    )?;
+    let mut delete = conn.prepare_cached("DELETE FROM members WHERE room = ?1 AND user = ?2")?;
+    for member in &decided.members {
+        let (room, user) = (signed(member.room.0), member.user.as_str());
+        match member.role {
+            Some(role) => upsert.execute((room, user, role_number(role)))?,
+            None => delete.execute((room, user))?,
+        };
+    }
+    let mut count = conn.prepare_cached("UPDATE rooms SET members = ?2 WHERE key = ?1")?;
+    for (room, members) in &decided.counts {
+        count.execute((signed(room.0), members))?;
+    }
+    Ok(())
+}
+
+fn write_revocation(conn: &Connection, revocation: &Revocation, ts: UnixMillis) -> rusqlite::Result<()> {
+    match revocation {
+        Revocation::Jti(jti) => conn
+            .prepare_cached("INSERT INTO revocations (jti, ts) VALUES (?1, ?2) ON CONFLICT (jti) DO NOTHING")?
+            .execute((jti, signed(ts)))?,
+        Revocation::UserBefore(user, before) => conn
+            .prepare_cached(
+                "INSERT INTO revocations (user, before, ts) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (user) DO UPDATE SET before = max(before, excluded.before), ts = excluded.ts",
+            )?
+            .execute((user.as_str(), signed(*before), signed(ts)))?,
+    };
+    Ok(())
+}

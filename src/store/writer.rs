@@ -1,0 +1,411 @@
+//! The persistence core's thread: takes what waits, decides it (the sequencer), writes it in one
+//! transaction, and tells every shard. It owns the only connection that writes.
+//!
+//! A turn, in order:
+//! 1. wait for appends  2. gather more, if the commit window says so  3. breaker open: refuse
+//! 4. was the last failed batch committed after all? publish it first  5. begin, decide, write, commit
+//! 6. one `Arc<CommittedBatch>` to every listener  7. help with the checkpoint when asked
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rusqlite::Connection;
+
+use super::breaker::{Breaker, Gate};
+use super::checkpoint::checkpoint;
+use super::facts::{SqlFacts, is_revoked, log_end};
+use super::fault::Faults;
+use super::schema::DirLock;
+use super::stats::Counters;
+use super::window::CommitWindow;
+use super::{FatalHook, LogListener, is_fatal, transaction};
+use crate::engine::event::{Append, CommittedBatch, StoreEvent};
+use crate::engine::sequencer::{Decided, Facts as _, LogEnd, Sequencer};
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::ids::{RoomKey, UnixMillis};
+
+/// What the writer is told.
+#[derive(Debug)]
+pub(super) enum ToWriter {
+    Appends(Vec<Append>),
+    /// Finish what waits, then end.
+    Stop,
+}
+
+/// Bytes that a probe writes: as much as a batch of some size needs.
+const PROBE_BYTES: u32 = 64 * 1_024;
+
+/// What the writer is made of.
+pub(super) struct Writer {
+    pub conn: Connection,
+    pub sequencer: Sequencer,
+    pub inbox: flume::Receiver<ToWriter>,
+    pub listeners: Arc<[Box<dyn LogListener>]>,
+    pub window: CommitWindow,
+    pub breaker: Breaker,
+    pub batch_appends_max: usize,
+    pub counters: Arc<Counters>,
+    pub faults: Arc<Faults>,
+    /// The checkpoint thread asks for help.
+    pub help: Arc<AtomicBool>,
+    /// The owner was dropped without a stop: end at once, as in a crash.
+    pub abandoned: Arc<AtomicBool>,
+    pub fatal: FatalHook,
+    pub origin: Instant,
+    /// A batch whose commit failed and which may stand in the log all the same.
+    pub held: Option<CommittedBatch>,
+    pub lists: Vec<Vec<Append>>,
+    /// Held as long as this thread may write.
+    pub _lock: DirLock,
+}
+
+/// How a wait for appends ended.
+enum Wake {
+    Appends,
+    Probe,
+    End,
+}
+
+/// Why a batch has no commit.
+enum Trouble {
+    Sql(rusqlite::Error),
+    /// The log is not what this process wrote.
+    Foreign(String),
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl Writer {
+    /// Works until stopped. What was accepted before the stop is committed first.
+    pub fn run(mut self) {
+        let mut stopping = false;
+        loop {
+            match self.wait(&mut stopping) {
+                Wake::Appends => self.turn(),
+                Wake::Probe => self.probe(),
+                Wake::End => break,
+            }
+            self.help_checkpoint();
+        }
+        if !self.abandoned.load(Relaxed) {
+            if let Err(error) = checkpoint(&self.conn, "TRUNCATE") {
+                tracing::warn!(%error, "store: the last checkpoint failed; the log is replayed at the next start");
+            }
+        }
+    }
+
+    fn wait(&mut self, stopping: &mut bool) -> Wake {
+        debug_assert!(self.lists.is_empty());
+        loop {
+            if self.abandoned.load(Relaxed) {
+                return Wake::End;
+            }
+            let message = match self.breaker.gate(self.now_ms()) {
+                _ if *stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
+                Gate::Pass => self.inbox.recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
+                Gate::Probe => return Wake::Probe,
+                Gate::Refuse { retry_after_ms } => self.inbox.recv_timeout(Duration::from_millis(retry_after_ms)),
+            };
+            match message {
+                Ok(ToWriter::Appends(list)) => {
+                    self.lists.push(list);
+                    self.gather(stopping);
+                    return Wake::Appends;
+                }
+                Ok(ToWriter::Stop) => *stopping = true,
+                Err(flume::RecvTimeoutError::Timeout) => {}
+                Err(flume::RecvTimeoutError::Disconnected) => return Wake::End,
+            }
+        }
+    }
+
+    /// Takes what waits, up to the bound, and lets the window pass where it pays.
+    fn gather(&mut self, stopping: &mut bool) {
+        let before = self.drain(stopping);
+        let wait_us = if *stopping || self.breaker.is_open() { 0 } else { self.window.wait_us(before) };
+        if wait_us > 0 && before < self.batch_appends_max {
+            // A sleep, not a wait on the inbox: each append would wake the thread once.
+            std::thread::sleep(Duration::from_micros(wait_us.into()));
+            let after = self.drain(stopping);
+            self.window.on_waited(before, after);
+        }
+    }
+
+    fn drain(&mut self, stopping: &mut bool) -> usize {
+        let mut count: usize = self.lists.iter().map(Vec::len).sum();
+        while count < self.batch_appends_max {
+            match self.inbox.try_recv() {
+                Ok(ToWriter::Appends(list)) => {
+                    count += list.len();
+                    self.lists.push(list);
+                }
+                Ok(ToWriter::Stop) => *stopping = true,
+                Err(_) => break,
+            }
+        }
+        count
+    }
+
+    fn turn(&mut self) {
+        let mut lists = std::mem::take(&mut self.lists);
+        let count: usize = lists.iter().map(Vec::len).sum();
+        self.counters.batch_appends.record(count as u64);
+        Counters::add(&self.counters.appends, count as u64);
+        self.window.on_batch(count);
+        if let Gate::Refuse { .. } | Gate::Probe = self.breaker.gate(self.now_ms()) {
+            let refused = self.sequencer.refuse(lists.drain(..).flatten(), &self.closed_refusal());
+            self.publish_refused(refused, count);
+        } else if let Err(trouble) = self.settle_held() {
+            let refused = self.sequencer.refuse(lists.drain(..).flatten(), &unknown_outcome());
+            self.publish_refused(refused, count);
+            self.on_trouble(trouble);
+        } else {
+            self.commit_turn(&mut lists, count);
+        }
+        self.lists = lists;
+    }
+
+    fn commit_turn(&mut self, lists: &mut Vec<Vec<Append>>, count: usize) {
+        let began = Instant::now();
+        if let Some(pages) = self.faults.ordered_pages() {
+            self.conn.pragma_update(None, "max_page_count", pages).unwrap_or_else(|error| {
+                tracing::warn!(%error, "store: a test's bound of pages could not be set");
+            });
+        }
+        let opened = self.execute("BEGIN IMMEDIATE");
+        if let Err(error) = opened {
+            let refused = self.sequencer.refuse(lists.drain(..).flatten(), &unknown_outcome());
+            self.publish_refused(refused, count);
+            return self.on_trouble(error.into());
+        }
+        let decision = self.sequencer.decide(lists.drain(..).flatten(), unix_ms(), &mut SqlFacts(&self.conn));
+        let decided = match decision {
+            Ok(decided) => decided,
+            Err((error, refused)) => {
+                self.roll_back();
+                self.publish_refused(*refused, count);
+                return self.on_trouble(error.into());
+            }
+        };
+        match self.write(&decided) {
+            Ok(()) => {
+                let rows = decided.rows.len() as u64;
+                self.counters.commit_us.record(began.elapsed().as_micros() as u64);
+                let batch = self.sequencer.commit(decided);
+                self.count_commit(rows, batch.bytes.len() as u64);
+                if self.breaker.on_success() {
+                    self.set_degraded(false);
+                }
+                self.publish(batch);
+            }
+            Err(error) => {
+                self.roll_back();
+                let failed = self.sequencer.fail(decided, &unknown_outcome());
+                self.held = Some(failed.held);
+                self.publish_refused(failed.refused, count);
+                self.on_trouble(error.into());
+            }
+        }
+    }
+
+    /// Writes and commits. An error may come from a commit that is durable all the same.
+    fn write(&self, decided: &Decided) -> rusqlite::Result<()> {
+        if decided.is_empty() {
+            return self.execute("ROLLBACK");
+        }
+        transaction::write(&self.conn, decided)?;
+        self.faults.before_commit()?;
+        self.execute("COMMIT")?;
+        self.faults.after_commit()
+    }
+
+    fn execute(&self, sql: &'static str) -> rusqlite::Result<()> {
+        self.conn.prepare_cached(sql)?.raw_execute().map(|_| ())
+    }
+
+    /// Ends the transaction, if SQLite has not done so by itself.
+    fn roll_back(&self) {
+        if !self.conn.is_autocommit()
+            && let Err(error) = self.execute("ROLLBACK")
+        {
+            tracing::warn!(%error, "store: a rollback failed");
+        }
+    }
+
+    /// Finds out what became of the batch whose commit failed. It must be known before the next one
+    /// is numbered: a batch that stands in the log is published, so that positions stay contiguous.
+    fn settle_held(&mut self) -> Result<(), Trouble> {
+        let Some(held) = &self.held else { return Ok(()) };
+        let end = log_end(&self.conn)?;
+        let known = self.sequencer.position();
+        let has_entries = held.last >= held.first;
+        let stands = if has_entries { end.position == held.last } else { self.stands(held)? };
+        if end.position != if has_entries && stands { held.last } else { known } {
+            let text = format!("store: the log ends at {} where {known} or {} was written", end.position, held.last);
+            return Err(Trouble::Foreign(text));
+        }
+        if stands {
+            self.adopt(end)?;
+        }
+        if let Some(held) = self.held.take()
+            && stands
+        {
+            Counters::add(&self.counters.adopted, 1);
+            tracing::warn!(first = held.first, last = held.last, "store: a failed batch stands in the log");
+            self.publish(held);
+        }
+        Ok(())
+    }
+
+    /// True when a batch without entries is in the database.
+    fn stands(&self, held: &CommittedBatch) -> rusqlite::Result<bool> {
+        for revocation in &held.revocations {
+            if !is_revoked(&self.conn, revocation)? {
+                return Ok(false);
+            }
+        }
+        for read in &held.reads {
+            if SqlFacts(&self.conn).read_cursor(read.room, &read.user)? < read.seq {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn adopt(&mut self, end: LogEnd) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT author, client_id, room, seq, ts FROM log
+             WHERE position > ?1 AND author IS NOT NULL AND client_id IS NOT NULL ORDER BY position",
+        )?;
+        let rows = statement.query_map([super::columns::signed(self.sequencer.position())], |row| {
+            let integer = super::columns::integer;
+            let (author, client_id): (String, String) = (row.get(0)?, row.get(1)?);
+            Ok((author, client_id, RoomKey(integer(row, 2)?), integer(row, 3)?, integer(row, 4)?))
+        })?;
+        let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
+        let messages = rows.iter().map(|(author, id, room, seq, ts)| (author.as_str(), id.as_str(), *room, *seq, *ts));
+        self.sequencer.adopt(end, messages);
+        Ok(())
+    }
+
+    fn probe(&mut self) {
+        let probed = self.execute("BEGIN IMMEDIATE").and_then(|()| self.write_probe());
+        match probed {
+            Ok(()) => {
+                if self.breaker.on_success() {
+                    self.set_degraded(false);
+                }
+            }
+            Err(error) => {
+                self.roll_back();
+                self.on_trouble(error.into());
+            }
+        }
+    }
+
+    /// A row of its own, so that it needs new pages; the pages are given back afterwards.
+    fn write_probe(&self) -> rusqlite::Result<()> {
+        self.conn.execute("INSERT INTO probe (filler) VALUES (zeroblob(?1))", [PROBE_BYTES])?;
+        self.faults.before_commit()?;
+        self.execute("COMMIT")?;
+        self.conn.execute("DELETE FROM probe", [])?;
+        Ok(())
+    }
+
+    fn on_trouble(&mut self, trouble: Trouble) {
+        Counters::add(&self.counters.failures, 1);
+        let error = match trouble {
+            Trouble::Sql(error) if is_fatal(&error) => {
+                let text = format!("store: the disk or the database failed in a way that cannot be recovered: {error}");
+                return self.end_process(&text);
+            }
+            Trouble::Foreign(text) => return self.end_process(&text),
+            Trouble::Sql(error) => error,
+        };
+        tracing::error!(%error, "store: a write failed; its outcome is unknown");
+        if self.breaker.on_failure(self.now_ms()) {
+            tracing::error!("store: too many failed writes in a row; writes are refused until a probe succeeds");
+            self.set_degraded(true);
+        }
+    }
+
+    /// What stands on the disk is no longer known: say so once, and ask for the end of the process.
+    /// Should the hook return, nothing is written any more.
+    fn end_process(&mut self, text: &str) {
+        tracing::error!("{text}");
+        self.abandoned.store(true, Relaxed);
+        self.set_degraded(true);
+        (self.fatal)(text);
+    }
+
+    fn set_degraded(&self, on: bool) {
+        if !on {
+            tracing::info!("store: writes are taken again");
+        }
+        self.counters.degraded.store(on, Relaxed);
+        for listener in &*self.listeners {
+            listener.on_store(StoreEvent::Degraded(on));
+        }
+    }
+
+    fn publish(&self, batch: CommittedBatch) {
+        let batch = Arc::new(batch);
+        for listener in &*self.listeners {
+            listener.on_store(StoreEvent::Batch(batch.clone()));
+        }
+    }
+
+    fn publish_refused(&self, batch: CommittedBatch, count: usize) {
+        Counters::add(&self.counters.refused, count as u64);
+        self.publish(batch);
+    }
+
+    fn count_commit(&self, rows: u64, bytes: u64) {
+        let counters = &self.counters;
+        Counters::add(&counters.batches, 1);
+        Counters::add(&counters.rows, rows);
+        Counters::add(&counters.bytes, bytes);
+        counters.duplicates.store(self.sequencer.duplicates(), Relaxed);
+        counters.dedupe_entries.store(self.sequencer.dedupe_len() as u64, Relaxed);
+        counters.dedupe_evicted.store(self.sequencer.dedupe_evicted_early(), Relaxed);
+    }
+
+    fn help_checkpoint(&mut self) {
+        if !self.help.swap(false, Relaxed) {
+            return;
+        }
+        match checkpoint(&self.conn, "PASSIVE") {
+            Ok(_) => Counters::add(&self.counters.checkpoints, 1),
+            Err(error) if is_fatal(&error) => self.on_trouble(error.into()),
+            Err(error) => tracing::warn!(%error, "store: a checkpoint failed"),
+        }
+    }
+
+    fn closed_refusal(&self) -> Refusal {
+        let retry_after_ms = match self.breaker.gate(self.now_ms()) {
+            Gate::Refuse { retry_after_ms } => retry_after_ms,
+            Gate::Probe | Gate::Pass => 1,
+        };
+        Refusal::new(ErrorCode::Degraded, "the store takes no writes at the moment")
+            .retry_after(u32::try_from(retry_after_ms).unwrap_or(u32::MAX).max(1))
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.origin.elapsed().as_millis() as u64
+    }
+}
+
+fn unknown_outcome() -> Refusal {
+    Refusal::new(ErrorCode::Degraded, "the write failed and may or may not stand; retry with the same client_id")
+        .retry_after(500)
+}
+
+/// The wall clock.
+pub(super) fn unix_ms() -> UnixMillis {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
