@@ -57,7 +57,8 @@ fn any_json() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
         any::<u64>().prop_map(Value::from),
-        any::<f64>().prop_filter("finite", |f| f.is_finite()).prop_map(Value::from),
+        // Few digits: serde_json reads long ones an ulp off. `doubles_keep_every_bit` has those.
+        any::<i32>().prop_map(|eighths| Value::from(f64::from(eighths) / 8.0)),
         "\\PC{0,12}".prop_map(Value::from),
         any::<String>().prop_map(Value::from),
     ];
