@@ -282,9 +282,9 @@ fn inspect_shows_rooms_and_finds_holes() {
     assert_eq!(code, 0, "{out}");
     let found: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(found["position"], 2);
-    assert_eq!(found["problems"], serde_json::json!([]));
-    assert_eq!(found["listed"][0]["name"], "general");
-    assert_eq!((&found["listed"][0]["head"], &found["listed"][0]["members"]), (&2.into(), &1.into()));
+    assert_eq!(found["faults"], serde_json::json!([]));
+    assert_eq!(found["listed"][0]["room"], "general");
+    assert_eq!((&found["listed"][0]["seq"], &found["listed"][0]["members"]), (&2.into(), &1.into()));
     assert_eq!(run(&dir.0, &["inspect", "--data-dir", "data", "--room", "none"]).0, 1);
     assert_eq!(server.stop().0, 0);
 
@@ -293,7 +293,7 @@ fn inspect_shows_rooms_and_finds_holes() {
     drop(db);
     let (code, out, _) = run(&dir.0, &["inspect", "--data-dir", "data", "--room", "general"]);
     assert_eq!(code, 5, "{out}");
-    assert!(out.contains("positions are not dense") && out.contains("is not dense: 1 entries, seq 2 to 2"), "{out}");
+    assert!(out.contains("some are missing") && out.contains("seq 2 follows 0"), "{out}");
 }
 
 /// Joins `general` and sends one message, over a WebSocket spoken by hand.

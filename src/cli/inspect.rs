@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::Shared;
 use crate::config::Config;
+use crate::engine::event::RoomRow;
 use crate::exit::{Exit, StartError};
-use crate::store::inspect::{InspectOptions, Inspection, inspect};
+use crate::store::inspect::{Report, inspect};
 
 /// Flags of `inspect`.
 #[derive(Debug, Args)]
@@ -20,7 +22,7 @@ pub(super) struct Inspect {
     room: Option<String>,
     /// Show at most so many rooms, by name
     #[arg(long, value_name = "N", default_value_t = 100)]
-    rooms_max: u32,
+    rooms_max: usize,
     /// Leave out the integrity checks, which read the whole database
     #[arg(long)]
     quick: bool,
@@ -34,63 +36,98 @@ impl Inspect {
     /// The folder cannot be read, or has no such room.
     pub(super) fn run(&self) -> Result<Exit, StartError> {
         let data_dir = Config::load(&self.shared.flags())?.server.data_dir;
-        let options = InspectOptions { room: self.room.as_deref(), rooms_max: self.rooms_max, quick: self.quick };
-        let found = inspect(&data_dir, options).map_err(|err| StartError::new(Exit::DataDir, err.to_string()))?;
-        if let (Some(room), true) = (&self.room, found.listed.is_empty()) {
-            return Err(StartError::new(Exit::Failure, format!("there is no room {room:?} in {}", data_dir.display())));
+        let report = inspect(&data_dir, !self.quick).map_err(|err| StartError::new(Exit::DataDir, err.to_string()))?;
+        let mut rooms: Vec<&RoomRow> = report.rooms.iter().collect();
+        rooms.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        if let Some(name) = &self.room {
+            rooms.retain(|room| room.name.as_str() == name);
+            if rooms.is_empty() {
+                let message = format!("there is no room {name:?} in {}", data_dir.display());
+                return Err(StartError::new(Exit::Failure, message));
+            }
         }
-        let text = if self.json {
-            let json = serde_json::to_string_pretty(&found);
-            json.map_err(|err| StartError::new(Exit::Failure, err.to_string()))? + "\n"
-        } else {
-            self.report(&data_dir.display().to_string(), &found)
+        let left_out = rooms.len().saturating_sub(self.rooms_max);
+        rooms.truncate(self.rooms_max);
+        let text = match self.json {
+            true => format!("{:#}\n", as_json(&report, &rooms)),
+            false => as_text(&data_dir.display().to_string(), &report, &rooms, left_out),
         };
         super::print(&text)?;
-        Ok(if found.problems.is_empty() { Exit::Ok } else { Exit::DataDir })
+        Ok(if report.faults.is_empty() { Exit::Ok } else { Exit::DataDir })
     }
+}
 
-    fn report(&self, data_dir: &str, found: &Inspection) -> String {
-        let mut text = String::new();
-        let mut line = |name: &str, value: &dyn std::fmt::Display| {
-            let _ = writeln!(text, "{name:<12} {value}");
-        };
-        line("data folder", &data_dir);
-        line("epoch", &found.epoch);
-        line("position", &found.position);
-        line("rooms", &format_args!("{}, {} memberships", found.rooms, found.memberships));
-        line("revocations", &found.revocations);
-        line(
-            "size",
-            &format_args!("{} KiB, write-ahead log {} KiB", found.database_bytes / 1024, found.wal_bytes / 1024),
-        );
-        line("schema", &found.schema);
-        let integrity = match (self.quick, found.problems.len()) {
-            (true, _) => "not checked".to_owned(),
-            (false, 0) => "ok".to_owned(),
-            (false, count) => format!("{count} problems"),
-        };
-        line("integrity", &integrity);
-        for problem in &found.problems {
-            line("", problem);
+fn as_json(report: &Report, rooms: &[&RoomRow]) -> Value {
+    let rooms: Vec<Value> = rooms
+        .iter()
+        .map(|room| {
+            json!({
+                "room": room.name.as_str(),
+                "kind": room.kind.as_str(),
+                "title": room.title,
+                "seq": room.head,
+                "members": room.members,
+            })
+        })
+        .collect();
+    json!({
+        "schema": report.schema_version,
+        "epoch": report.epoch,
+        "position": report.last.map_or(0, |(position, _)| position),
+        "first_ts": report.first.map(|(_, ts)| ts),
+        "last_ts": report.last.map(|(_, ts)| ts),
+        "rooms": report.rooms.len(),
+        "revocations": report.revocations,
+        "database_bytes": report.database_bytes,
+        "wal_bytes": report.wal_bytes,
+        "thorough": report.is_thorough,
+        "faults": report.faults,
+        "listed": rooms,
+    })
+}
+
+fn as_text(data_dir: &str, report: &Report, rooms: &[&RoomRow], left_out: usize) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &dyn std::fmt::Display| {
+        let _ = writeln!(text, "{name:<12} {value}");
+    };
+    line("data folder", &data_dir);
+    line("epoch", &report.epoch.as_deref().unwrap_or("none yet"));
+    match (report.first, report.last) {
+        (Some((_, first)), Some((position, last))) => {
+            line("position", &format_args!("{position}, from {} to {}", utc(first), utc(last)));
         }
-        if found.listed.is_empty() {
-            return text;
-        }
-        let width = found.listed.iter().map(|room| room.name.chars().count()).max().unwrap_or(0).max(4);
-        let _ = writeln!(text, "\n{:<width$}  {:<7}  {:>10}  {:>8}  last entry", "room", "kind", "seq", "members");
-        for room in &found.listed {
-            let last = if room.last_ts == 0 { "-".to_owned() } else { utc(room.last_ts) };
-            let _ = writeln!(
-                text,
-                "{:<width$}  {:<7}  {:>10}  {:>8}  {last}",
-                room.name, room.kind, room.head, room.members
-            );
-        }
-        if self.room.is_none() && found.rooms > found.listed.len() as u64 {
-            let _ = writeln!(text, "… and {} more", found.rooms - found.listed.len() as u64);
-        }
-        text
+        _ => line("position", &0),
     }
+    line("rooms", &report.rooms.len());
+    line("revocations", &report.revocations);
+    line(
+        "size",
+        &format_args!("{} KiB, write-ahead log {} KiB", report.database_bytes / 1024, report.wal_bytes / 1024),
+    );
+    line("schema", &report.schema_version);
+    let integrity = match (report.faults.len(), report.is_thorough) {
+        (0, true) => "ok".to_owned(),
+        (0, false) => "not checked".to_owned(),
+        (count, _) => format!("{count} faults"),
+    };
+    line("integrity", &integrity);
+    for fault in &report.faults {
+        line("", fault);
+    }
+    if rooms.is_empty() {
+        return text;
+    }
+    let width = rooms.iter().map(|room| room.name.as_str().chars().count()).max().unwrap_or(0).max(4);
+    let _ = writeln!(text, "\n{:<width$}  {:<7}  {:>10}  {:>8}", "room", "kind", "seq", "members");
+    for room in rooms {
+        let (name, kind) = (room.name.as_str(), room.kind.as_str());
+        let _ = writeln!(text, "{name:<width$}  {kind:<7}  {:>10}  {:>8}", room.head, room.members);
+    }
+    if left_out > 0 {
+        let _ = writeln!(text, "… and {left_out} more (--rooms-max)");
+    }
+    text
 }
 
 /// Milliseconds since the Unix epoch as RFC 3339, to the second.
