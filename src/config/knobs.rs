@@ -272,7 +272,7 @@ section! {
         /// Receive buffers of a shard; a power of two
         buffers: u32 = "1024" in 16 to 32768, "ring-buffers" "ANTIPHON_RING_BUFFERS" [hide_short_help = true];
         /// Size of a receive buffer, bytes
-        buffer_bytes: u32 = "4096" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];
+        buffer_bytes: u32 = "2048" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];
         /// Look for work so long before sleeping, microseconds; lower latency for CPU time
         spin_us: u32 = "0" in 0 to 10000, "spin-us" "ANTIPHON_SPIN_US" [hide_short_help = true];
         /// Longest wait under load to gather more into one send, microseconds
