@@ -92,10 +92,10 @@ impl Writer {
             }
             self.help_checkpoint();
         }
-        if !self.abandoned.load(Relaxed) {
-            if let Err(error) = checkpoint(&self.conn, "TRUNCATE") {
-                tracing::warn!(%error, "store: the last checkpoint failed; the log is replayed at the next start");
-            }
+        if !self.abandoned.load(Relaxed)
+            && let Err(error) = checkpoint(&self.conn, "TRUNCATE")
+        {
+            tracing::warn!(%error, "store: the last checkpoint failed; the log is replayed at the next start");
         }
     }
 
