@@ -1,7 +1,7 @@
 //! What the store costs, alone: rows a second and CPU a row at several batch sizes, beside a bare
 //! SQLite loop that appends the same rows. Plain figures on standard output:
 //!
-//! `cargo bench --bench store [-- seconds-per-case]`
+//! `cargo bench --bench store [-- seconds-per-case [batch-size]]`: with a batch size, the store alone.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,11 +19,16 @@ const FIELDS: &str =
     "\"body\":\"0123456789012345678901234567890123456789012345678901234567890123\",\"trace\":\"0123456789abcdef\"";
 
 fn main() {
-    // Cargo passes `--bench`; a number is ours.
-    let seconds = std::env::args().find_map(|arg| arg.parse::<f64>().ok()).unwrap_or(3.0);
+    // Cargo passes `--bench`; numbers are ours.
+    let mut numbers = std::env::args().filter_map(|arg| arg.parse::<f64>().ok());
+    let seconds = numbers.next().unwrap_or(3.0);
+    let only = numbers.next().map(|size| size as usize);
     let limit = Duration::from_secs_f64(seconds);
     println!("{ROOMS} rooms, rows of {} bytes of fields, {seconds} s a case", FIELDS.len());
     println!("{:>6}  {:<28} {:>10} {:>10} {:>12}", "batch", "what", "rows/s", "CPU µs/row", "commits/s");
+    if let Some(size) = only {
+        return store(size, limit);
+    }
     for size in SIZES {
         for indexed in [false, true] {
             bare(size, indexed, limit);

@@ -85,7 +85,9 @@ impl Writer {
     pub fn run(mut self) {
         let mut stopping = false;
         loop {
-            match self.wait(&mut stopping) {
+            let wake = self.wait(&mut stopping);
+            self.bound_pages();
+            match wake {
                 Wake::Appends => self.turn(),
                 Wake::Probe => self.probe(),
                 Wake::End => break,
@@ -172,11 +174,6 @@ impl Writer {
 
     fn commit_turn(&mut self, lists: &mut Vec<Vec<Append>>, count: usize) {
         let began = Instant::now();
-        if let Some(pages) = self.faults.ordered_pages() {
-            self.conn.pragma_update(None, "max_page_count", pages).unwrap_or_else(|error| {
-                tracing::warn!(%error, "store: a test's bound of pages could not be set");
-            });
-        }
         let opened = self.execute("BEGIN IMMEDIATE");
         if let Err(error) = opened {
             let refused = self.sequencer.refuse(lists.drain(..).flatten(), &unknown_outcome());
@@ -383,6 +380,15 @@ impl Writer {
             Ok(_) => Counters::add(&self.counters.checkpoints, 1),
             Err(error) if is_fatal(&error) => self.on_trouble(error.into()),
             Err(error) => tracing::warn!(%error, "store: a checkpoint failed"),
+        }
+    }
+
+    /// Does what a test has ordered.
+    fn bound_pages(&self) {
+        if let Some(pages) = self.faults.ordered_pages()
+            && let Err(error) = self.conn.pragma_update(None, "max_page_count", pages)
+        {
+            tracing::warn!(%error, "store: the bound of pages that a test ordered could not be set");
         }
     }
 
