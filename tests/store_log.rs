@@ -159,6 +159,44 @@ fn history_pages_both_ways_within_its_bounds() {
 }
 
 #[test]
+fn any_stretch_of_a_long_history_is_found() {
+    const HEAD: u64 = 300;
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let (key, other) = (store.committed(join("a", "alice")).room, store.committed(join("b", "alice")).room);
+    for list in 0..(HEAD - 1) / 13 {
+        let mut entries: Vec<_> = (0..13).map(|_| message(key, "alice", None, "x")).collect();
+        // Rooms lie interleaved in the log.
+        (0..list % 5).for_each(|n| entries.insert(n as usize * 2, message(other, "alice", None, "y")));
+        store.submit(entries);
+        store.batch();
+    }
+    assert_eq!(store.page_head("a"), HEAD);
+    let points =
+        [0, 1, 2, 62, 63, 64, 65, 100, 127, 128, 129, 191, 192, 193, 255, 256, 257, 290, 299, 300, 301, u64::MAX];
+    for after in points {
+        for before in points {
+            for (limit, newest) in
+                [(1, false), (1, true), (7, false), (7, true), (64, false), (64, true), (1_000, true)]
+            {
+                let all: Vec<u64> = (1..=HEAD).filter(|seq| *seq > after && *seq < before).collect();
+                let kept = all.len().min(limit);
+                let expected = if newest { &all[all.len() - kept..] } else { &all[..kept] };
+                let Page::History { entries, more, .. } = store.page(history(key, after, before, newest, limit as u32))
+                else {
+                    panic!("a history page")
+                };
+                let seqs: Vec<u64> = entries.iter().map(|entry| entry.seq).collect();
+                assert_eq!((&seqs[..], more), (expected, all.len() > kept), "{after} {before} {limit} {newest}");
+            }
+        }
+    }
+    store.stop();
+    let report = antiphon::store::inspect::inspect(dir.path(), true).unwrap();
+    assert!(report.faults.is_empty(), "{:?}", report.faults);
+}
+
+#[test]
 fn a_thread_is_its_root_and_its_replies() {
     let dir = TempDir::new();
     let store = Store::open(&config(&dir));

@@ -16,6 +16,7 @@ use super::breaker::{Breaker, Gate};
 use super::checkpoint::checkpoint;
 use super::facts::{SqlFacts, is_revoked, log_end};
 use super::fault::Faults;
+use super::heads::Heads;
 use super::schema::DirLock;
 use super::stats::Counters;
 use super::window::CommitWindow;
@@ -40,6 +41,7 @@ const PROBE_BYTES: u32 = 64 * 1_024;
 pub(super) struct Writer {
     pub conn: Connection,
     pub sequencer: Sequencer,
+    pub heads: Heads,
     pub inbox: flume::Receiver<ToWriter>,
     pub listeners: Arc<[Box<dyn LogListener>]>,
     pub window: CommitWindow,
@@ -202,6 +204,7 @@ impl Writer {
             }
             Err(error) => {
                 self.roll_back();
+                self.heads.forget();
                 let failed = self.sequencer.fail(decided, &unknown_outcome());
                 self.held = Some(failed.held);
                 self.publish_refused(failed.refused, count);
@@ -211,11 +214,11 @@ impl Writer {
     }
 
     /// Writes and commits. An error may come from a commit that is durable all the same.
-    fn write(&self, decided: &Decided) -> rusqlite::Result<()> {
+    fn write(&mut self, decided: &Decided) -> rusqlite::Result<()> {
         if decided.is_empty() {
             return self.execute("ROLLBACK");
         }
-        transaction::write(&self.conn, decided)?;
+        transaction::write(&self.conn, &mut self.heads, decided)?;
         self.faults.before_commit()?;
         self.execute("COMMIT")?;
         self.faults.after_commit()
