@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::engine::limits::{Limits, Rate};
 use crate::exit::StartError;
+use crate::protocol::upgrade::Origins;
 use knobs::File;
 pub use knobs::{Flags, Settings};
 pub use secrets::{AdminSource, KeySource};
@@ -57,6 +58,8 @@ pub struct ServerConfig {
     pub pin: bool,
     /// Folder of the database and the generated secrets.
     pub data_dir: PathBuf,
+    /// TCP congestion control of client sockets; none: the host's.
+    pub tcp_congestion: Option<String>,
     /// Bound of a graceful stop.
     pub drain: Duration,
     /// Spread of the retry times in `goaway`, ms.
@@ -74,7 +77,8 @@ pub struct AuthConfig {
     pub audience: Option<String>,
     /// Clock difference allowed, seconds.
     pub leeway_s: u32,
-    /// The only values of an `Origin` header that are let in.
+    /// The values of an `Origin` header that are let in, all well formed; empty: pages of the
+    /// server's own port.
     pub origins: Vec<String>,
 }
 
@@ -96,6 +100,8 @@ pub struct StoreConfig {
 /// The network ring of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RingConfig {
+    /// Operations queued before a system call becomes necessary, a power of two.
+    pub entries: u32,
     /// Receive buffers, a power of two.
     pub buffers: u16,
     /// Bytes of each.
@@ -172,14 +178,14 @@ fn server_config(settings: &Settings, cores: usize) -> Result<ServerConfig, Stri
         shards: server.shards.resolve(cores),
         pin: server.pin.0,
         data_dir: data_dir.to_owned(),
+        tcp_congestion: given(&server.tcp_congestion),
         drain: Duration::from_millis(server.drain_ms.into()),
         goaway_spread_ms: server.goaway_spread_ms,
     })
 }
 
 fn auth_config(auth: &knobs::Auth, data_dir: &Path) -> Result<AuthConfig, String> {
-    auth.origins.0.iter().try_for_each(|origin| check_origin(origin))?;
-    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Origins::parse(auth.origins.0.iter().map(String::as_str)).map_err(|wrong| format!("auth.origins: {wrong}"))?;
     Ok(AuthConfig {
         key: KeySource::choose(auth, data_dir)?,
         issuer: given(&auth.issuer),
@@ -189,26 +195,14 @@ fn auth_config(auth: &knobs::Auth, data_dir: &Path) -> Result<AuthConfig, String
     })
 }
 
-/// An origin is compared byte by byte, so one that no browser sends would silently never match.
-fn check_origin(origin: &str) -> Result<(), String> {
-    let authority = origin.split_once("://").map(|(scheme, rest)| (scheme, rest));
-    let is_plain =
-        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase());
-    match authority {
-        Some((scheme, rest)) if is_plain(scheme) && is_plain(rest) && !rest.contains(['/', '*', '@', '?', '#']) => {
-            Ok(())
-        }
-        _ => Err(format!(
-            "auth.origins: {origin:?} is not an origin as browsers send it: scheme://host or scheme://host:port, lower case, no path, no *"
-        )),
-    }
-}
-
 fn ring_config(ring: &knobs::RingSettings) -> Result<RingConfig, String> {
-    if !ring.buffers.is_power_of_two() {
-        return Err(format!("ring.buffers is {}, but it must be a power of two", ring.buffers));
+    for (name, number) in [("entries", ring.entries), ("buffers", ring.buffers)] {
+        if !number.is_power_of_two() {
+            return Err(format!("ring.{name} is {number}, but it must be a power of two"));
+        }
     }
     Ok(RingConfig {
+        entries: ring.entries,
         buffers: u16::try_from(ring.buffers).map_err(|_| "ring.buffers is too large".to_owned())?,
         buffer_bytes: ring.buffer_bytes,
         spin: micros(ring.spin_us),
@@ -223,6 +217,11 @@ fn log_config(log: &knobs::LogSettings) -> Result<LogConfig, String> {
             Err(format!("log.level: {:?} is neither a level nor a filter such as info,antiphon=debug", log.level))
         }
     }
+}
+
+/// Empty text stands for "not set".
+fn given(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn micros(us: u32) -> Duration {

@@ -345,41 +345,51 @@ macro_rules! serialize_as_map {
 serialize_as_map!(ErrorCounts, CloseCounts, CommandCounts);
 
 readings!(
-    /// The numbers of the persistence core.
+    /// The numbers of the persistence core, since start.
     StoreStats {
         /// Last position of the log.
         Gauge position;
-        /// Rooms that the store knows.
-        Gauge rooms;
-        /// client_ids that are remembered.
-        Gauge dedupe_entries;
-        /// Bytes of the database file.
-        Gauge database_bytes;
         /// 1 while writes are refused.
         Gauge degraded;
-        /// Appends that wait for the writer.
-        Gauge appends_waiting;
+        /// Lists of appends that wait for the writer.
+        Gauge inbox_len;
+        /// Questions that wait for a reader.
+        Gauge reads_waiting;
+        /// client_ids that are remembered.
+        Gauge dedupe_entries;
+        /// Bytes of the write-ahead log that are in use.
+        Gauge wal_bytes;
         /// Transactions that committed.
-        Counter commits;
-        /// Transactions that failed; their outcome is unknown.
-        Counter commit_failures;
-        /// Log entries that were committed.
-        Counter entries;
-        /// Appends whose client_id was known.
+        Counter batches;
+        /// Log rows that were committed.
+        Counter rows;
+        /// Bytes of frames that were encoded.
+        Counter bytes;
+        /// Appends that were answered, whatever the answer.
+        Counter appends;
+        /// Messages whose client_id was known.
         Counter duplicates;
-        /// Appends that were refused: no room, no right, a conflict.
+        /// Appends that were refused because the store took no writes or a commit failed.
         Counter refused;
-        /// Appends that were turned away while degraded.
-        Counter refused_degraded;
-        /// Times that writes were switched off.
-        Counter breaker_trips;
-        /// Queries that the readers answered.
+        /// Commits that failed.
+        Counter failures;
+        /// Failed commits that turned out to stand in the log.
+        Counter adopted;
+        /// Times that the inbox was full and a shard was told busy.
+        Counter inbox_full;
+        /// client_ids that were forgotten early because too many were remembered.
+        Counter dedupe_evicted;
+        /// Questions that were answered.
         Counter reads;
-        /// Queries that failed.
-        Counter read_failures;
+        /// Questions that were answered with an error.
+        Counter read_errors;
+        /// Checkpoints of the write-ahead log.
+        Counter checkpoints;
     } and {
-        /// Duration of a commit, fsync included, since the last snapshot.
+        /// Duration of a transaction, fsync included.
         pub commit_time: LatencySummary,
+        /// Duration of a question, without its wait.
+        pub read_time: LatencySummary,
     }
 );
 

@@ -35,6 +35,9 @@ pub struct User {
     pub standings: Vec<Standing>,
     /// The memberships are those at this log position or later; none: still being read.
     pub loaded_at: Option<Position>,
+    /// Cursors that moved while the user was being read. Read marks have no position, so that the
+    /// page cannot say whether it has them.
+    pub early_reads: Vec<(RoomKey, Seq)>,
     /// Their message rate.
     pub bucket: Bucket,
     /// Since when they have no connection.
@@ -73,8 +76,11 @@ impl User {
         }
     }
 
-    /// Moves their read cursor in `room` forward.
+    /// Moves their read cursor in `room` forward, now or once they are read.
     pub fn advance_read(&mut self, room: RoomKey, seq: Seq) {
+        if self.loaded_at.is_none() {
+            return self.early_reads.push((room, seq));
+        }
         if let Ok(at) = self.standings.binary_search_by_key(&room, |s| s.room) {
             let read = &mut self.standings[at].read;
             *read = (*read).max(seq);
@@ -123,6 +129,7 @@ impl Users {
             conns: Vec::new(),
             standings: Vec::new(),
             loaded_at: None,
+            early_reads: Vec::new(),
             bucket: Bucket::default(),
             idle_since: 0,
         };
@@ -173,6 +180,7 @@ mod tests {
         let mut users = Users::default();
         let idx = users.add(UserId::parse("alice").unwrap());
         let user = users.get_mut(idx);
+        user.loaded_at = Some(0);
         for room in [5, 1, 9] {
             assert_eq!(user.set_role(RoomKey(room), Some(Role::Member)), 1);
         }

@@ -1,11 +1,21 @@
-//! What a shard is made of below its engine: the ring that meets the sockets, the bell that other
-//! threads ring, and the sockets' own options.
+//! One shard: a pinned executor that meets its sockets in turns.
 //!
-//! Reading order: [`socket`] (listeners and options), [`buffers`] (memory lent to the kernel),
-//! [`ring`] (one thread's I/O), [`doorbell`] (waking a thread), [`probe`] (may this process do it?).
+//! Reading order: [`driver`] (the turn), [`accept`] (socket to session), [`read`] (bytes to engine),
+//! [`write`] (engine to bytes), [`conn`] (the table of sockets), [`mail`] (how other threads reach a
+//! shard), then what lies below: [`ring`] (one thread's I/O), [`buffers`] (memory lent to the
+//! kernel), [`doorbell`] (waking a thread), [`socket`] (listeners and options), [`probe`] (may this
+//! process do it?).
 
+mod accept;
 pub mod buffers;
+mod conn;
+pub mod cores;
 pub mod doorbell;
+pub mod driver;
+pub mod mail;
+mod notes;
 pub mod probe;
+mod read;
 pub mod ring;
 pub mod socket;
+mod write;

@@ -344,6 +344,12 @@ impl Ring {
         }
     }
 
+    /// True when [`Ring::next`] has something, without a system call. With deferred task running
+    /// the kernel may have more: only `submit` and `wait` let it out.
+    pub fn has_completions(&mut self) -> bool {
+        self.follow_up.is_some() || !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
     /// The first `len` bytes of a filled buffer.
     pub fn buffer(&self, id: &BufferId, len: usize) -> &[u8] {
         self.buffers.slice(id, len)

@@ -3,6 +3,7 @@
 //! Order within a batch: entries first (so that an ack never comes before the author's own copy is
 //! queued and a new member's subscription starts after the join), then reads, revocations, acks.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::event::{
@@ -10,6 +11,7 @@ use super::super::event::{
     ReadAdvance, RoomRun, StoreEvent,
 };
 use super::super::rooms::RoomIdx;
+use super::super::session::State;
 use super::super::shard::Shard;
 use super::super::sync::{self, RecentRun};
 use super::super::timers::Timer;
@@ -29,7 +31,12 @@ impl Shard {
 
     fn on_degraded(&mut self, is_on: bool) {
         self.cx.degraded = is_on;
-        let conns: Vec<ConnKey> = self.sessions.iter().map(|s| s.conn).collect();
+        // Whoever is still loading is told after their `hello`, which is the first frame.
+        let conns: Vec<ConnKey> = self.sessions.iter().filter(|s| s.state != State::Loading).map(|s| s.conn).collect();
+        self.say_degraded(conns, is_on);
+    }
+
+    pub(super) fn say_degraded(&mut self, conns: Vec<ConnKey>, is_on: bool) {
         let span = self.cx.scratch(|out| {
             out.extend_from_slice(b"{\"type\":\"degraded\",\"on\":");
             out.extend_from_slice(if is_on { b"true" } else { b"false" });
@@ -42,6 +49,8 @@ impl Shard {
         if batch.last >= batch.first && !batch.runs.is_empty() {
             debug_assert_eq!(batch.first, self.cx.position + 1, "batches are contiguous");
             self.cx.position = batch.last;
+            self.cx.stats.batches += 1;
+            self.cx.stats.batch_entries += batch.last - batch.first + 1;
             // Kept first: a room that this batch brings in is caught up from what is kept.
             self.recent.push(batch.clone(), self.cx.now);
             for run in 0..batch.runs.len() {
@@ -61,16 +70,32 @@ impl Shard {
 
     fn on_run(&mut self, batch: &Arc<CommittedBatch>, at: u32) {
         let run = &batch.runs[at as usize];
-        match self.rooms.find_key(run.room) {
-            Some(idx) => self.apply_run(idx, batch, at),
-            None => self.rooms.remove_absent(&run.name),
+        let live = match self.rooms.find_key(run.room) {
+            Some(idx) => self.apply_run(idx, batch, at).then_some(idx),
+            None => {
+                self.rooms.remove_absent(&run.name);
+                None
+            }
+        };
+        if live.is_some_and(|idx| !self.rooms.get(idx).subscribers.is_empty()) {
+            self.cx.stats.fanouts += 1;
         }
-        for entry in &run.entries {
-            if let Some(change) = entry.change.as_deref()
-                && self.is_news(change, entry.position)
-            {
+        // An entry goes to those who listen at its place in the order: whoever is shut out by an
+        // entry gets that one, and none of those behind it.
+        let mut sent = 0;
+        for (upto, entry) in (1..).zip(&run.entries) {
+            let Some(change) = entry.change.as_deref() else { continue };
+            if let Some(idx) = live.filter(|_| ends_membership(change)) {
+                self.fan_out(idx, batch, run, sent..upto);
+                sent = upto;
+                self.unsubscribe_user(change.user.as_str(), idx);
+            }
+            if self.is_news(change, entry.position) {
                 self.apply_change(batch, run, change);
             }
+        }
+        if let Some(idx) = live {
+            self.fan_out(idx, batch, run, sent..run.entries.len());
         }
     }
 
@@ -80,12 +105,12 @@ impl Shard {
         user.is_some_and(|user| user.loaded_at.is_some_and(|at| position > at))
     }
 
-    /// Brings a loaded room up by one run, and sends it to those who listen.
-    pub(super) fn apply_run(&mut self, idx: RoomIdx, batch: &Arc<CommittedBatch>, at: u32) {
+    /// Brings a loaded room up by one run. False when what loaded the room had seen it already.
+    pub(super) fn apply_run(&mut self, idx: RoomIdx, batch: &Arc<CommittedBatch>, at: u32) -> bool {
         let run = &batch.runs[at as usize];
         let room = self.rooms.get_mut(idx);
         if batch.last <= room.loaded_at || run.last_seq() <= room.head {
-            return;
+            return false;
         }
         // The page that loaded the room may have seen a part of this batch's entries, never of a
         // transaction: a batch is one transaction.
@@ -93,15 +118,18 @@ impl Shard {
         room.head = run.last_seq();
         room.members = run.members;
         room.recent.push_back(RecentRun { first: run.entries[0].seq, batch: batch.clone(), run: at });
-        if !room.subscribers.is_empty() {
-            self.fan_out(idx, batch, run);
-        }
+        true
     }
 
-    fn fan_out(&mut self, idx: RoomIdx, batch: &Arc<CommittedBatch>, run: &RoomRun) {
+    /// Sends a part of a run to those who listen.
+    fn fan_out(&mut self, idx: RoomIdx, batch: &Arc<CommittedBatch>, run: &RoomRun, part: Range<usize>) {
         let room = self.rooms.get(idx);
-        for stretch in sync::stretches(&run.entries) {
-            let entries = &run.entries[stretch];
+        if room.subscribers.is_empty() {
+            return;
+        }
+        let part = &run.entries[part];
+        for stretch in sync::stretches(part) {
+            let entries = &part[stretch];
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
             let class = Class::Log { room: run.room, first: first.seq, last: last.seq };
             let frames = Frames::Batch(batch.clone(), first.span.start..last.span.end);
@@ -138,10 +166,15 @@ impl Shard {
         let room = self.rooms.get_mut(idx);
         room.standings = room.standings.saturating_add_signed(difference);
         room.touch(self.cx.now);
-        if change.role.is_none_or(|role| !role.is_member()) {
-            for conn in self.users.get(user).conns.clone() {
-                self.unsubscribe(conn, idx);
-            }
+        if ends_membership(change) {
+            self.unsubscribe_user(change.user.as_str(), idx);
+        }
+    }
+
+    fn unsubscribe_user(&mut self, user: &str, idx: RoomIdx) {
+        let Some(user) = self.users.find(user) else { return };
+        for conn in self.users.get(user).conns.clone() {
+            self.unsubscribe(conn, idx);
         }
     }
 
@@ -180,6 +213,9 @@ impl Shard {
     fn on_outcome(&mut self, outcome: &Outcome) {
         let Some(waiting) = self.pending.take(outcome.token) else { return };
         self.cx.appends -= 1;
+        if outcome.result.is_ok() {
+            self.forgive(waiting.conn());
+        }
         match (waiting, &outcome.result) {
             (Waiting::Ack { call, room, trace }, Ok(committed)) => self.acknowledge(&call, &room, trace, committed),
             (Waiting::Join { call, room, since }, Ok(_)) => {
@@ -248,6 +284,11 @@ impl Shard {
         }
         self.refuse_call(call, refusal);
     }
+}
+
+/// True when the user of this change is no member afterwards.
+fn ends_membership(change: &MembershipChange) -> bool {
+    change.role.is_none_or(|role| !role.is_member())
 }
 
 /// Key under which a waiting low event is replaced by a later one; never 0.

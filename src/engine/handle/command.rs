@@ -14,18 +14,24 @@ use crate::protocol::ids::{Role, RoomName, Seq};
 impl Shard {
     pub(in crate::engine) fn on_frame(&mut self, conn: ConnKey, request: &Request<'_>) {
         let id = request.id.as_ref();
+        let waiting = self.pending.len();
         let result = match self.take_command_token(conn) {
             Ok(true) => self.on_command(conn, id, &request.command),
             Ok(false) => return,
             Err(refusal) => Err(refusal),
         };
         match result {
-            Ok(()) => {
-                if let Some(session) = self.sessions.get_mut(conn) {
-                    session.errors = 0;
-                }
-            }
+            // A command that waits for an answer has not succeeded yet.
+            Ok(()) if self.pending.len() > waiting || matches!(self.cx.out.list.last(), Some(Output::Park { .. })) => {}
+            Ok(()) => self.forgive(Some(conn)),
             Err(refusal) => self.refuse(conn, id, &refusal),
+        }
+    }
+
+    /// A command of this connection succeeded: its row of errors is over.
+    pub(super) fn forgive(&mut self, conn: Option<ConnKey>) {
+        if let Some(session) = conn.and_then(|conn| self.sessions.get_mut(conn)) {
+            session.errors = 0;
         }
     }
 
@@ -92,7 +98,7 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(conn) else { return };
         let is_theirs = !refusal.code.is_temporary() || refusal.code == ErrorCode::RateLimited;
         session.errors += u32::from(is_theirs);
-        let is_too_many = session.errors > self.cx.limits.errors_max;
+        let is_too_many = session.errors >= self.cx.limits.errors_max;
         if refusal.code == ErrorCode::PermissionDenied {
             let user = self.users.get(session.user).name.clone();
             self.cx.stats.denied += 1;

@@ -24,10 +24,13 @@ impl Shard {
         self.check_right(conn, idx, Want::Read)?;
         self.cx.may_read()?;
         let room = self.rooms.get(idx);
+        // The reader may be ahead of this shard. What lies beyond the head was not yet there when the
+        // right was checked, and may stand behind a kick that this shard has not seen.
+        let end = room.head + 1;
         let (after, before, newest) = match from {
-            HistoryFrom::Newest => (0, Seq::MAX, true),
-            HistoryFrom::Before(seq) => (0, seq, true),
-            HistoryFrom::After(seq) => (seq, Seq::MAX, false),
+            HistoryFrom::Newest => (0, end, true),
+            HistoryFrom::Before(seq) => (0, seq.min(end), true),
+            HistoryFrom::After(seq) => (seq, end, false),
         };
         let bytes_max = self.cx.limits.resume_bytes_max;
         let query = Query::History { room: room.key, after, before, newest, thread, limit, bytes_max };

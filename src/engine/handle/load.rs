@@ -41,6 +41,9 @@ impl Shard {
     pub(in crate::engine) fn on_read_reply(&mut self, reply: ReadReply) {
         let Some(waiting) = self.pending.take(reply.token) else { return };
         self.cx.reads -= 1;
+        if reply.result.is_ok() {
+            self.forgive(waiting.conn());
+        }
         match (waiting, reply.result) {
             (Waiting::User(user), Ok(Page::User { at, memberships })) => self.on_user_page(user, at, memberships),
             (Waiting::User(user), _) => self.on_user_failed(user),
@@ -100,6 +103,10 @@ impl Shard {
         loaded.standings = standings;
         loaded.loaded_at = Some(at);
         self.catch_up_user(user, at);
+        let loaded = self.users.get_mut(user);
+        for (room, seq) in std::mem::take(&mut loaded.early_reads) {
+            loaded.advance_read(room, seq);
+        }
         for conn in self.users.get(user).conns.clone() {
             self.welcome(conn);
         }
@@ -116,9 +123,6 @@ impl Shard {
                         self.apply_change(batch, run, change);
                     }
                 }
-            }
-            for read in batch.reads.iter().filter(|read| read.user == name) {
-                self.users.get_mut(user).advance_read(read.room, read.seq);
             }
         }
     }

@@ -6,6 +6,7 @@
 use super::super::auth::Want;
 use super::super::event::{ConnKey, Entry, Output, Query, RoomRow};
 use super::super::shard::Shard;
+use super::subscribe::Answer;
 use super::{Call, OwnedCursor, Waiting};
 use crate::protocol::command::{CommandId, Cursor, Manage};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
@@ -51,7 +52,10 @@ impl Shard {
             let key = self.rooms.get(idx).key;
             let role = self.users.find(user.as_str()).and_then(|user| self.users.get(user).role(key));
             if role.is_some_and(Role::is_member) {
-                return self.subscribe(call, idx, since);
+                if self.subscribe(call, idx, since)? == Answer::Later {
+                    self.cx.out.list.push(Output::Park { conn, again: false });
+                }
+                return Ok(());
             }
         }
         self.cx.may_append()?;
@@ -73,10 +77,12 @@ impl Shard {
             // session that ended meanwhile leaves that.
             None => Err(Refusal::new(ErrorCode::Internal, "the room is not loaded").retry_after(100)),
         };
-        if let Err(refusal) = result {
-            self.refuse(conn, id.as_ref(), &refusal);
+        if let Err(refusal) = &result {
+            self.refuse(conn, id.as_ref(), refusal);
         }
-        self.cx.out.list.push(Output::Unpark(conn));
+        if !matches!(result, Ok(Answer::Later)) {
+            self.cx.out.list.push(Output::Unpark(conn));
+        }
     }
 
     pub(super) fn on_room_leave(&mut self, conn: ConnKey, id: Option<&CommandId>, room: &str) -> Result<(), Refusal> {

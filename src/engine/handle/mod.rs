@@ -50,6 +50,24 @@ pub enum Waiting {
     Refresh { call: Call },
 }
 
+impl Waiting {
+    /// The connection whose command waits.
+    fn conn(&self) -> Option<ConnKey> {
+        match self {
+            Self::Ack { call, .. }
+            | Self::Join { call, .. }
+            | Self::Membership { call, .. }
+            | Self::ReadMark { call, .. }
+            | Self::Resume(Resume { call, .. })
+            | Self::History { call, .. }
+            | Self::Members { call }
+            | Self::Rooms { call }
+            | Self::Refresh { call } => Some(call.conn),
+            Self::AdminPublish { .. } | Self::AdminRevoke { .. } | Self::User(_) | Self::Room(_) => None,
+        }
+    }
+}
+
 /// Whom to answer.
 #[derive(Debug)]
 pub struct Call {

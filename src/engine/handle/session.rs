@@ -14,6 +14,9 @@ use crate::protocol::encode::{field_integer, field_raw, field_string, integer, s
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{UnixMillis, UserId};
 
+/// Sessions' deadlines fall on multiples of this, ms.
+const TIMER_STEP_MS: UnixMillis = 100;
+
 /// Why the server ends a connection: code, and a sentence for people.
 type Ending = (CloseCode, Cow<'static, str>);
 
@@ -124,6 +127,9 @@ impl Shard {
             out.extend_from_slice(b",\"inbox\":0}");
         });
         self.cx.out.list.push(Output::Unpark(conn));
+        if self.cx.degraded {
+            self.say_degraded(vec![conn], true);
+        }
         if let Some(spread_ms) = self.draining {
             self.say_goaway(conn, spread_ms);
         }
@@ -160,8 +166,12 @@ impl Shard {
 
     /// Sets the session's next deadline, unless the one that is set comes first.
     fn arm(&mut self, conn: ConnKey) {
+        let silence_ms = 2 * u64::from(self.cx.limits.heartbeat_ms);
         let Some(session) = self.sessions.get_mut(conn) else { return };
-        let due = session.ping_at.min(session.expires_at);
+        // Whoever answers pings is heard again before the last of the three is ever due. Rounded up,
+        // so that a thousand sessions share a wake-up instead of causing one each.
+        let due = session.ping_at.min(session.expires_at).min(session.heard_at + silence_ms);
+        let due = due.next_multiple_of(TIMER_STEP_MS);
         if session.timer_at <= self.cx.now || due < session.timer_at {
             session.timer_at = due;
             self.timers.set(due, Timer::Session(conn));
@@ -189,6 +199,7 @@ impl Shard {
             return self.end(conn, Some((CloseCode::TokenExpired, "the token has expired".into())));
         }
         if session.heard_at + 2 * heartbeat_ms <= now {
+            self.cx.stats.heartbeats_missed += 1;
             return self.end(conn, Some((CloseCode::NoHeartbeat, "nothing arrived for two heartbeats".into())));
         }
         if session.ping_at <= now {
@@ -216,6 +227,7 @@ impl Shard {
         let answer = result.and_then(|claims| self.renew(conn, claims));
         match answer {
             Ok(expires_at) => {
+                self.forgive(Some(conn));
                 self.cx.ok(conn, call.id.as_ref(), |out| field_integer(out, "token_expires_ts", expires_at));
             }
             Err(refusal) => self.refuse_call(&call, &refusal),
@@ -270,6 +282,7 @@ impl Shard {
         };
         let hit: Vec<ConnKey> = self.sessions.iter().filter(|s| is_hit(s)).map(|s| s.conn).collect();
         for conn in hit {
+            self.cx.stats.revoked += 1;
             self.end(conn, Some((CloseCode::InvalidToken, "the token was revoked".into())));
         }
     }

@@ -23,6 +23,15 @@ enum Replay {
     Whole { json: Vec<u8> },
 }
 
+/// Whether a subscribe command has had its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It has, or needs none.
+    Given,
+    /// It comes with a page from the store; the connection stays parked until then.
+    Later,
+}
+
 impl Shard {
     pub(super) fn on_room_subscribe(
         &mut self,
@@ -33,27 +42,37 @@ impl Shard {
     ) -> Result<(), Refusal> {
         let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
         let since = since.map(|cursor| OwnedCursor { epoch: Epoch::new(cursor.epoch), seq: cursor.seq });
-        self.subscribe(Call { conn, id: id.cloned() }, idx, since)
+        if self.subscribe(Call { conn, id: id.cloned() }, idx, since)? == Answer::Later {
+            self.cx.out.list.push(Output::Park { conn, again: false });
+        }
+        Ok(())
     }
 
-    pub(super) fn subscribe(&mut self, call: Call, idx: RoomIdx, since: Option<OwnedCursor>) -> Result<(), Refusal> {
+    /// Subscribes, or begins to. Parks nobody: the caller knows whether the connection is parked.
+    ///
+    /// # Errors
+    /// No right, too many subscriptions, a cursor ahead of the log, or too busy to read.
+    pub(super) fn subscribe(
+        &mut self,
+        call: Call,
+        idx: RoomIdx,
+        since: Option<OwnedCursor>,
+    ) -> Result<Answer, Refusal> {
         self.check_right(call.conn, idx, Want::Read)?;
-        let Some(session) = self.sessions.get(call.conn) else { return Ok(()) };
+        let Some(session) = self.sessions.get(call.conn) else { return Ok(Answer::Given) };
         let is_new = !session.is_subscribed(idx);
         if is_new && session.subscriptions.len() >= self.cx.limits.subscriptions_max as usize {
             return Err(Refusal::new(ErrorCode::LimitExceeded, "subscriptions_max is reached"));
         }
         let head = self.rooms.get(idx).head;
         let Some(cursor) = since.filter(|cursor| cursor.epoch == self.cx.epoch) else {
-            self.listen(&call, idx, &Replay::None);
-            return Ok(());
+            return Ok(self.listen(&call, idx, &Replay::None));
         };
         if cursor.seq > head {
             return Err(Refusal::new(ErrorCode::UnrecoverableCursor, "the cursor is ahead of the room"));
         }
         if head - cursor.seq > Seq::from(self.cx.limits.resume_events_max) {
-            self.listen(&call, idx, &Replay::None);
-            return Ok(());
+            return Ok(self.listen(&call, idx, &Replay::None));
         }
         let room = self.rooms.get(idx).key;
         let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0 };
@@ -61,11 +80,15 @@ impl Shard {
     }
 
     /// Takes what the recent entries have; asks the store for what they do not reach.
-    fn go_on_resuming(&mut self, mut resume: Resume) -> Result<(), Refusal> {
+    fn go_on_resuming(&mut self, mut resume: Resume) -> Result<Answer, Refusal> {
         let Some(idx) = self.rooms.find_key(resume.room) else {
             return Err(Refusal::new(ErrorCode::Busy, "the room was unloaded meanwhile").retry_after(100));
         };
-        let Some(session) = self.sessions.get(resume.call.conn) else { return Ok(()) };
+        let Some(session) = self.sessions.get(resume.call.conn) else { return Ok(Answer::Given) };
+        // Checked each time around: a busy room could run ahead of the pages for ever.
+        if self.is_too_much(&resume) {
+            return Ok(self.listen(&resume.call, idx, &Replay::None));
+        }
         let room = self.rooms.get(idx);
         let reader = self.users.get(session.user).name.clone();
         let Some(entries) = sync::recent_after(room, resume.upto) else {
@@ -81,14 +104,15 @@ impl Shard {
         }
         self.cx.stats.resume_events_memory += from_cache;
         debug_assert_eq!(resume.upto, room.head, "recent entries reach the head");
-        let is_too_much = resume.events > self.cx.limits.resume_events_max
-            || resume.json.len() > self.cx.limits.resume_bytes_max as usize;
-        let replay = if is_too_much { Replay::None } else { Replay::Whole { json: resume.json } };
-        self.listen(&resume.call, idx, &replay);
-        Ok(())
+        let replay = if self.is_too_much(&resume) { Replay::None } else { Replay::Whole { json: resume.json } };
+        Ok(self.listen(&resume.call, idx, &replay))
     }
 
-    fn ask_for_entries(&mut self, resume: Resume, head: Seq) -> Result<(), Refusal> {
+    fn is_too_much(&self, resume: &Resume) -> bool {
+        resume.events > self.cx.limits.resume_events_max || resume.json.len() > self.cx.limits.resume_bytes_max as usize
+    }
+
+    fn ask_for_entries(&mut self, resume: Resume, head: Seq) -> Result<Answer, Refusal> {
         self.cx.may_read()?;
         let query = Query::History {
             room: resume.room,
@@ -99,15 +123,13 @@ impl Shard {
             limit: self.cx.limits.resume_events_max,
             bytes_max: self.cx.limits.resume_bytes_max,
         };
-        self.cx.out.list.push(Output::Park { conn: resume.call.conn, again: false });
         let token = self.pending.insert(Waiting::Resume(resume));
         self.cx.read(token, query);
-        Ok(())
+        Ok(Answer::Later)
     }
 
     pub(super) fn on_resume_page(&mut self, mut resume: Resume, json: &[u8], entries: &[HistoryEntry], more: bool) {
         let conn = resume.call.conn;
-        self.cx.out.list.push(Output::Unpark(conn));
         let call = Call { conn, id: resume.call.id.clone() };
         let result = match (self.rooms.find_key(resume.room), self.user_of(conn)) {
             (Some(idx), Ok(reader)) => {
@@ -120,8 +142,7 @@ impl Shard {
                 self.cx.stats.resume_events_store += entries.len() as u64;
                 // An empty page for entries that the room's head says exist would be asked for ever.
                 if more || entries.is_empty() {
-                    self.listen(&resume.call, idx, &Replay::None);
-                    Ok(())
+                    Ok(self.listen(&resume.call, idx, &Replay::None))
                 } else {
                     self.go_on_resuming(resume)
                 }
@@ -129,19 +150,25 @@ impl Shard {
             (None, _) => Err(Refusal::new(ErrorCode::Busy, "the room was unloaded meanwhile").retry_after(100)),
             (_, Err(refusal)) => Err(refusal),
         };
-        if let Err(refusal) = result {
-            self.refuse_call(&call, &refusal);
+        if let Err(refusal) = &result {
+            self.refuse_call(&call, refusal);
+        }
+        if !matches!(result, Ok(Answer::Later)) {
+            self.cx.out.list.push(Output::Unpark(conn));
         }
     }
 
     /// Makes the connection a subscriber and answers.
-    fn listen(&mut self, call: &Call, idx: RoomIdx, replay: &Replay) {
+    fn listen(&mut self, call: &Call, idx: RoomIdx, replay: &Replay) -> Answer {
         // The right may have ended while entries were read from the store.
         let role = match self.check_right(call.conn, idx, Want::Read) {
             Ok(role) => role,
-            Err(refusal) => return self.refuse_call(call, &refusal),
+            Err(refusal) => {
+                self.refuse_call(call, &refusal);
+                return Answer::Given;
+            }
         };
-        let Some(session) = self.sessions.get_mut(call.conn) else { return };
+        let Some(session) = self.sessions.get_mut(call.conn) else { return Answer::Given };
         if !session.is_subscribed(idx) {
             session.subscriptions.reserve_exact(1);
             session.subscriptions.push(idx);
@@ -170,6 +197,7 @@ impl Shard {
             out.extend_from_slice(events);
             out.push(b']');
         });
+        Answer::Given
     }
 
     pub(super) fn on_room_unsubscribe(
@@ -197,16 +225,21 @@ impl Shard {
 
     /// A slow connection has room again: tell it what it missed, room by room.
     pub(in crate::engine) fn on_outbox_drained(&mut self, conn: ConnKey, gaps: &[(RoomKey, Seq)]) {
+        let Some(session) = self.sessions.get(conn) else { return };
         for (key, last) in gaps {
-            let Some(room) = self.rooms.find_key(*key).map(|idx| self.rooms.get(idx)) else { continue };
+            let Some(idx) = self.rooms.find_key(*key) else { continue };
+            let room = self.rooms.get(idx);
+            // Who no longer listens may have missed the very entry that shut them out. They are told
+            // that there was more, and not how much came after it.
+            let head = if session.is_subscribed(idx) { room.head } else { *last + 1 };
             self.cx.stats.gaps += 1;
             // In the messages' own lane: what was queued before the gap must arrive before it.
-            let class = Class::Log { room: *key, first: *last + 1, last: room.head };
+            let class = Class::Log { room: *key, first: *last + 1, last: head };
             self.cx.send(conn, class, |out| {
                 out.extend_from_slice(b"{\"type\":\"gap\",\"room\":");
                 string(out, room.name.as_str());
                 field_integer(out, "last", *last);
-                field_integer(out, "head", room.head);
+                field_integer(out, "head", head);
                 out.push(b'}');
             });
         }

@@ -1,0 +1,283 @@
+//! `antiphon check`: one line for each thing that the server needs of the machine, with what to do
+//! where it is missing. It changes nothing, except a small file that it writes and removes to time
+//! the disk.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::{Shared, rlimit};
+use crate::config::Config;
+use crate::exit::{Exit, StartError};
+
+/// glommio asks for this much locked memory for each executor.
+const LOCKED_BYTES_MIN: u64 = 512 * 1024;
+/// Open files below which a server is a toy.
+const OPEN_FILES_LOW: u64 = 65_536;
+/// Open files below which nothing works.
+const OPEN_FILES_MIN: u64 = 256;
+/// Writes that are timed.
+const SYNCS: usize = 24;
+/// Median time of a sync above which acknowledgements feel slow.
+const SYNC_SLOW: Duration = Duration::from_millis(10);
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exits with 3 when a line says FAIL.")]
+pub struct Check {
+    #[command(flatten)]
+    shared: Shared,
+    /// Where clients will connect [default: 127.0.0.1:8080]
+    #[arg(long, env = "ANTIPHON_LISTEN", hide_env = true, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where operators will connect [default: 127.0.0.1:8081]
+    #[arg(long, env = "ANTIPHON_CONTROL_LISTEN", hide_env = true, value_name = "IP:PORT")]
+    control_listen: Option<SocketAddr>,
+    /// Threads that will serve clients [default: auto]
+    #[arg(long, env = "ANTIPHON_SHARDS", hide_env = true, value_name = "auto|N")]
+    shards: Option<crate::config::value::ShardCount>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+    /// What to do, unless all is well.
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: &'static str, found: impl Into<String>) -> Self {
+        Self { what, verdict: Verdict::Ok, found: found.into(), advice: None }
+    }
+
+    fn bad(what: &'static str, verdict: Verdict, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what, verdict, found: found.into(), advice: Some(advice.into()) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            Verdict::Ok => "OK",
+            Verdict::Warn => "WARN",
+            Verdict::Fail => "FAIL",
+        };
+        write!(f, "{verdict:<5} {:<14} {}", self.what, self.found)?;
+        match &self.advice {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Check {
+    /// # Errors
+    /// The configuration is wrong. What is wrong with the machine is in the report, not an error.
+    pub(super) fn run(&self) -> Result<Exit, StartError> {
+        let mut flags = self.shared.flags();
+        flags.server.listen = self.listen.or(flags.server.listen);
+        flags.server.control_listen = self.control_listen.or(flags.server.control_listen);
+        flags.server.shards = self.shards.or(flags.server.shards);
+        let config = Config::load(&flags)?;
+        let mut worst_is_fail = false;
+        for finding in findings(&config) {
+            worst_is_fail |= finding.verdict == Verdict::Fail;
+            super::print(&format!("{finding}\n"))?;
+        }
+        Ok(if worst_is_fail { Exit::Environment } else { Exit::Ok })
+    }
+}
+
+fn findings(config: &Config) -> Vec<Finding> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    vec![
+        io_uring(),
+        locked_memory(rlimit::locked_bytes(), config.server.shards),
+        open_files(rlimit::open_files()),
+        shards(config.server.shards, cores),
+        disk(&config.server.data_dir),
+        port("listen", config.server.listen),
+        port("control listen", config.server.control_listen),
+    ]
+}
+
+fn io_uring() -> Finding {
+    match crate::shard::probe::probe() {
+        Ok(report) => Finding::ok("kernel", report.to_string()),
+        Err(sentence) => Finding::bad("kernel", Verdict::Fail, sentence, "the server cannot start without it"),
+    }
+}
+
+fn locked_memory(limit: io::Result<rlimit::Limit>, shards: u16) -> Finding {
+    let needed = LOCKED_BYTES_MIN * u64::from(shards);
+    let advice = format!(
+        "raise it to {} KiB or more: ulimit -l, LimitMEMLOCK= in systemd, --ulimit memlock= in Docker",
+        needed / 1024
+    );
+    match limit {
+        Ok(limit) if limit.soft >= needed => Finding::ok("locked memory", bytes(limit.soft)),
+        Ok(limit) => Finding::bad("locked memory", Verdict::Fail, bytes(limit.soft), advice),
+        Err(err) => Finding::bad("locked memory", Verdict::Warn, format!("not known: {err}"), advice),
+    }
+}
+
+fn open_files(limit: io::Result<rlimit::Limit>) -> Finding {
+    let advice = "raise it: ulimit -Hn, LimitNOFILE= in systemd, --ulimit nofile= in Docker";
+    match limit {
+        Ok(limit) => {
+            // `serve` raises the soft limit to the hard one by itself.
+            let found = format!("{}, one for each connection", limit.hard);
+            match limit.hard {
+                OPEN_FILES_LOW.. => Finding::ok("open files", found),
+                OPEN_FILES_MIN.. => Finding::bad("open files", Verdict::Warn, found, advice),
+                _ => Finding::bad("open files", Verdict::Fail, found, advice),
+            }
+        }
+        Err(err) => Finding::bad("open files", Verdict::Warn, format!("not known: {err}"), advice),
+    }
+}
+
+fn shards(shards: u16, cores: usize) -> Finding {
+    let found = format!("{shards} on {cores} core{}", if cores == 1 { "" } else { "s" });
+    if usize::from(shards) > cores {
+        return Finding::bad("shards", Verdict::Warn, found, "more shards than cores cost latency and gain nothing");
+    }
+    Finding::ok("shards", found)
+}
+
+fn disk(data_dir: &Path) -> Finding {
+    let folder = existing(data_dir);
+    let shown = folder.display();
+    let times = match sync_times(&folder) {
+        Ok(times) => times,
+        Err(err) => {
+            let advice = "give the server a folder that it may write to (--data-dir)";
+            return Finding::bad("disk", Verdict::Fail, format!("{shown} cannot be written: {err}"), advice);
+        }
+    };
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    let found = format!(
+        "a sync in {shown} takes {:.2} ms, at worst {:.2} ms",
+        median.as_secs_f64() * 1e3,
+        worst.as_secs_f64() * 1e3
+    );
+    if median > SYNC_SLOW {
+        let advice = "every acknowledgement waits for one; a local SSD takes about 1 ms";
+        return Finding::bad("disk", Verdict::Warn, found, advice);
+    }
+    Finding::ok("disk", found)
+}
+
+/// The folder itself or, before it is made, where it would be made.
+fn existing(path: &Path) -> PathBuf {
+    let here = PathBuf::from(".");
+    path.ancestors()
+        .map(|ancestor| if ancestor.as_os_str().is_empty() { here.clone() } else { ancestor.to_owned() })
+        .find(|ancestor| ancestor.is_dir())
+        .unwrap_or(here)
+}
+
+/// Times of writing and syncing a page, ascending.
+fn sync_times(folder: &Path) -> io::Result<Vec<Duration>> {
+    let path = folder.join(format!(".antiphon-check-{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+    let times = time_syncs(&mut file);
+    fs::remove_file(&path)?;
+    times
+}
+
+fn time_syncs(file: &mut File) -> io::Result<Vec<Duration>> {
+    let page = [0x5a; 4096];
+    let mut times = Vec::with_capacity(SYNCS);
+    for _ in 0..SYNCS {
+        let started = Instant::now();
+        file.write_all(&page)?;
+        file.sync_data()?;
+        times.push(started.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times)
+}
+
+fn port(what: &'static str, address: SocketAddr) -> Finding {
+    match port_is_free(address) {
+        Ok(()) if address.port() == 0 => Finding::ok(what, format!("{address}: any free port")),
+        Ok(()) => Finding::ok(what, format!("{address} is free")),
+        Err(err) => {
+            Finding::bad(what, Verdict::Fail, format!("{address} cannot be used"), crate::control::in_words(&err))
+        }
+    }
+}
+
+/// Whether nobody listens at `address`. The shards' listeners share their port (SO_REUSEPORT), so that
+/// they alone would not notice a second server; this asks without sharing.
+///
+/// # Errors
+/// Why it cannot be used.
+pub fn port_is_free(address: SocketAddr) -> io::Result<()> {
+    TcpListener::bind(address).map(drop)
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        u64::MAX => "unlimited".to_owned(),
+        count => format!("{} KiB", count / 1024),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(hard: u64) -> io::Result<rlimit::Limit> {
+        Ok(rlimit::Limit { soft: hard, hard })
+    }
+
+    #[test]
+    fn limits_are_judged() {
+        assert_eq!(locked_memory(limit(u64::MAX), 8).to_string(), "OK    locked memory  unlimited");
+        let short = locked_memory(limit(64 * 1024), 2);
+        assert_eq!(short.verdict, Verdict::Fail);
+        assert!(short.to_string().contains("64 KiB; raise it to 1024 KiB"), "{short}");
+        for (hard, verdict) in [(u64::MAX, Verdict::Ok), (4_096, Verdict::Warn), (64, Verdict::Fail)] {
+            assert_eq!(open_files(limit(hard)).verdict, verdict, "{hard}");
+        }
+        assert_eq!(shards(2, 2).verdict, Verdict::Ok);
+        assert_eq!(shards(4, 2).verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn the_disk_is_timed_and_left_clean() {
+        let folder = std::env::temp_dir().join(format!("antiphon-check-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let finding = disk(&folder.join("not/yet/made"));
+        assert!(finding.found.contains("a sync in"), "{finding}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(disk(Path::new("/proc")).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_taken_port_is_found() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = port("listen", holder.local_addr().unwrap());
+        assert_eq!(taken.verdict, Verdict::Fail);
+        assert!(taken.to_string().contains("taken by another process"), "{taken}");
+        assert_eq!(port("listen", "127.0.0.1:0".parse().unwrap()).verdict, Verdict::Ok);
+    }
+}

@@ -1,0 +1,351 @@
+//! From the engine to the sockets: outputs into outboxes, outboxes into sends, and the end of a
+//! connection.
+
+use std::io::IoSlice;
+
+use super::conn::{Phase, ring_key};
+use super::driver::{Deadline, Driver, SPARE_OUTBOXES_MAX};
+use super::mail::Letter;
+use super::ring::{SendError, send_slices};
+use crate::engine::event::{Class, ConnKey, Frames, Input, Output, Outputs};
+use crate::gateway::outbox::Pushed;
+use crate::protocol::command::CommandId;
+use crate::protocol::encode;
+use crate::protocol::error::CloseCode;
+use crate::protocol::ids::UnixMillis;
+use crate::protocol::websocket::ping_frame;
+
+/// How long a closing connection may take to send its last bytes and to answer the close, ms.
+const CLOSING_MS: UnixMillis = 3_000;
+/// Slices offered to one send.
+const SLICES: usize = 64;
+
+impl Driver {
+    /// Does what the engine asks for, until it asks for nothing more.
+    pub(super) fn perform(&mut self) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.engine.drain_outputs(&mut outputs);
+        let mut list = std::mem::take(&mut outputs.list);
+        for output in list.drain(..) {
+            self.perform_one(output, &outputs);
+        }
+        outputs.list = list;
+        outputs.clear();
+        self.outputs = outputs;
+    }
+
+    fn perform_one(&mut self, output: Output, outputs: &Outputs) {
+        match output {
+            Output::Send { conn, class, frames } => self.push(conn, class, &frames, &outputs.bytes),
+            Output::Fanout { targets, class, frames } => {
+                for conn in &outputs.targets[targets.start as usize..targets.end as usize] {
+                    self.push(*conn, class, &frames, &outputs.bytes);
+                }
+            }
+            Output::Ping(conn) => {
+                let mut frame = Vec::with_capacity(2);
+                ping_frame(&mut frame);
+                self.push_critical(conn, &frame);
+            }
+            Output::Close { conn, code, reason } => {
+                self.push_close(conn, code, &reason);
+                self.begin_closing(conn);
+            }
+            Output::Park { conn, again } => self.park(conn, again),
+            Output::Unpark(conn) => self.unpark(conn),
+            Output::VerifyToken { conn, token, jwt } => {
+                let result = self.verifier.verify(&jwt, self.now).map_err(|error| error.refusal());
+                self.engine.handle(Input::TokenVerified(conn, token, result), self.now);
+                self.perform_nested();
+            }
+            Output::Append(append) => self.appends.push(append),
+            Output::Read(request) => self.ask_readers(request),
+            Output::Mesh(message) => {
+                for (number, peer) in self.peers.iter().enumerate() {
+                    if number == usize::from(self.id.0) {
+                        continue;
+                    }
+                    let stats = self.engine.stats_mut();
+                    match peer.post(Letter::Mesh(message.clone())) {
+                        Ok(()) => stats.mesh_sent += 1,
+                        Err(_) => stats.mesh_dropped += 1,
+                    }
+                }
+            }
+            Output::AdminReply(token, result) => {
+                if let Some(answer) = self.admin_waiting.remove(&token) {
+                    answer(result);
+                }
+            }
+            Output::StatsReply { conn, id, fields } => {
+                self.reply_stats(conn, &id, &outputs.bytes[fields.start as usize..fields.end as usize]);
+            }
+            Output::Note(note) => super::notes::log(self.id, &note),
+        }
+    }
+
+    /// Outputs of an input that an output led to. One level deep: these lead to no further input.
+    fn perform_nested(&mut self) {
+        let mut outputs = Outputs::default();
+        self.engine.drain_outputs(&mut outputs);
+        for output in std::mem::take(&mut outputs.list) {
+            self.perform_one(output, &outputs);
+        }
+    }
+
+    fn ask_readers(&mut self, request: crate::engine::event::ReadRequest) {
+        if let Err(request) = self.log.read(request) {
+            let refusal = crate::protocol::error::Refusal::new(
+                crate::protocol::error::ErrorCode::Busy,
+                "the store has too many reads waiting",
+            );
+            let reply = crate::engine::event::ReadReply { token: request.token, result: Err(refusal.retry_after(200)) };
+            // As if a reader had said so: by the mail, in its turn.
+            let _ = self.peers[usize::from(self.id.0)].post(Letter::Read(reply));
+        }
+    }
+
+    fn reply_stats(&mut self, key: ConnKey, id: &CommandId, fields: &[u8]) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let (bytes, step) = conn.outbox.as_ref().map_or((0, 0), |outbox| (outbox.bytes(), outbox.step(&self.ladder)));
+        let mut frame = Vec::with_capacity(256);
+        encode::frame_text(&mut frame, |out| {
+            encode::ok(out, id, |out| {
+                out.extend_from_slice(fields);
+                encode::field_integer(out, "outbox_bytes", bytes as u64);
+                encode::field_integer(out, "outbox_bytes_max", self.ladder.bytes_max as u64);
+                encode::field_integer(out, "ladder_step", u64::from(step));
+                encode::field_integer(out, "shard_connections", self.conns.len() as u64);
+            });
+        });
+        self.push_critical(key, &frame);
+    }
+
+    /// Puts frames into a connection's outbox, lending it one if need be.
+    fn push(&mut self, key: ConnKey, class: Class, frames: &Frames, scratch: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !matches!(conn.phase, Phase::Open) {
+            return;
+        }
+        let spare = &mut self.spare_outboxes;
+        let outbox = conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        let pushed = outbox.push(class, frames, scratch, &self.ladder);
+        if !conn.is_dirty && !conn.is_blocked {
+            conn.is_dirty = true;
+            self.dirty.push(key);
+        }
+        let stats = self.engine.stats_mut();
+        match pushed {
+            Pushed::Queued => stats.frames_out += 1,
+            Pushed::Conflated => stats.slow_conflated += 1,
+            Pushed::DroppedLow => stats.slow_dropped_low += 1,
+            Pushed::DroppedNormal => stats.slow_dropped_normal += 1,
+            Pushed::Overflow => self.close_slow(key, "too much was waiting to be read"),
+        }
+    }
+
+    /// Puts bytes into the critical lane of a connection in any phase.
+    pub(super) fn push_critical(&mut self, key: ConnKey, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let spare = &mut self.spare_outboxes;
+        let outbox = conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        let is_overflow = outbox.push_critical(bytes, &self.ladder) == Pushed::Overflow;
+        let is_open = matches!(conn.phase, Phase::Open);
+        if !conn.is_dirty && !conn.is_blocked {
+            conn.is_dirty = true;
+            self.dirty.push(key);
+        }
+        if is_overflow && is_open {
+            self.close_slow(key, "too much was waiting to be read");
+        }
+    }
+
+    /// Queues a close frame, once.
+    pub(super) fn push_close(&mut self, key: ConnKey, code: CloseCode, reason: &str) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let mut frame = Vec::with_capacity(reason.len() + 4);
+        conn.codec.close(&mut frame, code, reason);
+        self.push_critical(key, &frame);
+    }
+
+    /// Ends a connection that does not read (4102): what waits is dropped, all but a cut frame.
+    fn close_slow(&mut self, key: ConnKey, reason: &str) {
+        let stats = self.engine.stats_mut();
+        stats.slow_closed += 1;
+        stats.closes.count(CloseCode::SlowConsumer);
+        tracing::info!(shard = self.id.0, conn = key.slot, reason, "slow consumer closed");
+        self.ended.push(key);
+        if let Some(outbox) = self.conns.get_mut(key).and_then(|conn| conn.outbox.as_mut()) {
+            outbox.keep_only_cut_frame();
+        }
+        self.push_close(key, CloseCode::SlowConsumer, reason);
+        self.begin_closing(key);
+    }
+
+    /// From here on the connection only sends what waits, and waits for the peer's close.
+    pub(super) fn begin_closing(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if matches!(conn.phase, Phase::Closing) {
+            return;
+        }
+        conn.phase = Phase::Closing;
+        conn.backlog = None;
+        self.deadlines.set(self.now + CLOSING_MS, Deadline::Closing(key));
+        if !conn.is_dirty && !conn.is_blocked {
+            conn.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Bytes of a peer that was told to go: only its close frame matters.
+    pub(super) fn on_closing_bytes(&mut self, key: ConnKey, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let (mut rest, mut replies) = (bytes, Vec::new());
+        let mut text = Vec::new();
+        while let Ok(Some(_)) = conn.codec.read(&mut rest, &mut text, &mut replies) {}
+        let is_over = conn.codec.is_finished() && conn.outbox.is_none();
+        let needs_receive = !conn.is_receiving;
+        if is_over {
+            self.drop_conn(key);
+        } else if needs_receive {
+            self.receive(key);
+        }
+    }
+
+    /// Forgets a connection and closes its socket.
+    pub(super) fn drop_conn(&mut self, key: ConnKey) {
+        if let Some(outbox) = self.conns.remove(key) {
+            self.give_back(outbox);
+        }
+    }
+
+    fn give_back(&mut self, mut outbox: Box<crate::gateway::outbox::Outbox>) {
+        if self.spare_outboxes.len() < SPARE_OUTBOXES_MAX {
+            outbox.clear();
+            self.spare_outboxes.push(outbox);
+        }
+    }
+
+    /// One send for each dirty outbox.
+    pub(super) fn flush(&mut self) {
+        // Flushing may make some dirty once more: gaps are told, slow ones closed.
+        while !self.dirty.is_empty() {
+            let mut dirty = std::mem::take(&mut self.dirty);
+            for key in dirty.drain(..) {
+                self.flush_one(key);
+            }
+            if self.dirty.is_empty() {
+                self.dirty = dirty;
+                self.settle();
+            }
+        }
+    }
+
+    /// Tells the engine of connections that ended while it could not be told.
+    pub(super) fn settle(&mut self) {
+        while let Some(key) = self.ended.pop() {
+            self.engine.handle(Input::Closed(key), self.now);
+            self.perform();
+        }
+    }
+
+    fn flush_one(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_dirty = false;
+        let fd = conn.raw_fd();
+        let Some(outbox) = conn.outbox.as_mut() else { return self.after_flush(key) };
+        while outbox.bytes() > 0 {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let filled = outbox.slices(&mut slices);
+            let offered: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
+            let stats = self.engine.stats_mut();
+            stats.sends += 1;
+            match send_slices(fd, &slices[..filled]) {
+                Ok(sent) => {
+                    stats.bytes_out += sent as u64;
+                    stats.sends_short += u64::from(sent < offered);
+                    outbox.advance(sent);
+                    conn.progress_at = self.now;
+                    if sent < offered {
+                        return self.block(key);
+                    }
+                }
+                Err(SendError::WouldBlock) => {
+                    stats.sends_short += 1;
+                    return self.block(key);
+                }
+                Err(SendError::Gone(_)) => {
+                    // The receive in flight reports the end too; whoever comes first ends it.
+                    if matches!(conn.phase, Phase::Open) {
+                        self.ended.push(key);
+                    }
+                    return self.drop_conn(key);
+                }
+            }
+        }
+        self.after_flush(key);
+    }
+
+    /// Everything that waited has gone.
+    fn after_flush(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if let Some(mut outbox) = conn.outbox.take() {
+            if let Some(gaps) = outbox.take_gaps(&self.ladder) {
+                conn.outbox = Some(outbox);
+                self.engine.handle(Input::OutboxDrained(key, gaps), self.now);
+                return self.perform();
+            }
+            self.give_back(outbox);
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if matches!(conn.phase, Phase::Closing) {
+            if conn.codec.is_finished() {
+                return self.drop_conn(key);
+            }
+            if !conn.codec.is_close_sent() {
+                // An HTTP answer. To close now, with bytes of the request unread, would reset the
+                // connection and could take the answer with it (RFC 9112 section 9.6).
+                super::socket::shutdown_write(conn.raw_fd());
+            }
+            if !conn.is_receiving {
+                self.receive(key);
+            }
+        }
+    }
+
+    fn block(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_blocked = true;
+        conn.progress_at = conn.progress_at.max(self.now.saturating_sub(u64::from(self.limits.stall_ms)));
+        let at = self.now + u64::from(self.limits.stall_ms);
+        if !std::mem::replace(&mut conn.is_stall_watched, true) {
+            conn.progress_at = self.now;
+            self.deadlines.set(at, Deadline::Stall(key));
+        }
+        self.ring.poll_writable(conn.raw_fd(), ring_key(key));
+    }
+
+    pub(super) fn on_writable(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_blocked = false;
+        if !conn.is_dirty {
+            conn.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// A socket was blocked a while ago: has it taken anything since?
+    pub(super) fn on_stall_check(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_stall_watched = false;
+        if !conn.is_blocked || !matches!(conn.phase, Phase::Open) {
+            return;
+        }
+        let due = conn.progress_at + u64::from(self.limits.stall_ms);
+        if due <= self.now {
+            return self.close_slow(key, "nothing was read for too long");
+        }
+        conn.is_stall_watched = true;
+        self.deadlines.set(due, Deadline::Stall(key));
+    }
+}
