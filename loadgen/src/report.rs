@@ -49,7 +49,7 @@ pub struct Settings {
     pub rooms_of: u32,
     /// Rooms.
     pub rooms: u32,
-    /// "none", "closed loop, 4 in flight a room", "open loop, 2000 messages/s".
+    /// "no messages", "closed loop, 4 in flight a room", "open loop, 2000 messages/s".
     pub traffic: String,
     /// Bytes of a message's body.
     pub body_bytes: usize,
@@ -229,7 +229,7 @@ fn settings(world: &World, plan: &Plan) -> Settings {
         rooms_of: world.rooms_of,
         rooms: world.rooms(),
         traffic: match plan.traffic {
-            Traffic::None => "none".to_owned(),
+            Traffic::None => "no messages".to_owned(),
             Traffic::Closed { in_flight } => format!("closed loop, {in_flight} in flight a room"),
             Traffic::Open { per_second } => format!("open loop, {per_second} messages/s"),
         },
