@@ -573,7 +573,10 @@ impl Driver {
             let _ = socket::reset_on_close(&fd);
         }
         *link = Link { generation: link.generation.wrapping_add(1), is_dirty: link.is_dirty, ..Link::default() };
-        self.clients[slot as usize].end().for_each(drop);
+        // Nobody will answer these: their room owes others instead.
+        let room = self.clients[slot as usize].local_room;
+        let lost = self.clients[slot as usize].end().count();
+        (0..lost).for_each(|_| self.on_done(room));
     }
 
     // --------------------------------------------------------------------------------------------

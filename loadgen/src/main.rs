@@ -21,6 +21,8 @@ mod cli;
 mod client;
 mod conductor;
 mod driver;
+#[cfg(test)]
+mod fake;
 mod frame;
 mod measure;
 mod plan;

@@ -278,3 +278,6 @@ impl Progress {
         self.is_on = false;
     }
 }
+
+#[cfg(test)]
+mod tests;
