@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::BODY_BYTES_MIN;
+use crate::body::BODY_BYTES_MIN;
 use crate::plan::Traffic;
 
 /// Drives an Antiphon server with many WebSocket clients, and checks every single delivery.

@@ -39,7 +39,7 @@ mod tests {
     use super::super::tests::outcome;
     use super::*;
     use crate::run::ServerUse;
-    use crate::verify::Tally;
+    use crate::tally::Tally;
 
     #[test]
     fn the_kernels_share_is_told() {

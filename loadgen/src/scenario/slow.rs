@@ -55,7 +55,7 @@ pub fn findings(outcome: &Outcome) -> Findings {
 mod tests {
     use super::super::tests::outcome;
     use super::*;
-    use crate::verify::Tally;
+    use crate::tally::Tally;
 
     #[test]
     fn others_must_not_notice() {
