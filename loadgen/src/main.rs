@@ -3,8 +3,8 @@
 //! Reading order: [`cli`] (what can be asked), [`scenario`] (what it means), [`plan`] (as data),
 //! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
 //! (a thread's sockets), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
-//! [`scan`] (bytes), [`verify`] (what was promised), [`measure`] and [`mod@proc`] (numbers),
-//! [`report`].
+//! [`scan`] (bytes), [`body`] (what is sent), [`verify`] (what was promised), [`tally`] (the books),
+//! [`measure`] and [`mod@proc`] (numbers), [`report`].
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,10 +18,13 @@ use crate::report::Report;
 use crate::run::RunOptions;
 use crate::world::{World, WorldSpec};
 
+mod body;
 mod cli;
 mod client;
 mod conductor;
 mod driver;
+#[cfg(test)]
+mod fake;
 mod frame;
 mod measure;
 mod plan;
@@ -30,6 +33,7 @@ mod report;
 mod run;
 mod scan;
 mod scenario;
+mod tally;
 mod traffic;
 mod verify;
 mod world;
