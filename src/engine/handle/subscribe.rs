@@ -225,21 +225,22 @@ impl Shard {
 
     /// A slow connection has room again: tell it what it missed, room by room.
     pub(in crate::engine) fn on_outbox_drained(&mut self, conn: ConnKey, gaps: &[(RoomKey, Seq)]) {
-        let Some(session) = self.sessions.get(conn) else { return };
+        if self.sessions.get(conn).is_none() {
+            return;
+        }
         for (key, last) in gaps {
             let Some(idx) = self.rooms.find_key(*key) else { continue };
+            // Who no longer listens is told as well: they may have missed the very entry that shut
+            // them out, and nothing else would make them ask.
             let room = self.rooms.get(idx);
-            // Who no longer listens may have missed the very entry that shut them out. They are told
-            // that there was more, and not how much came after it.
-            let head = if session.is_subscribed(idx) { room.head } else { *last + 1 };
             self.cx.stats.gaps += 1;
             // In the messages' own lane: what was queued before the gap must arrive before it.
-            let class = Class::Log { room: *key, first: *last + 1, last: head };
+            let class = Class::Log { room: *key, first: *last + 1, last: room.head };
             self.cx.send(conn, class, |out| {
                 out.extend_from_slice(b"{\"type\":\"gap\",\"room\":");
                 string(out, room.name.as_str());
                 field_integer(out, "last", *last);
-                field_integer(out, "head", head);
+                field_integer(out, "head", room.head);
                 out.push(b'}');
             });
         }
