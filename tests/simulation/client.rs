@@ -95,6 +95,7 @@ pub struct Client {
     nameless: u64,
     /// Commands without an id, which are answered only when they are refused.
     nameless_maybe: u64,
+    nameless_got: u64,
     pub wants_refresh: bool,
     /// The server asked for patience until then.
     quiet_until: u64,
@@ -118,6 +119,7 @@ impl Client {
             had_hello: false,
             nameless: 0,
             nameless_maybe: 0,
+            nameless_got: 0,
             wants_refresh: false,
             quiet_until: 0,
             read_before: BTreeMap::new(),
@@ -147,11 +149,11 @@ impl Client {
         }
         self.acked.clear();
         self.had_hello = false;
-        (self.nameless, self.nameless_maybe) = (0, 0);
+        (self.nameless, self.nameless_maybe, self.nameless_got) = (0, 0, 0);
     }
 
     pub fn is_settled(&self) -> bool {
-        self.asked.is_empty() && self.unsent.is_empty() && self.nameless == 0
+        self.asked.is_empty() && self.unsent.is_empty() && self.nameless_got >= self.nameless
     }
 
     pub fn is_greeted(&self) -> bool {
@@ -159,10 +161,9 @@ impl Client {
     }
 
     pub fn describe(&self) -> String {
-        format!(
-            "{} ({}) asked {:?} unsent {:?} views {:?}",
-            self.number, self.user, self.asked, self.unsent, self.views
-        )
+        let unsent = self.unsent.len();
+        let Self { number, user, asked, views, .. } = self;
+        format!("{number} ({user}) asked {asked:?}, {unsent} unsent, views {views:?}")
     }
 
     /// Every room that is listened to stands where the log stands.
@@ -504,10 +505,8 @@ impl Client {
 
     fn hear_error(&mut self, value: &Value, now: u64) {
         if value.get("id").is_none() {
-            let is_of_due = self.nameless_maybe == 0 || value["code"] != 111;
-            let count = if is_of_due { &mut self.nameless } else { &mut self.nameless_maybe };
-            assert!(*count > 0, "an error for nothing: {value}");
-            *count -= 1;
+            self.nameless_got += 1;
+            assert!(self.nameless_got <= self.nameless + self.nameless_maybe, "an error for nothing: {value}");
             return;
         }
         let asked = self.answered(value, value.to_string().as_bytes());

@@ -138,7 +138,8 @@ impl Plan {
 
     fn limits(dice: &mut Dice) -> Limits {
         let is_rated = dice.chance(150);
-        let is_narrow = dice.chance(300);
+        // Not both: whoever is sent away for being too fast may find the house full.
+        let is_narrow = !is_rated && dice.chance(300);
         Limits {
             rooms_max: if is_narrow { 3 } else { 256 },
             subscriptions_max: if is_narrow { 2 } else { 256 },
@@ -147,7 +148,7 @@ impl Plan {
             resume_events_max: dice.pick(&[2, 10, 500]),
             resume_bytes_max: dice.pick(&[300, 3_000, 1_000_000]),
             heartbeat_ms: dice.pick(&[1_000, 3_000, 25_000]),
-            appends_max: dice.pick(&[1, 8, 16_384]),
+            appends_max: dice.pick(&[2, 16, 16_384]),
             reads_max: dice.pick(&[1, 4, 16_384]),
             rates_on: is_rated,
             connection_rate: Rate { per_second: 20, burst: 20 },

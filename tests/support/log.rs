@@ -2,6 +2,7 @@
 //!
 //! Nothing here waits, fails or loses anything by itself: whoever drives it decides when a batch is
 //! decided, whether its commit succeeds, and when an answer is handed over.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use antiphon::engine::sequencer::memory::{MemoryLog, Stored};
 use antiphon::engine::sequencer::{Decided, Failed, Sequencer, SequencerConfig};
 use antiphon::protocol::encode::{LoggedEvent, room_json};
 use antiphon::protocol::error::{ErrorCode, Refusal};
-use antiphon::protocol::ids::{Epoch, Role, RoomKey, RoomKind, Seq, UnixMillis, UserId};
+use antiphon::protocol::ids::{Epoch, Role, RoomKey, RoomKind, UnixMillis, UserId};
 
 /// The text of the epoch of every such log.
 pub const EPOCH: &str = "e1";
@@ -202,11 +203,5 @@ impl TestLog {
         }
         .write_json(&mut json);
         json
-    }
-
-    /// The entry of `room` with this number.
-    #[allow(dead_code, reason = "each test binary uses its part")]
-    pub fn entry(&self, room: RoomKey, seq: Seq) -> Option<&Stored> {
-        self.kept.rows.iter().find(|row| row.room == room && row.seq == seq)
     }
 }

@@ -60,9 +60,8 @@ impl Shard {
     ) -> Result<Answer, Refusal> {
         self.check_right(call.conn, idx, Want::Read)?;
         let Some(session) = self.sessions.get(call.conn) else { return Ok(Answer::Given) };
-        let is_new = !session.is_subscribed(idx);
-        if is_new && session.subscriptions.len() >= self.cx.limits.subscriptions_max as usize {
-            return Err(Refusal::new(ErrorCode::LimitExceeded, "subscriptions_max is reached"));
+        if !session.is_subscribed(idx) {
+            self.check_subscriptions_max(call.conn)?;
         }
         let head = self.rooms.get(idx).head;
         let Some(cursor) = since.filter(|cursor| cursor.epoch == self.cx.epoch) else {
@@ -77,6 +76,18 @@ impl Shard {
         let room = self.rooms.get(idx).key;
         let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0 };
         self.go_on_resuming(resume)
+    }
+
+    /// Whether the connection may listen to one more room.
+    ///
+    /// # Errors
+    /// `limit_exceeded`.
+    pub(super) fn check_subscriptions_max(&self, conn: ConnKey) -> Result<(), Refusal> {
+        let held = self.sessions.get(conn).map_or(0, |session| session.subscriptions.len());
+        if held < self.cx.limits.subscriptions_max as usize {
+            return Ok(());
+        }
+        Err(Refusal::new(ErrorCode::LimitExceeded, "subscriptions_max is reached"))
     }
 
     /// Takes what the recent entries have; asks the store for what they do not reach.
