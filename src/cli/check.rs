@@ -33,13 +33,13 @@ pub struct Check {
     #[command(flatten)]
     shared: Shared,
     /// Where clients will connect [default: 127.0.0.1:8080]
-    #[arg(long, env = "ANTIPHON_LISTEN", hide_env_values = true, value_name = "IP:PORT")]
+    #[arg(long, env = "ANTIPHON_LISTEN", hide_env = true, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
     /// Where operators will connect [default: 127.0.0.1:8081]
-    #[arg(long, env = "ANTIPHON_CONTROL_LISTEN", hide_env_values = true, value_name = "IP:PORT")]
+    #[arg(long, env = "ANTIPHON_CONTROL_LISTEN", hide_env = true, value_name = "IP:PORT")]
     control_listen: Option<SocketAddr>,
     /// Threads that will serve clients [default: auto]
-    #[arg(long, env = "ANTIPHON_SHARDS", hide_env_values = true, value_name = "auto|N")]
+    #[arg(long, env = "ANTIPHON_SHARDS", hide_env = true, value_name = "auto|N")]
     shards: Option<crate::config::value::ShardCount>,
 }
 

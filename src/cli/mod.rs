@@ -24,7 +24,7 @@ use crate::exit::{Exit, StartError};
     name = "antiphon",
     version,
     about = "A WebSocket server for chat: one order per room, stored before acknowledged, resumed after any disconnect.",
-    after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong flag or setting, 3 the machine does not allow it,\n\
+    after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong flag or setting, 3 the machine does not allow it, \
                   4 port taken, 5 data folder not usable.",
     arg_required_else_help = true
 )]
@@ -63,10 +63,10 @@ pub fn run(cli: Cli) -> Result<Exit, StartError> {
 #[derive(Debug, Args)]
 struct Shared {
     /// TOML file with settings [default: config.toml, if there]
-    #[arg(long, env = "ANTIPHON_CONFIG", hide_env_values = true, value_name = "PATH")]
+    #[arg(long, env = "ANTIPHON_CONFIG", hide_env = true, value_name = "PATH")]
     config: Option<PathBuf>,
     /// Folder of the database and the generated secrets [default: ./data]
-    #[arg(long, env = "ANTIPHON_DATA_DIR", hide_env_values = true, value_name = "PATH")]
+    #[arg(long, env = "ANTIPHON_DATA_DIR", hide_env = true, value_name = "PATH")]
     data_dir: Option<PathBuf>,
 }
 

@@ -14,7 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   antiphon serve
       on 127.0.0.1:8080, data in ./data, with a development secret that is made there
-  antiphon serve --listen 0.0.0.0:8080 --jwt-secret-file /run/secrets/jwt --origins https://chat.example
+  antiphon serve --listen 0.0.0.0:8080 --jwks-file keys.json --origins https://chat.example
       behind a proxy that ends TLS
   antiphon serve --listen 127.0.0.1:0 --control-listen 127.0.0.1:0
       on free ports, which are printed
@@ -23,18 +23,22 @@ Examples:
   antiphon serve --print-config > config.toml
       write down what is in force
 
-A flag goes before its variable (--listen, ANTIPHON_LISTEN), a variable before the config file, the file before
-the default. SIGTERM and SIGINT stop gracefully: clients are told when to come back, what is acknowledged is stored.";
+A flag goes before its variable (--listen, ANTIPHON_LISTEN), a variable before the config file,
+the file before the default. SIGTERM and SIGINT stop gracefully: clients are told when to come
+back, and everything acknowledged is stored.";
 
 /// Flags of `serve`.
 #[derive(Debug, Args)]
-#[command(after_help = "--help shows every setting, with its variable and range.", after_long_help = EXAMPLES)]
+#[command(
+    after_help = "In brackets: the default. --help shows every setting, with its variable and range, and examples.",
+    after_long_help = EXAMPLES
+)]
 pub struct Serve {
-    #[command(flatten)]
-    flags: Flags,
     /// Print the settings in force as TOML, without secrets, and exit
     #[arg(long)]
     print_config: bool,
+    #[command(flatten)]
+    flags: Flags,
 }
 
 impl Serve {

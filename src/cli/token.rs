@@ -34,10 +34,10 @@ pub(super) struct Token {
     #[command(flatten)]
     shared: Shared,
     /// HS256 secret [default: as the server finds it]
-    #[arg(long, env = "ANTIPHON_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
+    #[arg(long, env = "ANTIPHON_JWT_SECRET", hide_env = true, value_name = "SECRET")]
     jwt_secret: Option<Secret>,
     /// File that holds the HS256 secret [default: as the server finds it]
-    #[arg(long, env = "ANTIPHON_JWT_SECRET_FILE", hide_env_values = true, value_name = "PATH")]
+    #[arg(long, env = "ANTIPHON_JWT_SECRET_FILE", hide_env = true, value_name = "PATH")]
     jwt_secret_file: Option<PathBuf>,
     /// User id, the `sub` claim: 1 to 64 of A-Z a-z 0-9 . _ @ -
     #[arg(long, value_parser = parse_user)]

@@ -45,6 +45,20 @@ impl Knob {
     }
 }
 
+/// One line, for `-h`.
+fn short_help(help: &str, default: &str) -> String {
+    format!("{} [{}]", help.trim_ascii(), shown(default))
+}
+
+/// Two lines, for `--help`.
+fn long_help(help: &str, default: &str, range: &str, env: &str) -> String {
+    format!("{}\n[default: {}{range}; env: {env}]", help.trim_ascii(), shown(default))
+}
+
+fn shown(default: &str) -> &str {
+    if default.is_empty() { "none" } else { default }
+}
+
 macro_rules! section {
     (
         $(#[doc = $doc:literal])+
@@ -68,9 +82,10 @@ macro_rules! section {
                 #[arg(
                     long = $flag,
                     env = $env,
-                    hide_env_values = true,
+                    hide_env = true,
                     value_name = <$type as Value>::PLACEHOLDER,
-                    help = concat!($($help),+, " [default: ", $default, $("; ", $low, " to ", $high,)? "]").trim_ascii(),
+                    help = short_help(concat!($($help),+), $default),
+                    long_help = long_help(concat!($($help),+), $default, concat!($("; ", $low, " to ", $high)?), $env),
                     $($($arg)*)?
                 )]
                 $(#[doc = $help])+
@@ -152,7 +167,7 @@ section! {
         audience: String = "", "audience" "ANTIPHON_AUDIENCE";
         /// Clock difference allowed in `exp` and `nbf`, seconds
         leeway_s: u32 = "5" in 0 to 300, "leeway-s" "ANTIPHON_LEEWAY_S";
-        /// Origins whose pages may connect, exactly as browsers send them; others get 403
+        /// Origins whose pages may connect, as browsers send them, or *; none: those of the own port
         origins: Origins = "", "origins" "ANTIPHON_ORIGINS";
     }
 }
@@ -197,7 +212,7 @@ section! {
         /// Messages and events a user may send at once
         user_burst: u32 = "200" in 1 to 1000000, "user-burst" "ANTIPHON_USER_BURST" [hide_short_help = true];
         /// Bad commands in a row that close a connection (4007)
-        errors_max: u32 = "64" in 1 to 1000000, "errors-max" "ANTIPHON_ERRORS_MAX" [hide_short_help = true];
+        errors_max: u32 = "256" in 1 to 1000000, "errors-max" "ANTIPHON_ERRORS_MAX" [hide_short_help = true];
         /// Largest frame from a client, bytes
         message_bytes_max: u32 = "16384" in 12288 to 1048576, "message-bytes-max" "ANTIPHON_MESSAGE_BYTES_MAX" [hide_short_help = true];
         /// Joining a public room that does not exist creates it
@@ -243,7 +258,7 @@ section! {
         /// Size of the HTTP request head, bytes
         handshake_bytes_max: u32 = "16384" in 1024 to 1048576, "handshake-bytes-max" "ANTIPHON_HANDSHAKE_BYTES_MAX" [hide_short_help = true];
         /// Header lines of the HTTP request
-        handshake_headers_max: u32 = "64" in 8 to 1024, "handshake-headers-max" "ANTIPHON_HANDSHAKE_HEADERS_MAX" [hide_short_help = true];
+        handshake_headers_max: u32 = "64" in 8 to 128, "handshake-headers-max" "ANTIPHON_HANDSHAKE_HEADERS_MAX" [hide_short_help = true];
         /// Unparsed bytes of a parked connection past which its socket is not read
         backlog_bytes_max: u32 = "65536" in 12288 to 16777216, "backlog-bytes-max" "ANTIPHON_BACKLOG_BYTES_MAX" [hide_short_help = true];
     }
@@ -257,7 +272,7 @@ section! {
         /// Receive buffers of a shard; a power of two
         buffers: u32 = "1024" in 16 to 32768, "ring-buffers" "ANTIPHON_RING_BUFFERS" [hide_short_help = true];
         /// Size of a receive buffer, bytes
-        buffer_bytes: u32 = "4096" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];
+        buffer_bytes: u32 = "2048" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];
         /// Look for work so long before sleeping, microseconds; lower latency for CPU time
         spin_us: u32 = "0" in 0 to 10000, "spin-us" "ANTIPHON_SPIN_US" [hide_short_help = true];
         /// Longest wait under load to gather more into one send, microseconds
@@ -278,8 +293,15 @@ section! {
 /// Every flag and variable of every section.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
-    /// TOML file with settings; flags and variables go before it [default: config.toml, if there]
-    #[arg(long, env = "ANTIPHON_CONFIG", hide_env_values = true, value_name = "PATH")]
+    /// The config file.
+    #[arg(
+        long,
+        env = "ANTIPHON_CONFIG",
+        hide_env = true,
+        value_name = "PATH",
+        help = "TOML file with settings [config.toml, if there]",
+        long_help = "TOML file with settings; flags and variables go before it\n[default: config.toml, if there; env: ANTIPHON_CONFIG]"
+    )]
     pub config: Option<std::path::PathBuf>,
     /// `[server]`
     #[command(flatten)]

@@ -9,6 +9,7 @@
 mod accept;
 pub mod buffers;
 mod conn;
+pub mod cores;
 pub mod doorbell;
 pub mod driver;
 pub mod mail;
