@@ -96,6 +96,8 @@ pub struct Client {
     pub hello: Value,
     /// Pings that were answered.
     pub pings: u32,
+    /// Head of the HTTP answer.
+    pub head: String,
 }
 
 impl Client {
@@ -139,9 +141,10 @@ impl Client {
                 Ok(count) => bytes.extend_from_slice(&chunk[..count]),
             }
         };
-        let bytes = bytes.split_off(length);
+        let rest = bytes.split_off(length);
+        let head = String::from_utf8(bytes).unwrap();
         let hello = Value::Null;
-        Ok(Self { stream, bytes, waiting: VecDeque::new(), end: None, next_id: 0, hello, pings: 0 })
+        Ok(Self { stream, bytes: rest, waiting: VecDeque::new(), end: None, next_id: 0, hello, pings: 0, head })
     }
 
     /// Writes bytes as they are.

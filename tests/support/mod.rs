@@ -70,18 +70,32 @@ pub fn token_with(user: &str, change: impl FnOnce(&mut NewToken<'_>)) -> String 
     mint(SECRET.as_bytes(), &new).unwrap()
 }
 
+/// A token of `user` that covers these room patterns only; `true`: also for writing.
+pub fn token_for_rooms(user: &str, rooms: &[(&str, bool)]) -> String {
+    let user = UserId::parse(user).unwrap();
+    let rooms: Vec<(String, bool)> = rooms.iter().map(|(pattern, may_write)| ((*pattern).to_owned(), *may_write)).collect();
+    let now = now_ms();
+    let new = NewToken { rooms: Some(&rooms), ..NewToken::new(&user, now, now + 3_600_000) };
+    mint(SECRET.as_bytes(), &new).unwrap()
+}
+
 /// How a test server is started.
 #[derive(Default)]
 pub struct Options {
-    shards: u16,
     flags: Vec<String>,
     open_files: Option<u32>,
 }
 
 impl Options {
-    /// `shards` shards, without rates.
+    /// `shards` shards on free ports, without rates.
     pub fn shards(shards: u16) -> Self {
-        Self { shards, flags: vec!["--rate-limits".into(), "off".into()], open_files: None }
+        Self::default()
+            .with("--listen", "127.0.0.1:0")
+            .with("--control-listen", "127.0.0.1:0")
+            .with("--shards", &shards.to_string())
+            .with("--rate-limits", "off")
+            .with("--drain-ms", "2000")
+            .with("--pin", "off")
     }
 
     /// With a flag and its value; a flag given later wins over an earlier one.
@@ -115,9 +129,7 @@ impl Options {
                 command.env_remove(name);
             }
         }
-        command.args(["serve", "--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0"]);
-        command.args(["--shards", &self.shards.to_string(), "--drain-ms", "2000", "--pin", "off"]);
-        command.arg("--data-dir").arg(dir).args(&self.flags);
+        command.arg("serve").arg("--data-dir").arg(dir).args(&self.flags);
         command.env("ANTIPHON_JWT_SECRET", SECRET).env("ANTIPHON_ADMIN_TOKEN", ADMIN_TOKEN);
         // Away from the repository: its config.toml is not for tests.
         command.current_dir(std::env::temp_dir()).stdin(Stdio::null());
