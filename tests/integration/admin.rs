@@ -92,6 +92,8 @@ fn metrics_are_in_the_text_format() {
     alice.join("room");
     alice.send("room", "x");
     alice.refused(json!({"type": "nonsense"}), 104);
+    // Both shards have applied both batches.
+    server.wait_for_stat("batch_entries", |count| count == 4);
     let answer = http::get(server.control, "/metrics");
     assert_eq!(answer.status, 200);
     assert!(answer.header("content-type").is_some_and(|kind| kind.contains("text")), "{:?}", answer.headers);
@@ -114,7 +116,9 @@ fn metrics_are_in_the_text_format() {
     }
     let sum = |prefix: &str| -> f64 { values.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, v)| v).sum() };
     assert_eq!(sum("antiphon_sessions{"), 1.0);
-    assert_eq!(sum("antiphon_acks_total{"), 2.0, "join and message");
+    assert_eq!(sum("antiphon_acks_total{"), 1.0);
+    assert_eq!(sum("antiphon_batches_total{shard=\"0\""), 2.0, "the join's and the message's, each once");
+    assert_eq!(sum("antiphon_batches_total{shard=\"1\""), 2.0);
     assert_eq!(sum("antiphon_errors_total{shard=\"0\",code=\"unknown_type\"}")
         + sum("antiphon_errors_total{shard=\"1\",code=\"unknown_type\"}"), 1.0);
     assert_eq!(sum("antiphon_shard_up"), 2.0);

@@ -111,10 +111,21 @@ impl Client {
         client
     }
 
+    /// Connects and waits for `hello`, where the server may die at any moment.
+    pub fn try_open(address: SocketAddr, connect: &Connect) -> Option<Self> {
+        let mut client = Self::upgrade(address, connect).ok()?;
+        match client.hear(PATIENCE) {
+            Heard::Json(hello) if hello["type"] == "hello" => client.hello = hello,
+            Heard::End(_) => return None,
+            other => panic!("no hello, but {other:?}"),
+        }
+        Some(client)
+    }
+
     /// Connects, and waits for the 101 only.
     pub fn upgrade(address: SocketAddr, connect: &Connect) -> Result<Self, Option<Answer>> {
         let key = client_key();
-        let mut stream = http::connect(address);
+        let mut stream = http::try_connect(address).map_err(|_| None)?;
         stream.write_all(&connect.request(address, &key)).map_err(|_| None)?;
         Self::finish_upgrade(stream, &key)
     }
