@@ -14,6 +14,7 @@ import os
 import random
 import struct
 import sys
+import threading
 from urllib.parse import urlsplit
 
 
@@ -126,14 +127,14 @@ class Chat:
 
     async def type(self, lines):
         while True:
-            line = await lines.readline()
+            line = await lines.get()
             if not line:
                 # End of input: say goodbye when everything is acknowledged.
                 while self.waiting or not self.socket:
                     await asyncio.sleep(0.05)
                 await asyncio.sleep(0.3)
                 os._exit(0)
-            body = line.decode(errors="replace").rstrip("\n")
+            body = line.rstrip("\n")
             if not body:
                 continue
             key = base64.urlsafe_b64encode(os.urandom(9)).decode()
@@ -189,8 +190,15 @@ async def main():
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return
-    lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    lines = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read():
+        for line in sys.stdin:
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+        loop.call_soon_threadsafe(lines.put_nowait, "")
+
+    threading.Thread(target=read, daemon=True).start()
     await Chat(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "general").run(lines)
 
 

@@ -41,6 +41,9 @@ use crate::store::{LogListener, OpenError, Origin, RunningLog, SqliteLog, StoreC
 
 /// Time after CloseAll for close frames to be sent and answered.
 const CLOSE_WAIT: Duration = Duration::from_millis(500);
+/// What an executor's own rings get; only its start and end use them.
+const EXECUTOR_IO_BYTES: usize = 64 * 1024;
+const EXECUTOR_RING_DEPTH: usize = 8;
 /// How often the drain looks whether everybody has gone.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -240,6 +243,9 @@ impl Shards<'_> {
             let started = started.clone();
             let thread = LocalExecutorBuilder::new(placement)
                 .name(&format!("antiphon-shard-{number}"))
+                // The shard has a ring of its own: the executor's needs next to no memory.
+                .io_memory(EXECUTOR_IO_BYTES)
+                .ring_depth(EXECUTOR_RING_DEPTH)
                 .spawn(move || async move { run_shard(number, setup, &started) })
                 .map_err(|err| StartError::new(Exit::Environment, format!("shard {number} did not start: {err}")))?;
             threads.push(thread);

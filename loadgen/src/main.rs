@@ -1,1 +1,107 @@
-fn main() {}
+//! `antiphon-load`: many verified WebSocket clients over few threads.
+//!
+//! Reading order: [`cli`] (what can be asked), [`scenario`] (what it means), [`plan`] (as data),
+//! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
+//! (a thread's sockets), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
+//! [`scan`] (bytes), [`verify`] (what was promised), [`measure`] and [`mod@proc`] (numbers),
+//! [`report`].
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use antiphon::shard::{probe, socket};
+use clap::Parser;
+
+use crate::cli::{Cli, Scenario};
+use crate::report::Report;
+use crate::run::RunOptions;
+use crate::world::{World, WorldSpec};
+
+mod cli;
+mod client;
+mod conductor;
+mod driver;
+mod frame;
+mod measure;
+mod plan;
+mod proc;
+mod report;
+mod run;
+mod scan;
+mod scenario;
+mod traffic;
+mod verify;
+mod world;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run_scenario(&cli.scenario).and_then(|report| tell(&cli.scenario, &report).map(|()| report.passed)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("antiphon-load: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
+    let common = scenario.common();
+    common.check()?;
+    let cast = scenario.cast()?;
+    let plan = Arc::new(scenario::plan(scenario, &cast)?);
+    let target = common.target()?;
+    probe::probe()?;
+    check_open_files(cast.clients)?;
+    let salt = common.seed ^ u64::from(std::process::id());
+    let sources = common.sources(&target, cast.clients, salt)?;
+    let world = Arc::new(World::new(WorldSpec {
+        clients: cast.clients,
+        rooms_of: cast.rooms_of,
+        threads: common.threads.min(cast.clients),
+        target: target.address,
+        host: target.host,
+        path: target.path,
+        sources,
+        seed: common.seed,
+        secret: common.secret()?,
+    }));
+    let options = RunOptions { cores: common.pin.clone(), server_pid: common.server_pid, progress: common.progress };
+    let outcome = run::run(&world, &plan, &options)?;
+    let findings = scenario::findings(scenario, &cast, &outcome);
+    let mut failures = outcome.tally.failures();
+    failures.extend(findings.failures);
+    Ok(report::report(&world, &plan, &outcome, findings.notes, failures))
+}
+
+/// Descriptors beside the clients': rings, eventfds, standard streams, /proc.
+const OTHER_FILES: u64 = 200;
+
+fn check_open_files(clients: u32) -> Result<(), String> {
+    let limit = socket::raise_open_files().map_err(|error| format!("cannot raise the open-file limit: {error}"))?;
+    let needed = u64::from(clients) + OTHER_FILES;
+    if limit < needed {
+        return Err(format!(
+            "{clients} clients need {needed} open files and this shell allows {limit}: raise the hard limit (ulimit -Hn), \
+             or run with --clients {}",
+            limit.saturating_sub(OTHER_FILES)
+        ));
+    }
+    Ok(())
+}
+
+fn tell(scenario: &Scenario, report: &Report) -> Result<(), String> {
+    let json = || serde_json::to_string_pretty(report).map_err(|error| format!("cannot write the report: {error}"));
+    match scenario.common().json.as_deref() {
+        Some("-") => println!("{}", json()?),
+        Some(file) => {
+            std::fs::write(file, json()? + "\n").map_err(|error| format!("--json {file}: {error}"))?;
+            print!("{}", report.text());
+        }
+        None => print!("{}", report.text()),
+    }
+    Ok(())
+}

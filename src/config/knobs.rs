@@ -167,7 +167,7 @@ section! {
         audience: String = "", "audience" "ANTIPHON_AUDIENCE";
         /// Clock difference allowed in `exp` and `nbf`, seconds
         leeway_s: u32 = "5" in 0 to 300, "leeway-s" "ANTIPHON_LEEWAY_S";
-        /// Origins whose pages may connect, exactly as browsers send them; others get 403
+        /// Origins whose pages may connect, as browsers send them, or *; none: those of the own port
         origins: Origins = "", "origins" "ANTIPHON_ORIGINS";
     }
 }
@@ -258,7 +258,7 @@ section! {
         /// Size of the HTTP request head, bytes
         handshake_bytes_max: u32 = "16384" in 1024 to 1048576, "handshake-bytes-max" "ANTIPHON_HANDSHAKE_BYTES_MAX" [hide_short_help = true];
         /// Header lines of the HTTP request
-        handshake_headers_max: u32 = "64" in 8 to 1024, "handshake-headers-max" "ANTIPHON_HANDSHAKE_HEADERS_MAX" [hide_short_help = true];
+        handshake_headers_max: u32 = "64" in 8 to 128, "handshake-headers-max" "ANTIPHON_HANDSHAKE_HEADERS_MAX" [hide_short_help = true];
         /// Unparsed bytes of a parked connection past which its socket is not read
         backlog_bytes_max: u32 = "65536" in 12288 to 16777216, "backlog-bytes-max" "ANTIPHON_BACKLOG_BYTES_MAX" [hide_short_help = true];
     }
@@ -272,7 +272,7 @@ section! {
         /// Receive buffers of a shard; a power of two
         buffers: u32 = "1024" in 16 to 32768, "ring-buffers" "ANTIPHON_RING_BUFFERS" [hide_short_help = true];
         /// Size of a receive buffer, bytes
-        buffer_bytes: u32 = "4096" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];
+        buffer_bytes: u32 = "2048" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];
         /// Look for work so long before sleeping, microseconds; lower latency for CPU time
         spin_us: u32 = "0" in 0 to 10000, "spin-us" "ANTIPHON_SPIN_US" [hide_short_help = true];
         /// Longest wait under load to gather more into one send, microseconds

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::engine::limits::{Limits, Rate};
 use crate::exit::StartError;
+use crate::protocol::upgrade::Origins;
 use knobs::File;
 pub use knobs::{Flags, Settings};
 pub use secrets::{AdminSource, KeySource};
@@ -76,7 +77,8 @@ pub struct AuthConfig {
     pub audience: Option<String>,
     /// Clock difference allowed, seconds.
     pub leeway_s: u32,
-    /// The only values of an `Origin` header that are let in.
+    /// The values of an `Origin` header that are let in, all well formed; empty: pages of the
+    /// server's own port.
     pub origins: Vec<String>,
 }
 
@@ -183,7 +185,7 @@ fn server_config(settings: &Settings, cores: usize) -> Result<ServerConfig, Stri
 }
 
 fn auth_config(auth: &knobs::Auth, data_dir: &Path) -> Result<AuthConfig, String> {
-    auth.origins.0.iter().try_for_each(|origin| check_origin(origin))?;
+    Origins::parse(auth.origins.0.iter().map(String::as_str)).map_err(|wrong| format!("auth.origins: {wrong}"))?;
     Ok(AuthConfig {
         key: KeySource::choose(auth, data_dir)?,
         issuer: given(&auth.issuer),
@@ -191,20 +193,6 @@ fn auth_config(auth: &knobs::Auth, data_dir: &Path) -> Result<AuthConfig, String
         leeway_s: auth.leeway_s,
         origins: auth.origins.0.clone(),
     })
-}
-
-/// An origin is compared byte by byte, so one that no browser sends would silently never match.
-fn check_origin(origin: &str) -> Result<(), String> {
-    let is_plain =
-        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase());
-    match origin.split_once("://") {
-        Some((scheme, rest)) if is_plain(scheme) && is_plain(rest) && !rest.contains(['/', '*', '@', '?', '#']) => {
-            Ok(())
-        }
-        _ => Err(format!(
-            "auth.origins: {origin:?} is not an origin as browsers send it: scheme://host or scheme://host:port, lower case, no path, no *"
-        )),
-    }
 }
 
 fn ring_config(ring: &knobs::RingSettings) -> Result<RingConfig, String> {

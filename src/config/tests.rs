@@ -125,7 +125,7 @@ fn wrong_settings_are_named_in_one_sentence() {
         ),
         ("[admin]\ntoken = \"short\"\n", "admin.token has 5 bytes"),
         ("[auth]\norigins = [\"https://Good.example/\"]\n", "is not an origin"),
-        ("[auth]\norigins = [\"*\"]\n", "is not an origin"),
+        ("[auth]\norigins = [\"null\"]\n", "auth.origins: \"null\" is not an origin"),
         ("[ring]\nbuffers = 1000\n", "power of two"),
         ("[log]\nlevel = \"a=b=c\"\n", "log.level"),
         ("[limits]\noutbox_bytes_max = 8192\n", "limits.outbox_bytes_max must hold"),

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`ids`] (names and numbers), [`command`] (what a client may say), [`parse`] (how
 //! it is read), [`encode`] (what the server says), [`error`] (codes), [`upgrade`] (HTTP to
-//! WebSocket), [`websocket`] (bytes to messages).
+//! WebSocket), [`websocket`] (bytes to messages), [`client`] (the other half, for tests and load).
 
 pub mod client;
 pub mod command;

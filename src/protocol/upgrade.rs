@@ -25,15 +25,13 @@ pub const SUBPROTOCOL: &str = "antiphon.v1";
 const SUBPROTOCOL_FAMILY: &str = "antiphon.";
 /// A subprotocol that is no protocol but a browser's way to bring a token.
 const BEARER_SUBPROTOCOL: &str = "bearer.";
-/// Header lines that can be read at all, whatever is configured.
-pub const HEADERS_CEILING: usize = 128;
 
 /// Bounds of a request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
     /// Bytes up to and with the empty line.
     pub bytes_max: usize,
-    /// Header lines; never more than [`HEADERS_CEILING`].
+    /// Header lines.
     pub headers_max: usize,
 }
 
@@ -236,9 +234,8 @@ pub fn read_head<'a>(
 ) -> Result<Option<(Route<'a>, usize)>, Refused> {
     let Some(end) = find_end(bytes, scanned, limits.bytes_max)? else { return Ok(None) };
     let (head, _) = bytes.split_at_checked(end).ok_or(Refused::HeadTooLarge)?;
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS_CEILING];
-    let lines = lines.split_at_mut(limits.headers_max.min(HEADERS_CEILING)).0;
-    let mut request = httparse::Request::new(lines);
+    let mut lines = vec![httparse::EMPTY_HEADER; limits.headers_max];
+    let mut request = httparse::Request::new(&mut lines);
     match request.parse(head) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
         Err(httparse::Error::TooManyHeaders) => return Err(Refused::HeadTooLarge),

@@ -152,7 +152,7 @@ impl Codec {
             Ok(None) => Ok(None),
             Ok(Some(Step::Text)) => match std::str::from_utf8(text) {
                 Ok(text) => Ok(Some(Incoming::Text(text))),
-                Err(_) => Err(self.fail(Fail::new(CloseCode::InvalidUtf8, "a text message is not UTF-8"))),
+                Err(_) => Err(self.fail(NOT_UTF8)),
             },
             Ok(Some(Step::Other(incoming))) => Ok(Some(incoming)),
             Err(fail) => Err(self.fail(fail)),
@@ -336,6 +336,7 @@ enum Step {
     Other(Incoming<'static>),
 }
 
+const NOT_UTF8: Fail = Fail { code: CloseCode::InvalidUtf8, reason: "a text is not UTF-8" };
 const TOO_BIG: Fail = Fail { code: CloseCode::TooBig, reason: "a message is over message_bytes_max" };
 
 fn new_context(message_bytes_max: u32) -> Box<WebSocketContext> {
@@ -359,7 +360,7 @@ const fn header_bytes(second: u8) -> usize {
 fn fail_of(error: &WsError) -> Fail {
     match error {
         WsError::Capacity(_) => TOO_BIG,
-        WsError::Utf8(_) => Fail::new(CloseCode::InvalidUtf8, "a text is not UTF-8"),
+        WsError::Utf8(_) => NOT_UTF8,
         _ => Fail::new(CloseCode::Protocol, "not as RFC 6455 has it"),
     }
 }

@@ -18,6 +18,7 @@ mod checkpoint;
 mod columns;
 mod facts;
 pub mod fault;
+pub mod inspect;
 mod open;
 mod query;
 mod reader;

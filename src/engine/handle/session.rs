@@ -14,6 +14,9 @@ use crate::protocol::encode::{field_integer, field_raw, field_string, integer, s
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{UnixMillis, UserId};
 
+/// Sessions' deadlines fall on multiples of this, ms.
+const TIMER_STEP_MS: UnixMillis = 100;
+
 /// Why the server ends a connection: code, and a sentence for people.
 type Ending = (CloseCode, Cow<'static, str>);
 
@@ -165,8 +168,10 @@ impl Shard {
     fn arm(&mut self, conn: ConnKey) {
         let silence_ms = 2 * u64::from(self.cx.limits.heartbeat_ms);
         let Some(session) = self.sessions.get_mut(conn) else { return };
-        // Whoever answers pings is heard again before the last of the three is ever due.
+        // Whoever answers pings is heard again before the last of the three is ever due. Rounded up,
+        // so that a thousand sessions share a wake-up instead of causing one each.
         let due = session.ping_at.min(session.expires_at).min(session.heard_at + silence_ms);
+        let due = due.next_multiple_of(TIMER_STEP_MS);
         if session.timer_at <= self.cx.now || due < session.timer_at {
             session.timer_at = due;
             self.timers.set(due, Timer::Session(conn));

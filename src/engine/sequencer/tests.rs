@@ -1,1 +1,607 @@
+//! Scenarios: these appends give exactly these answers and entries.
 
+use std::sync::Arc;
+
+use super::memory::MemoryLog;
+use super::*;
+use crate::engine::event::{Audience, ShardId, Token};
+use crate::protocol::command::Manage;
+use crate::protocol::error::ErrorCode;
+use crate::protocol::ids::{Priority, RoomName};
+
+/// A sequencer over a log in memory, at a time that stands until it is moved.
+struct World {
+    log: MemoryLog,
+    core: Sequencer,
+    now: UnixMillis,
+}
+
+const NOW: UnixMillis = 1_000_000;
+
+fn config() -> SequencerConfig {
+    SequencerConfig { shards: 2, dedupe_window_ms: 1_000, rooms_max: 3, ..SequencerConfig::default() }
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(config())
+    }
+
+    fn with(config: SequencerConfig) -> Self {
+        Self { log: MemoryLog::default(), core: Sequencer::new(config, LogEnd::default()), now: NOW }
+    }
+
+    /// Appends of shard 0 that saw everything, tokens from 1.
+    fn appends(&self, entries: Vec<Entry>) -> Vec<Append> {
+        let seen = self.core.position();
+        let tokens = (1..).map(Token);
+        entries.into_iter().zip(tokens).map(|(entry, token)| Append { shard: ShardId(0), token, seen, entry }).collect()
+    }
+
+    fn decide(&mut self, appends: Vec<Append>) -> Decided {
+        let Ok(decided) = self.core.decide(appends, self.now, &mut self.log);
+        decided
+    }
+
+    fn commit_appends(&mut self, appends: Vec<Append>) -> CommittedBatch {
+        let decided = self.decide(appends);
+        self.log.apply(&decided);
+        self.core.commit(decided)
+    }
+
+    fn commit(&mut self, entries: Vec<Entry>) -> CommittedBatch {
+        let appends = self.appends(entries);
+        self.commit_appends(appends)
+    }
+
+    /// The answers, then the entries as they are sent.
+    fn turn(&mut self, entries: Vec<Entry>) -> Vec<String> {
+        let batch = self.commit(entries);
+        answers(&batch).into_iter().chain(frames(&batch)).collect()
+    }
+
+    /// Just the answers.
+    fn answers(&mut self, entries: Vec<Entry>) -> Vec<String> {
+        answers(&self.commit(entries))
+    }
+
+    /// The answer to one entry.
+    fn answer(&mut self, entry: Entry) -> String {
+        self.answers(vec![entry]).remove(0)
+    }
+}
+
+fn answers(batch: &CommittedBatch) -> Vec<String> {
+    let outcome = |outcome: &Outcome| match &outcome.result {
+        Ok(Committed { room, seq, duplicate, .. }) => {
+            format!("{}/{seq}{}", room.0, if *duplicate { " again" } else { "" })
+        }
+        Err(refusal) => refusal.code.to_string(),
+    };
+    batch.outcomes.iter().flatten().map(outcome).collect()
+}
+
+fn frames(batch: &CommittedBatch) -> Vec<String> {
+    let entries = batch.runs.iter().flat_map(|run| &run.entries);
+    let json = entries.map(|entry| String::from_utf8(batch.bytes[entry.json_span()].to_vec()).unwrap());
+    json.map(|json| json.replace(&format!("\"ts\":{NOW},"), "")).collect()
+}
+
+fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+fn room(name: &str) -> RoomName {
+    RoomName::parse(name).unwrap()
+}
+
+fn create(name: &str, kind: RoomKind, creator: &str, members: &[&str]) -> Entry {
+    let members = members.iter().map(|name| user(name)).collect();
+    Entry::CreateRoom { room: room(name), kind, title: None, creator: user(creator), members }
+}
+
+fn join(name: &str, who: &str) -> Entry {
+    Entry::Join { room: room(name), user: user(who), auto_create: true }
+}
+
+fn leave(name: &str, who: &str) -> Entry {
+    Entry::Leave { room: room(name), user: user(who) }
+}
+
+fn manage(name: &str, by: &str, whom: &str, act: Manage) -> Entry {
+    Entry::Manage { room: room(name), by: user(by), by_admin: false, user: user(whom), act }
+}
+
+fn by_admin(name: &str, whom: &str, act: Manage) -> Entry {
+    Entry::Manage { room: room(name), by: user("root"), by_admin: true, user: user(whom), act }
+}
+
+fn message(key: u64, author: &str, client_id: Option<&str>, body: &str) -> Entry {
+    Entry::Message(NewMessage {
+        room: RoomKey(key),
+        author: user(author),
+        client_id: client_id.map(Into::into),
+        fields: format!("\"body\":\"{body}\"").into(),
+        thread: None,
+        audience: None,
+        priority: Priority::Normal,
+    })
+}
+
+fn read(key: u64, who: &str, seq: Seq) -> Entry {
+    Entry::Read { room: RoomKey(key), user: user(who), seq }
+}
+
+#[test]
+fn a_new_room_begins_with_its_owner_then_its_members() {
+    let mut world = World::new();
+    let lines = world.turn(vec![create("team", RoomKind::Private, "carol", &["bob", "alice", "carol", "bob"])]);
+    assert_eq!(
+        lines,
+        [
+            "1/3",
+            r#"{"type":"room:joined","room":"team","seq":1,"user":"carol","role":"owner"}"#,
+            r#"{"type":"room:joined","room":"team","seq":2,"user":"alice","by":"carol","role":"member"}"#,
+            r#"{"type":"room:joined","room":"team","seq":3,"user":"bob","by":"carol","role":"member"}"#,
+        ]
+    );
+    assert_eq!(world.log.rooms[&RoomKey(1)].members, 3);
+    assert_eq!(world.answer(create("team", RoomKind::Public, "dave", &[])), "116 conflict");
+}
+
+#[test]
+fn entries_are_numbered_per_room_and_over_the_log_and_lie_together_by_room() {
+    let mut world = World::new();
+    world.commit(vec![join("b", "alice"), join("a", "alice")]);
+    let batch = world.commit(vec![
+        message(2, "alice", None, "one"),
+        message(1, "alice", None, "two"),
+        message(2, "alice", None, "three"),
+    ]);
+    assert_eq!((batch.first, batch.last), (3, 5));
+    assert_eq!(answers(&batch), ["2/2", "1/2", "2/3"]);
+    let runs: Vec<_> =
+        batch.runs.iter().map(|run| (run.room.0, run.name.as_str(), run.span(), run.last_seq())).collect();
+    let end = batch.bytes.len() as u32;
+    let middle = runs[0].2.end;
+    assert_eq!(runs, [(1, "b", 0..middle, 2), (2, "a", middle..end, 3)]);
+    let positions: Vec<_> = batch.runs.iter().flat_map(|run| run.entries.iter().map(|e| (e.seq, e.position))).collect();
+    assert_eq!(positions, [(2, 4), (2, 3), (3, 5)]);
+    assert_eq!(
+        frames(&batch),
+        [
+            r#"{"type":"message:created","room":"b","seq":2,"author":"alice","body":"two"}"#,
+            r#"{"type":"message:created","room":"a","seq":2,"author":"alice","body":"one"}"#,
+            r#"{"type":"message:created","room":"a","seq":3,"author":"alice","body":"three"}"#,
+        ]
+    );
+}
+
+#[test]
+fn outcomes_go_to_the_shard_that_asked_in_its_order() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice")]);
+    let mut appends = world.appends(vec![message(1, "alice", None, "x"), message(1, "bob", None, "y")]);
+    appends[0].shard = ShardId(1);
+    appends[0].token = Token(77);
+    let batch = world.commit_appends(appends);
+    assert_eq!((batch.outcomes[0].len(), batch.outcomes[1].len()), (1, 1));
+    assert_eq!(batch.outcomes[1][0].token, Token(77));
+}
+
+#[test]
+fn a_client_id_counts_once_per_author_within_its_window() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice"), join("b", "alice")]);
+    let first = message(1, "alice", Some("c1"), "hi");
+    let lines = world.turn(vec![first.clone(), first.clone(), message(1, "bob", Some("c1"), "hi")]);
+    assert_eq!(lines[..3], ["1/2", "1/2 again", "1/3"]);
+    assert_eq!(lines.len(), 5, "the duplicate leaves no entry");
+    // The first room and seq, wherever the retry goes.
+    assert_eq!(world.answer(message(2, "alice", Some("c1"), "hi")), "1/2 again");
+    let first_ts = world.now;
+    world.now += 999;
+    let batch = world.commit(vec![first.clone()]);
+    let Ok(known) = batch.outcomes[0][0].result else { panic!("a duplicate is an ok") };
+    assert_eq!((known.ts, known.duplicate), (first_ts, true));
+    assert_eq!((batch.first, batch.last), (5, 4), "no entries");
+    world.now += 1;
+    assert_eq!(world.answer(first), "1/4");
+    assert_eq!(world.core.duplicates(), 3);
+}
+
+#[test]
+fn a_retry_is_acknowledged_even_when_the_right_is_gone() {
+    let mut world = World::new();
+    world.commit(vec![create("p", RoomKind::Private, "alice", &["bob"]), message(1, "bob", Some("c"), "hi")]);
+    let appends = world.appends(vec![message(1, "bob", Some("c"), "hi"), message(1, "bob", Some("d"), "late")]);
+    world.commit(vec![manage("p", "alice", "bob", Manage::Kick)]);
+    assert_eq!(answers(&world.commit_appends(appends)), ["1/3 again", "103 permission_denied"]);
+}
+
+#[test]
+fn a_message_after_its_authors_loss_is_refused_wherever_the_loss_stands() {
+    for (kind, loss, refused) in [
+        (RoomKind::Private, manage("r", "alice", "bob", Manage::Kick), true),
+        (RoomKind::Private, leave("r", "bob"), true),
+        (RoomKind::Private, manage("r", "alice", "bob", Manage::Ban), true),
+        (RoomKind::Public, manage("r", "alice", "bob", Manage::Ban), true),
+        // Anyone may write into a public room, members or not.
+        (RoomKind::Public, manage("r", "alice", "bob", Manage::Kick), false),
+        (RoomKind::Public, leave("r", "bob"), false),
+    ] {
+        let expected = if refused { "103 permission_denied" } else { "1/4" };
+        let case = format!("{kind:?} {loss:?}");
+        let begin = vec![create("r", kind, "alice", &["bob"])];
+        // In the same batch.
+        let mut world = World::new();
+        world.commit(begin.clone());
+        assert_eq!(world.answers(vec![loss.clone(), message(1, "bob", None, "x")])[1], expected, "{case}");
+        // In an earlier batch that the author's shard had not seen.
+        let mut world = World::new();
+        world.commit(begin.clone());
+        let late = world.appends(vec![message(1, "bob", None, "x")]);
+        world.commit(vec![loss.clone()]);
+        assert_eq!(answers(&world.commit_appends(late)), [expected], "{case}");
+        // Won again since: the check is made at the message's own place in the order.
+        let mut world = World::new();
+        world.commit(begin);
+        let late = world.appends(vec![message(1, "bob", None, "x")]);
+        world.commit(vec![loss]);
+        let back = if kind == RoomKind::Public && !refused {
+            join("r", "bob")
+        } else {
+            by_admin("r", "bob", Manage::Role(Role::Member))
+        };
+        world.commit(vec![back, by_admin("r", "bob", Manage::Invite(Role::Member))]);
+        assert_eq!(answers(&world.commit_appends(late)), ["1/5"], "{case}");
+    }
+}
+
+#[test]
+fn a_forgotten_loss_is_looked_up() {
+    let mut world = World::with(SequencerConfig { losses_max: 1, ..config() });
+    world.commit(vec![create("r", RoomKind::Private, "alice", &["bob", "carol", "dave"])]);
+    let late = world.appends(vec![message(1, "bob", None, "x"), message(1, "dave", None, "y")]);
+    world.commit(vec![leave("r", "bob")]);
+    world.commit(vec![leave("r", "carol")]);
+    assert_eq!(answers(&world.commit_appends(late)), ["103 permission_denied", "1/7"]);
+}
+
+#[test]
+fn joining() {
+    let mut world = World::new();
+    assert_eq!(
+        world.answer(Entry::Join { room: room("x"), user: user("bob"), auto_create: false }),
+        "102 unknown_room"
+    );
+    let lines = world.turn(vec![join("open", "alice"), join("open", "bob"), join("open", "bob")]);
+    assert_eq!(
+        lines,
+        [
+            "1/1",
+            "1/2",
+            "1/2",
+            r#"{"type":"room:joined","room":"open","seq":1,"user":"alice","role":"owner"}"#,
+            r#"{"type":"room:joined","room":"open","seq":2,"user":"bob","role":"member"}"#,
+        ]
+    );
+    world.commit(vec![
+        create("closed", RoomKind::Private, "alice", &[]),
+        create("dm", RoomKind::Direct, "alice", &["bob"]),
+    ]);
+    assert_eq!(world.answer(join("closed", "bob")), "103 permission_denied");
+    assert_eq!(world.answer(join("dm", "carol")), "103 permission_denied");
+    assert_eq!(world.answer(join("dm", "bob")), "3/2");
+    world.commit(vec![manage("open", "alice", "bob", Manage::Ban)]);
+    assert_eq!(world.answer(join("open", "bob")), "103 permission_denied");
+    assert_eq!(world.log.rooms[&RoomKey(1)].members, 1);
+}
+
+#[test]
+fn nobody_is_in_more_rooms_than_allowed() {
+    let mut world = World::new();
+    let lines =
+        world.answers(vec![join("a", "bob"), join("b", "bob"), join("c", "bob"), join("d", "bob"), join("a", "bob")]);
+    assert_eq!(lines, ["1/1", "2/1", "3/1", "106 limit_exceeded", "1/1"]);
+    assert_eq!(world.answer(create("e", RoomKind::Private, "alice", &["bob"])), "106 limit_exceeded");
+    assert!(!world.log.names.contains_key(&room("e")), "refused whole");
+    world.commit(vec![join("f", "alice")]);
+    assert_eq!(world.answer(manage("f", "alice", "bob", Manage::Invite(Role::Member))), "106 limit_exceeded");
+    assert_eq!(world.answers(vec![leave("a", "bob"), join("f", "bob")]), ["1/2", "4/2"]);
+    // A ban is no membership: lifting it is one.
+    world.commit(vec![by_admin("b", "bob", Manage::Ban), join("g", "bob")]);
+    assert_eq!(world.answer(by_admin("b", "bob", Manage::Role(Role::Member))), "106 limit_exceeded");
+}
+
+#[test]
+fn leaving() {
+    let mut world = World::new();
+    world.commit(vec![create("p", RoomKind::Private, "alice", &["bob"]), join("o", "alice"), join("o", "bob")]);
+    assert_eq!(world.answer(leave("nowhere", "bob")), "102 unknown_room");
+    assert_eq!(world.answer(leave("p", "carol")), "110 not_found");
+    assert_eq!(world.answer(leave("p", "alice")), "103 permission_denied");
+    assert_eq!(world.answer(leave("o", "alice")), "2/3");
+    let lines = world.turn(vec![leave("p", "bob"), leave("p", "alice")]);
+    assert_eq!(
+        lines,
+        [
+            "1/3",
+            "1/4",
+            r#"{"type":"room:left","room":"p","seq":3,"user":"bob"}"#,
+            r#"{"type":"room:left","room":"p","seq":4,"user":"alice"}"#,
+        ]
+    );
+    assert_eq!(world.log.rooms[&RoomKey(1)].members, 0);
+    assert!(world.log.roles.keys().all(|(key, _)| *key == RoomKey(2)));
+}
+
+/// A private room with two owners, two moderators, two members, one banned, one stranger.
+fn full_room() -> World {
+    let mut world = World::new();
+    world.commit(vec![create("r", RoomKind::Private, "own", &["own2", "mod", "mod2", "mem", "mem2"])]);
+    world.commit(vec![
+        by_admin("r", "own2", Manage::Role(Role::Owner)),
+        by_admin("r", "mod", Manage::Role(Role::Moderator)),
+        by_admin("r", "mod2", Manage::Role(Role::Moderator)),
+        by_admin("r", "ban", Manage::Ban),
+    ]);
+    world
+}
+
+#[test]
+fn who_may_do_what_to_whom() {
+    use Manage::{Ban, Invite, Kick, Role as Set};
+    use Role::{Banned, Member, Moderator, Owner};
+    // For each act: targets own2, mod2, mem2, ban, new; actors own, mod, mem, ban, new (nobody).
+    // `+` done, `=` nothing to do, otherwise the code.
+    let table: [(Manage, [&str; 5]); 9] = [
+        (Invite(Member), ["= = = 103 +", "= = = 103 +", "103", "103", "103"]),
+        (Invite(Moderator), ["= = = 103 +", "= = = 103 103", "103", "103", "103"]),
+        (Invite(Owner), ["107 107 107 107 107", "107 107 107 107 107", "103", "103", "103"]),
+        (Kick, ["103 + + 110 110", "103 103 + 110 110", "103", "103", "103"]),
+        (Ban, ["103 + + = +", "103 103 + = +", "103", "103", "103"]),
+        (Set(Member), ["+ + = + 110", "103 103 103 + 110", "103", "103", "103"]),
+        (Set(Moderator), ["+ = + 107 110", "103 103 103 107 110", "103", "103", "103"]),
+        (Set(Owner), ["= + + 107 110", "103 103 103 107 110", "103", "103", "103"]),
+        (Set(Banned), ["107 107 107 107 107", "107 107 107 107 107", "103", "103", "103"]),
+    ];
+    for (act, rows) in table {
+        for (actor, row) in ["own", "mod", "mem", "ban", "new"].into_iter().zip(rows) {
+            let codes: Vec<&str> = row.split(' ').collect();
+            for (at, target) in ["own2", "mod2", "mem2", "ban", "new"].into_iter().enumerate() {
+                let expected = codes[at.min(codes.len() - 1)];
+                let mut world = full_room();
+                let head = world.log.rooms[&RoomKey(1)].head;
+                let answer = world.answer(manage("r", actor, target, act));
+                let said = match answer.as_str() {
+                    done if done == format!("1/{}", head + 1) => "+".to_owned(),
+                    same if same == format!("1/{head}") => "=".to_owned(),
+                    code => code.split(' ').next().unwrap_or(code).to_owned(),
+                };
+                assert_eq!(said, expected, "{act:?} by {actor} on {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_change_of_membership_leaves() {
+    let mut world = full_room();
+    let mut change = |entry: Entry| {
+        let batch = world.commit(vec![entry]);
+        let json = frames(&batch).remove(0);
+        let change = batch.runs[0].entries[0].change.clone().unwrap();
+        let fields = json.split_once("\"user\"").map(|(_, fields)| fields.trim_end_matches('}').to_owned()).unwrap();
+        let kind = json.split('"').nth(3).unwrap().to_owned();
+        format!("{kind} {fields} -> {:?} of {}", change.role, batch.runs[0].members)
+    };
+    use Manage::{Ban, Invite, Kick, Role as Set};
+    let cases = [
+        (
+            manage("r", "own", "new", Invite(Role::Member)),
+            r#"room:joined :"new","by":"own","role":"member" -> Some(Member) of 7"#,
+        ),
+        (
+            manage("r", "own", "new", Set(Role::Moderator)),
+            r#"room:role_changed :"new","by":"own","role":"moderator" -> Some(Moderator) of 7"#,
+        ),
+        (manage("r", "own", "new", Kick), r#"room:kicked :"new","by":"own" -> None of 6"#),
+        (manage("r", "mod", "mem", Ban), r#"room:kicked :"mem","by":"mod","role":"banned" -> Some(Banned) of 5"#),
+        (manage("r", "mod", "new", Ban), r#"room:kicked :"new","by":"mod","role":"banned" -> Some(Banned) of 5"#),
+        (
+            manage("r", "mod", "mem", Set(Role::Member)),
+            r#"room:role_changed :"mem","by":"mod","role":"member" -> Some(Member) of 6"#,
+        ),
+        (
+            manage("r", "own", "own", Set(Role::Member)),
+            r#"room:role_changed :"own","by":"own","role":"member" -> Some(Member) of 6"#,
+        ),
+    ];
+    for (entry, expected) in cases {
+        assert_eq!(change(entry), expected);
+    }
+    // `own2` is the last owner now.
+    assert_eq!(world.answer(manage("r", "own2", "own2", Set(Role::Member))), "103 permission_denied");
+    assert_eq!(world.answer(by_admin("r", "own2", Set(Role::Member))), "1/18");
+}
+
+#[test]
+fn two_owners_cannot_both_step_down_in_one_batch() {
+    let mut world = full_room();
+    let down = |who: &str| manage("r", who, who, Manage::Role(Role::Moderator));
+    assert_eq!(world.answers(vec![down("own"), down("own2")]), ["1/11", "103 permission_denied"]);
+    // And one who has just become owner counts.
+    let up = manage("r", "own2", "mem", Manage::Role(Role::Owner));
+    assert_eq!(world.answers(vec![up, down("own2")]), ["1/12", "1/13"]);
+}
+
+#[test]
+fn direct_rooms_keep_their_people() {
+    let mut world = World::new();
+    world.commit(vec![create("dm", RoomKind::Direct, "alice", &["bob"])]);
+    for act in [Manage::Invite(Role::Member), Manage::Kick, Manage::Ban, Manage::Role(Role::Moderator)] {
+        assert_eq!(world.answer(manage("dm", "alice", "bob", act)), "103 permission_denied", "{act:?}");
+    }
+    assert_eq!(world.answer(by_admin("dm", "carol", Manage::Invite(Role::Member))), "103 permission_denied");
+    assert_eq!(world.answers(vec![leave("dm", "alice"), leave("dm", "bob")]), ["1/3", "1/4"]);
+}
+
+#[test]
+fn read_cursors_move_forward_and_not_past_the_head() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice"), join("a", "bob")]);
+    let batch = world.commit(vec![
+        read(1, "bob", 1),
+        read(1, "bob", 99),
+        read(1, "alice", 1),
+        message(1, "bob", None, "x"),
+        read(1, "bob", 3),
+    ]);
+    assert_eq!(answers(&batch), ["1/1", "1/2", "1/1", "1/3", "1/3"]);
+    let moved: Vec<_> = batch.reads.iter().map(|read| (read.user.as_str(), read.seq)).collect();
+    assert_eq!(moved, [("bob", 3), ("alice", 1)], "the latest of each");
+    let batch = world.commit(vec![read(1, "bob", 2)]);
+    assert_eq!(answers(&batch), ["1/3"]);
+    assert!(batch.reads.is_empty(), "nothing moved");
+    assert_eq!(world.answer(read(1, "eve", 1)), "103 permission_denied");
+    assert_eq!(world.answer(read(9, "eve", 1)), "102 unknown_room");
+    assert_eq!(world.core.position(), 3);
+}
+
+#[test]
+fn revocations_take_no_position() {
+    let mut world = World::new();
+    let revocation = Revocation::UserBefore(user("eve"), 12);
+    let batch = world.commit(vec![Entry::Revoke(revocation.clone())]);
+    assert_eq!((batch.first, batch.last, batch.revocations), (1, 0, vec![revocation]));
+    assert!(batch.runs.is_empty() && batch.bytes.is_empty());
+}
+
+#[test]
+fn restricted_messages_say_for_whom() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice")]);
+    let audience = Arc::new(Audience::Only([user("bob")].into()));
+    let Entry::Message(message) = message(1, "alice", None, "x") else { panic!("a message") };
+    let batch = world.commit(vec![Entry::Message(NewMessage { audience: Some(audience.clone()), ..message })]);
+    let restricted = batch.runs[0].entries[0].restricted.as_ref().unwrap();
+    assert_eq!((restricted.author.as_str(), &restricted.audience), ("alice", &audience));
+}
+
+#[test]
+fn a_failed_batch_leaves_no_trace() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice")]);
+    let entries = vec![
+        message(1, "alice", Some("c"), "hi"),
+        create("b", RoomKind::Public, "alice", &[]),
+        manage("a", "alice", "bob", Manage::Ban),
+        read(1, "alice", 1),
+    ];
+    let appends = world.appends(entries.clone());
+    let decided = world.decide(appends);
+    let failed = world.core.fail(decided, &Refusal::new(ErrorCode::Degraded, "unknown"));
+    assert_eq!(answers(&failed.refused), ["117 degraded"; 4]);
+    assert_eq!((failed.refused.first, failed.refused.last, failed.refused.runs.len()), (2, 1, 0));
+    assert_eq!((failed.held.first, failed.held.last, failed.held.outcomes.len()), (2, 4, 0));
+    assert_eq!(frames(&failed.held).len(), 3);
+    assert_eq!(world.answers(entries), ["1/2", "2/1", "1/3", "1/1"]);
+}
+
+#[test]
+fn a_failed_batch_that_stands_after_all_is_taken_over() {
+    let mut world = World::new();
+    world.commit(vec![create("a", RoomKind::Private, "alice", &["bob"])]);
+    let late = world.appends(vec![message(1, "bob", None, "x")]);
+    let appends = world.appends(vec![message(1, "alice", Some("c"), "hi"), manage("a", "alice", "bob", Manage::Kick)]);
+    let decided = world.decide(appends);
+    world.log.apply(&decided);
+    let failed = world.core.fail(decided, &Refusal::new(ErrorCode::Degraded, "unknown"));
+    let (end, ts) = (world.log.end(), world.now);
+    world.core.adopt(end, [("alice", "c", RoomKey(1), 3, ts)]);
+    assert_eq!(failed.held.last, world.core.position());
+    assert_eq!(world.answer(message(1, "alice", Some("c"), "hi")), "1/3 again");
+    assert_eq!(answers(&world.commit_appends(late)), ["103 permission_denied"], "its losses count");
+    assert_eq!(world.answer(message(1, "alice", None, "next")), "1/5");
+}
+
+#[test]
+fn facts_that_fail_refuse_the_whole_batch() {
+    /// Answers some questions, then none.
+    struct Failing(MemoryLog, u32);
+    impl Failing {
+        fn ask<T>(
+            &mut self,
+            answer: impl FnOnce(&mut MemoryLog) -> Result<T, std::convert::Infallible>,
+        ) -> Result<T, &'static str> {
+            self.1 = self.1.checked_sub(1).ok_or("the disk is gone")?;
+            answer(&mut self.0).map_err(|never| match never {})
+        }
+    }
+    impl Facts for Failing {
+        type Error = &'static str;
+        fn room_by_key(&mut self, room: RoomKey) -> Result<Option<RoomRow>, Self::Error> {
+            self.ask(|log| log.room_by_key(room))
+        }
+        fn room_by_name(&mut self, name: &RoomName) -> Result<Option<RoomRow>, Self::Error> {
+            self.ask(|log| log.room_by_name(name))
+        }
+        fn role(&mut self, room: RoomKey, user: &UserId) -> Result<Option<Role>, Self::Error> {
+            self.ask(|log| log.role(room, user))
+        }
+        fn memberships(&mut self, user: &UserId) -> Result<u32, Self::Error> {
+            self.ask(|log| log.memberships(user))
+        }
+        fn owners(&mut self, room: RoomKey) -> Result<u32, Self::Error> {
+            self.ask(|log| log.owners(room))
+        }
+        fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Self::Error> {
+            self.ask(|log| log.read_cursor(room, user))
+        }
+    }
+    for questions in 0..6 {
+        let mut world = World::new();
+        world.commit(vec![join("a", "alice"), join("b", "bob")]);
+        world.core.forget_rooms();
+        let entries = vec![
+            message(1, "alice", Some("c"), "hi"),
+            join("b", "alice"),
+            join("c", "alice"),
+            message(2, "bob", None, "x"),
+        ];
+        let appends = world.appends(entries.clone());
+        let mut facts = Failing(world.log.clone(), questions);
+        let Err((error, refused)) = world.core.decide(appends, world.now, &mut facts) else {
+            panic!("{questions} questions are not enough")
+        };
+        assert_eq!(error, "the disk is gone");
+        assert_eq!(answers(&refused), ["117 degraded"; 4], "{questions}");
+        assert_eq!(world.answers(entries), ["1/2", "2/2", "3/1", "2/3"], "{questions}");
+    }
+}
+
+#[test]
+fn the_room_cache_is_bounded_and_forgets_without_harm() {
+    let mut world = World::with(SequencerConfig { rooms_cached_max: 4, rooms_max: 100, ..config() });
+    for number in 0..20 {
+        world.commit(vec![join(&format!("room{number}"), "alice")]);
+        assert!(world.core.rooms.len() <= 5 && world.core.names.len() == world.core.rooms.len());
+    }
+    for number in 1..=20 {
+        assert_eq!(world.answer(message(number, "alice", None, "x")), format!("{number}/2"));
+    }
+}
+
+#[test]
+fn the_clock_may_slip_a_little() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice")]);
+    let ts = |world: &mut World| world.commit(vec![message(1, "alice", None, "x")]).runs[0].entries[0].ts;
+    world.now = NOW - CLOCK_SLACK_MS;
+    assert_eq!(ts(&mut world), NOW, "held");
+    world.now = NOW - CLOCK_SLACK_MS - 1;
+    assert_eq!(ts(&mut world), world.now, "a clock that was wrong is followed back");
+    world.now = NOW + 3;
+    assert_eq!(ts(&mut world), NOW + 3);
+}

@@ -1,0 +1,448 @@
+//! What can be asked of the tool: raw arguments in, a checked [`Request`] out.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::BODY_BYTES_MIN;
+use crate::plan::Traffic;
+
+/// Drives an Antiphon server with many WebSocket clients, and checks every single delivery.
+#[derive(Debug, Parser)]
+#[command(name = "antiphon-load", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub scenario: Scenario,
+}
+
+const EXAMPLES: &str = "\
+EXAMPLES
+  The server's secret comes from ANTIPHON_JWT_SECRET, --secret-file or --secret.
+
+  antiphon-load chat --clients 2000 --rooms-of 10 --in-flight 4 --duration 30
+  antiphon-load chat --clients 2000 --rate 2000 --server-pid $(pidof antiphon)
+  antiphon-load fanout --clients 1000 --in-flight 8 --json report.json
+  antiphon-load resume --clients 2000 --away 3
+  antiphon-load idle --clients 15000 --duration 60 --server-pid $(pidof antiphon)
+
+Rate limits are the server's own: start it with `--rate-limits off` to measure more than they allow.
+The exit code is 0 when every promise held, 1 when one was broken, 2 when the run could not be made.";
+
+/// The scenarios.
+#[derive(Debug, Subcommand)]
+pub enum Scenario {
+    /// Connect, authenticate, join: how many a second, and what each costs
+    Connect(ConnectArgs),
+    /// Hold many quiet connections: memory of each, and what heartbeats cost
+    Idle(IdleArgs),
+    /// Rooms in which everybody talks: throughput (closed loop) or latency (at a rate)
+    Chat(ChatArgs),
+    /// One room that everybody is in
+    Fanout(FanoutArgs),
+    /// Everybody drops at once, and returns with a cursor while messages go on
+    Resume(ResumeArgs),
+    /// Some readers stop reading: do the others notice?
+    Slow(SlowArgs),
+    /// One user a room, one message on its way: the durable round trip
+    Echo(EchoArgs),
+}
+
+/// What every scenario takes.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Where the server listens
+    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080", help_heading = "Server")]
+    pub url: String,
+    /// The HS256 secret that the server checks tokens with
+    #[arg(long, value_name = "TEXT", env = "ANTIPHON_JWT_SECRET", hide_env_values = true, help_heading = "Server")]
+    pub secret: Option<String>,
+    /// A file with that secret, such as <data dir>/dev-secret
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub secret_file: Option<PathBuf>,
+    /// Measure this process: CPU time by thread, and memory
+    #[arg(long, value_name = "PID", help_heading = "Server")]
+    pub server_pid: Option<u32>,
+    /// Allow a server that is not on this machine
+    #[arg(long, help_heading = "Server")]
+    pub allow_remote: bool,
+
+    /// Seconds of traffic before measuring
+    #[arg(long, value_name = "S", default_value_t = 2.0, help_heading = "Time")]
+    pub warmup: f64,
+    /// Seconds of measuring
+    #[arg(long, value_name = "S", default_value_t = 10.0, help_heading = "Time")]
+    pub duration: f64,
+
+    /// Threads that drive the clients
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "This tool")]
+    pub threads: u32,
+    /// Cores for these threads, such as 1 or 2,3
+    #[arg(long, value_name = "CORES", value_delimiter = ',', help_heading = "This tool")]
+    pub pin: Vec<usize>,
+    /// Addresses to connect from: auto, none, or a list within 127.0.0.0/8
+    #[arg(long, value_name = "LIST", default_value = "auto", help_heading = "This tool")]
+    pub source_addresses: String,
+    /// Start of every random choice
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "This tool")]
+    pub seed: u64,
+    /// A line a second on stderr
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, help_heading = "This tool")]
+    pub progress: bool,
+    /// Write the report as JSON to this file (-: to stdout, instead of the text)
+    #[arg(long, value_name = "FILE", help_heading = "This tool")]
+    pub json: Option<String>,
+}
+
+/// How messages are sent.
+#[derive(Debug, Args)]
+pub struct Load {
+    /// Closed loop: messages of each room on their way at any time
+    #[arg(long, value_name = "K", help_heading = "Messages")]
+    pub in_flight: Option<u32>,
+    /// Open loop: messages a second in all, whatever the server does; latency counts from the intended time
+    #[arg(long, value_name = "R", conflicts_with = "in_flight", help_heading = "Messages")]
+    pub rate: Option<f64>,
+    /// Bytes of a message's body (16 to 8192)
+    #[arg(long, value_name = "B", default_value_t = 64, help_heading = "Messages")]
+    pub body_bytes: usize,
+}
+
+impl Load {
+    fn traffic(&self, otherwise: Traffic) -> Result<Traffic, String> {
+        match (self.in_flight, self.rate) {
+            (Some(0), _) => Err("--in-flight must be at least 1".to_owned()),
+            (Some(in_flight), _) => Ok(Traffic::Closed { in_flight }),
+            (None, Some(per_second)) if per_second > 0.0 && per_second <= 10_000_000.0 => {
+                Ok(Traffic::Open { per_second })
+            }
+            (None, Some(_)) => Err("--rate must be above 0 and at most 10,000,000 messages a second".to_owned()),
+            (None, None) => Ok(otherwise),
+        }
+    }
+}
+
+/// `connect`
+#[derive(Debug, Args)]
+pub struct ConnectArgs {
+    /// Connections to make
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub clients: u32,
+    /// Members of each room they join
+    #[arg(long, value_name = "M", default_value_t = 10)]
+    pub rooms_of: u32,
+    /// Connections in the making at any time, for each thread
+    #[arg(long, value_name = "K", default_value_t = 64)]
+    pub in_flight: u32,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `idle`
+#[derive(Debug, Args)]
+pub struct IdleArgs {
+    /// Connections to hold
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub clients: u32,
+    /// Members of each room; every connection is in one
+    #[arg(long, value_name = "M", default_value_t = 10)]
+    pub rooms_of: u32,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `chat`
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// Connections, each a user of its own
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub clients: u32,
+    /// Members of each room
+    #[arg(long, value_name = "M", default_value_t = 10)]
+    pub rooms_of: u32,
+    #[command(flatten)]
+    pub load: Load,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `fanout`
+#[derive(Debug, Args)]
+pub struct FanoutArgs {
+    /// Members of the one room
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub clients: u32,
+    #[command(flatten)]
+    pub load: Load,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `resume`
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// Connections; the first of each room stays and sends
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub clients: u32,
+    /// Members of each room
+    #[arg(long, value_name = "M", default_value_t = 10)]
+    pub rooms_of: u32,
+    /// Seconds between the drop and the return
+    #[arg(long, value_name = "S", default_value_t = 2.0)]
+    pub away: f64,
+    #[command(flatten)]
+    pub load: Load,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `slow`
+#[derive(Debug, Args)]
+pub struct SlowArgs {
+    /// Connections
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub clients: u32,
+    /// Members of each room
+    #[arg(long, value_name = "M", default_value_t = 20)]
+    pub rooms_of: u32,
+    /// Readers that stop, in percent
+    #[arg(long, value_name = "P", default_value_t = 5.0)]
+    pub percent: f64,
+    /// Seconds for which they do not read
+    #[arg(long, value_name = "S", default_value_t = 10.0)]
+    pub stall: f64,
+    #[command(flatten)]
+    pub load: Load,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `echo`
+#[derive(Debug, Args)]
+pub struct EchoArgs {
+    /// Connections, each alone in its room
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub clients: u32,
+    /// Bytes of a message's body (16 to 8192)
+    #[arg(long, value_name = "B", default_value_t = 64)]
+    pub body_bytes: usize,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Largest body (PROTOCOL.md: `message:send`).
+const BODY_BYTES_MAX: usize = 8 * 1024;
+
+/// Who, how many, how: checked.
+#[derive(Debug, PartialEq)]
+pub struct Cast {
+    /// Connections.
+    pub clients: u32,
+    /// Members of a room.
+    pub rooms_of: u32,
+    /// How messages are sent.
+    pub traffic: Traffic,
+    /// Bytes of a body.
+    pub body_bytes: usize,
+}
+
+impl Scenario {
+    /// What every scenario takes.
+    pub fn common(&self) -> &Common {
+        match self {
+            Self::Connect(args) => &args.common,
+            Self::Idle(args) => &args.common,
+            Self::Chat(args) => &args.common,
+            Self::Fanout(args) => &args.common,
+            Self::Resume(args) => &args.common,
+            Self::Slow(args) => &args.common,
+            Self::Echo(args) => &args.common,
+        }
+    }
+
+    /// Who takes part and how messages are sent.
+    ///
+    /// # Errors
+    /// One sentence that names the flag.
+    pub fn cast(&self) -> Result<Cast, String> {
+        let closed = |in_flight| Traffic::Closed { in_flight };
+        let with_load = |clients, rooms_of, load: &Load, otherwise| {
+            Ok::<_, String>(Cast { clients, rooms_of, traffic: load.traffic(otherwise)?, body_bytes: load.body_bytes })
+        };
+        let quiet = |clients, rooms_of| Cast { clients, rooms_of, traffic: Traffic::None, body_bytes: BODY_BYTES_MIN };
+        let cast = match self {
+            Self::Connect(a) => quiet(a.clients, a.rooms_of),
+            Self::Idle(a) => quiet(a.clients, a.rooms_of),
+            Self::Chat(a) => with_load(a.clients, a.rooms_of, &a.load, closed(4))?,
+            Self::Fanout(a) => with_load(a.clients, a.clients, &a.load, closed(8))?,
+            Self::Resume(a) => with_load(a.clients, a.rooms_of, &a.load, Traffic::Open { per_second: 2_000.0 })?,
+            Self::Slow(a) => with_load(a.clients, a.rooms_of, &a.load, Traffic::Open { per_second: 2_000.0 })?,
+            Self::Echo(a) => Cast { clients: a.clients, rooms_of: 1, traffic: closed(1), body_bytes: a.body_bytes },
+        };
+        if cast.clients == 0 || cast.clients > 1_000_000 {
+            return Err("--clients must be 1 to 1,000,000".to_owned());
+        }
+        if cast.rooms_of == 0 {
+            return Err("--rooms-of must be at least 1".to_owned());
+        }
+        if !(BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&cast.body_bytes) {
+            return Err(format!("--body-bytes must be {BODY_BYTES_MIN} to {BODY_BYTES_MAX}"));
+        }
+        Ok(Cast { rooms_of: cast.rooms_of.min(cast.clients), ..cast })
+    }
+}
+
+/// Where to connect to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The address.
+    pub address: SocketAddrV4,
+    /// For the `Host` header.
+    pub host: String,
+    /// Path of the upgrade.
+    pub path: String,
+}
+
+impl Common {
+    /// The server's address.
+    ///
+    /// # Errors
+    /// Not a `ws://` URL, no such host, or not on this machine without `--allow-remote`.
+    pub fn target(&self) -> Result<Target, String> {
+        let rest = self.url.strip_prefix("ws://").ok_or("--url must begin with ws:// (TLS is a proxy's business)")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let host = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+        let mut found = host.to_socket_addrs().map_err(|error| format!("--url {}: {error}", self.url))?;
+        let address = found
+            .find_map(|address| if let SocketAddr::V4(v4) = address { Some(v4) } else { None })
+            .ok_or_else(|| format!("--url {}: no IPv4 address", self.url))?;
+        if !address.ip().is_loopback() && !self.allow_remote {
+            return Err(format!("{address} is not on this machine; --allow-remote if you may load it"));
+        }
+        let path = if path.is_empty() || path == "/" { "/ws" } else { path };
+        Ok(Target { address, host, path: path.to_owned() })
+    }
+
+    /// The secret.
+    ///
+    /// # Errors
+    /// None was given, or its file cannot be read.
+    pub fn secret(&self) -> Result<Vec<u8>, String> {
+        match (&self.secret_file, &self.secret) {
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+                Ok(text.trim().as_bytes().to_vec())
+            }
+            (None, Some(secret)) => Ok(secret.as_bytes().to_vec()),
+            (None, None) => {
+                Err("the server's secret is missing: ANTIPHON_JWT_SECRET, --secret-file or --secret".to_owned())
+            }
+        }
+    }
+
+    /// The addresses to connect from; empty: the kernel's choice.
+    ///
+    /// # Errors
+    /// Not an address, or not within 127.0.0.0/8.
+    pub fn sources(&self, target: &Target, clients: u32, salt: u64) -> Result<Vec<Ipv4Addr>, String> {
+        match self.source_addresses.as_str() {
+            "none" => Ok(Vec::new()),
+            "auto" if target.address.ip().is_loopback() => Ok(crate::world::loopback_sources(clients, salt)),
+            "auto" => Ok(Vec::new()),
+            list => list.split(',').map(parse_source).collect(),
+        }
+    }
+
+    /// Times and threads.
+    ///
+    /// # Errors
+    /// One sentence that names the flag.
+    pub fn check(&self) -> Result<(), String> {
+        if !(0.0..=86_400.0).contains(&self.warmup) || !(0.1..=86_400.0).contains(&self.duration) {
+            return Err("--warmup must be 0 to 86400 seconds, --duration 0.1 to 86400".to_owned());
+        }
+        if self.threads == 0 || self.threads > 256 {
+            return Err("--threads must be 1 to 256".to_owned());
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        match self.pin.iter().find(|core| **core >= cores.max(1)) {
+            Some(core) => Err(format!("--pin {core}: this machine lets us use cores 0 to {}", cores - 1)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn parse_source(text: &str) -> Result<Ipv4Addr, String> {
+    match text.trim().parse::<Ipv4Addr>() {
+        Ok(address) if address.is_loopback() => Ok(address),
+        _ => Err(format!("--source-addresses: {text} is not an address within 127.0.0.0/8")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Scenario {
+        let all = ["antiphon-load"].iter().chain(args).chain(&["--secret", "s"]).copied();
+        Cli::try_parse_from(all).unwrap().scenario
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        for word in ["connect", "idle", "chat", "fanout", "resume", "slow", "echo", "EXAMPLES"] {
+            assert!(help.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn scenarios_have_their_own_defaults() {
+        let cast = |args: &[&str]| parse(args).cast().unwrap();
+        assert_eq!(cast(&["chat"]).traffic, Traffic::Closed { in_flight: 4 });
+        assert_eq!(cast(&["chat", "--rate", "500"]).traffic, Traffic::Open { per_second: 500.0 });
+        let fanout = cast(&["fanout", "--clients", "300"]);
+        assert_eq!((fanout.clients, fanout.rooms_of), (300, 300));
+        assert_eq!(cast(&["echo"]).rooms_of, 1);
+        assert_eq!(cast(&["idle"]).traffic, Traffic::None);
+        assert_eq!(cast(&["chat", "--clients", "5"]).rooms_of, 5, "no room is larger than the crowd");
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        for (args, word) in [
+            (&["chat", "--clients", "0"][..], "--clients"),
+            (&["chat", "--in-flight", "0"], "--in-flight"),
+            (&["chat", "--rate", "0"], "--rate"),
+            (&["chat", "--body-bytes", "15"], "--body-bytes"),
+            (&["chat", "--rooms-of", "0"], "--rooms-of"),
+        ] {
+            assert!(parse(args).cast().unwrap_err().contains(word), "{args:?}");
+        }
+        for (args, word) in [
+            (&["idle", "--duration", "0"][..], "--duration"),
+            (&["idle", "--threads", "0"], "--threads"),
+            (&["idle", "--pin", "9999"], "--pin"),
+        ] {
+            assert!(parse(args).common().check().unwrap_err().contains(word), "{args:?}");
+        }
+        let both = ["antiphon-load", "chat", "--rate", "1", "--in-flight", "1"];
+        assert!(Cli::try_parse_from(both).is_err());
+    }
+
+    #[test]
+    fn targets_are_local_unless_allowed() {
+        let target = |args: &[&str]| parse(args).common().target();
+        let usual = target(&["idle"]).unwrap();
+        assert_eq!((usual.address.to_string(), usual.path.as_str()), ("127.0.0.1:8080".to_owned(), "/ws"));
+        assert_eq!(target(&["idle", "--url", "ws://127.4.4.4:9/x/ws"]).unwrap().path, "/x/ws");
+        assert!(target(&["idle", "--url", "ws://10.0.0.1:8080"]).unwrap_err().contains("--allow-remote"));
+        assert!(target(&["idle", "--url", "ws://10.0.0.1:8080", "--allow-remote"]).is_ok());
+        assert!(target(&["idle", "--url", "wss://127.0.0.1"]).unwrap_err().contains("ws://"));
+        let common = parse(&["idle", "--source-addresses", "127.0.0.2,10.0.0.1"]);
+        assert!(common.common().sources(&usual, 1, 1).unwrap_err().contains("10.0.0.1"));
+    }
+}

@@ -1,0 +1,616 @@
+//! One thread of the tool: its clients' sockets, met in turns over one ring, without a task for any
+//! of them. It carries out its part of the [`Plan`], in step with the other threads (see
+//! [`crate::conductor`]); what clients say and check is in [`crate::client`].
+//!
+//! One turn: sleep in the ring until something comes or is due; take all completions; go on to the
+//! next phase when told; do what the plan has for now; send what is due; one send per dirty client.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use antiphon::shard::ring::{BufferId, Completion, Ended, Key, Ring, RingConfig, SendError, send_slices};
+use antiphon::shard::socket;
+
+use crate::client::{Client, Filler, News, Shared, Stage};
+use crate::conductor::{Conductor, Phase};
+use crate::measure::{Meters, Schedule};
+use crate::plan::{Plan, Setup, ns};
+use crate::traffic::Sending;
+use crate::verify::{Ledger, RoomEnd, Tally};
+use crate::world::{Rng, World};
+
+/// What a thread knows at the end.
+pub struct ThreadEnd {
+    /// Counts.
+    pub tally: Tally,
+    /// Latencies.
+    pub meters: Meters,
+    /// Where its rooms stand.
+    pub rooms: Vec<RoomEnd>,
+    /// When its part of the connecting was done, ns.
+    pub connected_ns: u64,
+}
+
+/// A client's socket.
+#[derive(Default)]
+struct Link {
+    fd: Option<OwnedFd>,
+    generation: u32,
+    /// Bytes of the client's output that the socket has taken.
+    sent: usize,
+    /// Waits for the socket to take more.
+    is_polling: bool,
+    /// Listed to be flushed.
+    is_dirty: bool,
+    /// A receive is in flight.
+    is_armed: bool,
+    /// Does not read at the moment.
+    is_stalled: bool,
+}
+
+/// How far the plan's one event (an absence or a stall) has come.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
+enum Act {
+    Before,
+    During,
+    After,
+}
+
+/// One thread's state.
+pub struct Driver {
+    world: Arc<World>,
+    plan: Arc<Plan>,
+    conductor: Arc<Conductor>,
+    thread: u32,
+    ring: Ring,
+    clients: Vec<Client>,
+    links: Vec<Link>,
+    /// Rooms with members here, and each one's ledger.
+    rooms: Vec<u32>,
+    ledgers: Vec<Ledger>,
+    /// What [`ThreadEnd`] tells of the rooms.
+    stock: Vec<RoomEnd>,
+    tally: Tally,
+    meters: Meters,
+    rng: Rng,
+    filler: Filler,
+    news: Vec<News>,
+    schedule: Schedule,
+    sending: Option<Sending>,
+    dirty: Vec<u32>,
+    /// Slots that are to connect, and how many may be at it at once.
+    queue: VecDeque<u32>,
+    connecting: u32,
+    connecting_max: u32,
+    /// Slots that are to enter their room, and how many are at it.
+    entrants: VecDeque<u32>,
+    entering: u32,
+    creating: u32,
+    phase: Phase,
+    phase_since_ns: u64,
+    has_arrived: bool,
+    act: Act,
+    back_ns: u64,
+    connected_ns: u64,
+    last_bytes_ns: u64,
+    now_ns: u64,
+}
+
+/// Entries that all ledgers of a thread remember together, and each at least and at most.
+const LEDGER_ENTRIES: usize = 1 << 18;
+const LEDGER_ENTRIES_MIN: usize = 64;
+const LEDGER_ENTRIES_MAX: usize = 8_192;
+
+impl Driver {
+    /// Makes a thread's clients and its ring. Nothing is connected.
+    ///
+    /// # Errors
+    /// The ring's.
+    pub fn new(world: Arc<World>, plan: Arc<Plan>, conductor: Arc<Conductor>, thread: u32) -> io::Result<Self> {
+        let mut rooms: Vec<u32> = Vec::new();
+        let mut clients = Vec::new();
+        for user in (0..world.clients).filter(|user| world.thread_of(*user) == thread) {
+            let room = world.room_of(user);
+            if rooms.last() != Some(&room) {
+                rooms.push(room);
+            }
+            let mut client = Client::new(&world, user, rooms.len() as u32 - 1);
+            client.is_slow = plan.is_slow(user, world.rooms_of);
+            clients.push(client);
+        }
+        let each = (LEDGER_ENTRIES / rooms.len().max(1)).clamp(LEDGER_ENTRIES_MIN, LEDGER_ENTRIES_MAX);
+        let buffers = clients.len().next_power_of_two().clamp(64, 1_024) as u16;
+        let ring = Ring::new(RingConfig { entries: 1_024, buffers, buffer_bytes: 4_096 })?;
+        Ok(Self {
+            links: clients.iter().map(|_| Link::default()).collect(),
+            queue: (0..clients.len() as u32).collect(),
+            ledgers: rooms.iter().map(|_| Ledger::new(each)).collect(),
+            meters: Meters::new(plan.windows()),
+            rng: Rng::new(world.seed ^ u64::from(thread) << 32),
+            filler: Filler::new(plan.body_bytes),
+            connecting_max: plan.connecting,
+            phase_since_ns: world.now_ns(),
+            now_ns: world.now_ns(),
+            tally: Tally::default(),
+            news: Vec::new(),
+            stock: Vec::new(),
+            schedule: Schedule::default(),
+            sending: None,
+            dirty: Vec::new(),
+            connecting: 0,
+            entrants: VecDeque::new(),
+            entering: 0,
+            creating: 0,
+            phase: Phase::Connect,
+            has_arrived: false,
+            act: Act::Before,
+            back_ns: 0,
+            connected_ns: 0,
+            last_bytes_ns: 0,
+            world,
+            plan,
+            conductor,
+            thread,
+            ring,
+            clients,
+            rooms,
+        })
+    }
+
+    /// Runs to the end of the last phase, or until the run is given up.
+    ///
+    /// # Errors
+    /// The ring's: nothing can go on without it.
+    pub fn run(mut self) -> io::Result<ThreadEnd> {
+        while !(self.phase == Phase::Close && self.has_arrived || self.conductor.has_given_up()) {
+            self.ring.wait(Some(self.pause()))?;
+            self.now_ns = self.world.now_ns();
+            while let Some(completion) = self.ring.next() {
+                self.on_completion(completion);
+            }
+            self.follow_phase();
+            self.play();
+            self.connect_more();
+            self.enter_more();
+            self.send_due();
+            self.flush();
+            self.publish();
+        }
+        Ok(ThreadEnd { tally: self.tally, meters: self.meters, rooms: self.stock, connected_ns: self.connected_ns })
+    }
+
+    /// How long to sleep if nothing comes.
+    fn pause(&self) -> Duration {
+        const LONGEST: Duration = Duration::from_millis(5);
+        let due = self.sending.as_ref().and_then(Sending::next_ns).filter(|_| self.phase <= Phase::Drain);
+        due.map_or(LONGEST, |due| Duration::from_nanos(due.saturating_sub(self.world.now_ns())).min(LONGEST))
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // What comes
+
+    fn on_completion(&mut self, completion: Completion) {
+        match completion {
+            Completion::Received { key, buffer, len, armed } => self.on_received(key, buffer, len, armed),
+            Completion::ReceiveEnded { key, reason } => {
+                let Some(slot) = self.slot_of(key) else { return };
+                self.links[slot as usize].is_armed = false;
+                match reason {
+                    Ended::NoBuffers | Ended::Cancelled => self.arm(slot),
+                    Ended::Eof => self.on_closed(slot, 0),
+                    Ended::Error(errno) => self.on_closed(slot, -i64::from(errno)),
+                }
+            }
+            Completion::Writable { key, .. } => {
+                if let Some(slot) = self.slot_of(key) {
+                    self.links[slot as usize].is_polling = false;
+                    self.mark_dirty(slot);
+                }
+            }
+            Completion::Connected { key, result } => {
+                let Some(slot) = self.slot_of(key) else { return };
+                match result {
+                    Ok(()) => {
+                        self.clients[slot as usize].start(&self.world);
+                        self.arm(slot);
+                        self.mark_dirty(slot);
+                    }
+                    Err(errno) => self.on_connect_failure(slot, &io::Error::from_raw_os_error(errno)),
+                }
+            }
+            Completion::Accepted(_)
+            | Completion::AcceptFailed(_)
+            | Completion::Cancelled { .. }
+            | Completion::DoorbellRung => {}
+        }
+    }
+
+    fn on_received(&mut self, key: Key, buffer: BufferId, len: usize, armed: bool) {
+        let Some(slot) = self.slot_of(key) else {
+            self.ring.release(buffer);
+            return;
+        };
+        self.now_ns = self.world.now_ns();
+        self.last_bytes_ns = self.now_ns;
+        let mut shared = Shared {
+            world: &self.world,
+            schedule: &self.schedule,
+            ledgers: &mut self.ledgers,
+            tally: &mut self.tally,
+            meters: &mut self.meters,
+            rng: &mut self.rng,
+            filler: &self.filler,
+            news: &mut self.news,
+            now_ns: self.now_ns,
+        };
+        self.clients[slot as usize].on_bytes(self.ring.buffer(&buffer, len), &mut shared);
+        self.ring.release(buffer);
+        self.links[slot as usize].is_armed = armed;
+        if !armed {
+            self.arm(slot);
+        }
+        if !self.news.is_empty() {
+            let mut news = std::mem::take(&mut self.news);
+            news.drain(..).for_each(|news| self.on_news(slot, news));
+            self.news = news;
+        }
+        self.mark_dirty(slot);
+    }
+
+    fn on_news(&mut self, slot: u32, news: News) {
+        let at = slot as usize;
+        let room = self.clients[at].local_room;
+        match news {
+            News::Greeted => self.on_greeted(slot),
+            News::Created => self.creating -= 1,
+            News::Live => {
+                self.entering -= 1;
+                let client = &self.clients[at];
+                if self.act == Act::After && client.started_ns >= self.back_ns {
+                    self.meters.back.saturating_record(self.now_ns.saturating_sub(self.back_ns));
+                } else if self.plan.setup == Setup::JoinEach {
+                    self.meters.connect.saturating_record(self.now_ns - client.started_ns);
+                }
+            }
+            News::Acked => self.on_done(room),
+            News::TryAgain(message, after_ns) => {
+                if let Some(sending) = &mut self.sending {
+                    sending.put_off(slot, message, self.now_ns, after_ns);
+                }
+            }
+            News::Refused => self.tally.refused += 1,
+            News::Closed(code) => self.on_closed(slot, code),
+        }
+    }
+
+    fn on_greeted(&mut self, slot: u32) {
+        self.connecting -= 1;
+        if self.clients[slot as usize].has_cursor() || self.plan.setup == Setup::JoinEach {
+            self.entrants.push_back(slot);
+        } else {
+            let started_ns = self.clients[slot as usize].started_ns;
+            self.meters.connect.saturating_record(self.now_ns - started_ns);
+        }
+    }
+
+    fn on_done(&mut self, local_room: u32) {
+        if let Some(sending) = &mut self.sending
+            && self.now_ns < self.schedule.to_ns
+        {
+            sending.on_done(local_room);
+        }
+    }
+
+    /// The server, or the network, ended a connection.
+    fn on_closed(&mut self, slot: u32, code: i64) {
+        if self.links[slot as usize].fd.is_none() {
+            return;
+        }
+        let stage = self.clients[slot as usize].stage;
+        if self.phase < Phase::Close {
+            *self.tally.closes.entry(code).or_default() += 1;
+            let is_expected = self.clients[slot as usize].is_slow && code == 4102;
+            self.tally.closes_expected += u64::from(is_expected);
+            if self.phase < Phase::Traffic {
+                let user = self.world.user_name(self.clients[slot as usize].user);
+                let said = self.tally.errors.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");
+                let said = if said.is_empty() { String::new() } else { format!("; error codes so far: {said}") };
+                self.conductor
+                    .give_up(format!("the server ended {user}'s connection in stage {stage:?} with code {code}{said}"));
+            }
+        }
+        self.drop_link(slot);
+        match stage {
+            Stage::Handshake | Stage::Hello => self.connecting -= 1,
+            Stage::Subscribing => self.entering -= 1,
+            Stage::Closed | Stage::Ready | Stage::Live => {}
+        }
+    }
+
+    fn on_connect_failure(&mut self, slot: u32, error: &io::Error) {
+        self.tally.connect_failures += 1;
+        self.connecting -= 1;
+        self.drop_link(slot);
+        self.conductor.give_up(format!("cannot connect to {}: {error}", self.world.target));
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // Phases
+
+    fn follow_phase(&mut self) {
+        let wanted = self.conductor.phase();
+        if wanted > self.phase {
+            self.phase = wanted;
+            self.phase_since_ns = self.now_ns;
+            self.has_arrived = false;
+            match wanted {
+                Phase::Connect => {}
+                Phase::Create => self.create_rooms(),
+                Phase::Subscribe => self.entrants.extend(0..self.clients.len() as u32),
+                Phase::Traffic => self.begin_traffic(),
+                Phase::Drain => {}
+                Phase::Close => {
+                    self.take_stock();
+                    for slot in 0..self.clients.len() as u32 {
+                        self.clients[slot as usize].close(&mut self.rng);
+                        self.mark_dirty(slot);
+                    }
+                }
+            }
+        }
+        if !self.has_arrived && self.is_phase_done() {
+            self.has_arrived = true;
+            if self.phase == Phase::Connect {
+                self.connected_ns = self.now_ns;
+            }
+            self.conductor.arrive(self.phase);
+        }
+    }
+
+    fn is_phase_done(&self) -> bool {
+        let since_ns = self.now_ns - self.phase_since_ns;
+        match self.phase {
+            Phase::Connect => {
+                self.queue.is_empty() && self.connecting == 0 && self.entrants.is_empty() && self.entering == 0
+            }
+            Phase::Create => self.creating == 0,
+            Phase::Subscribe => self.entrants.is_empty() && self.entering == 0,
+            Phase::Traffic => self.now_ns >= self.schedule.to_ns,
+            Phase::Drain => self.is_drained(since_ns),
+            Phase::Close => self.links.iter().all(|link| link.fd.is_none()) || since_ns > ns(1.0),
+        }
+    }
+
+    /// Everything asked is answered and everything known is delivered, or nothing comes any more.
+    fn is_drained(&self, since_ns: u64) -> bool {
+        let quiet_ns = self.now_ns - self.last_bytes_ns.max(self.phase_since_ns);
+        if quiet_ns < ns(0.3) && since_ns < ns(15.0) {
+            return false;
+        }
+        let is_behind = |client: &Client| {
+            let high = self.ledgers[client.local_room as usize].high();
+            client.stage == Stage::Live && client.next_seq() <= high || client.unanswered() > 0
+        };
+        let is_waiting = self.sending.as_ref().is_some_and(|sending| sending.put_off_count() > 0);
+        quiet_ns > ns(3.0) || since_ns >= ns(15.0) || !(is_waiting || self.clients.iter().any(is_behind))
+    }
+
+    fn create_rooms(&mut self) {
+        for slot in 0..self.clients.len() {
+            if self.clients[slot].user % self.world.rooms_of == 0 {
+                self.clients[slot].create_room(&self.world, &mut self.rng);
+                self.creating += 1;
+                self.mark_dirty(slot as u32);
+            }
+        }
+    }
+
+    fn begin_traffic(&mut self) {
+        self.schedule = self.conductor.schedule().cloned().unwrap_or_default();
+        let mut senders: Vec<Vec<u32>> = self.rooms.iter().map(|_| Vec::new()).collect();
+        for (slot, client) in self.clients.iter().enumerate() {
+            if !client.is_slow && self.plan.is_sender(client.user, self.world.rooms_of) {
+                senders[client.local_room as usize].push(slot as u32);
+            }
+        }
+        let is_split = self.world.rooms() < self.world.threads;
+        let (thread, threads) = (self.thread, self.world.threads);
+        // A room that several threads share is kept in flight by all of them together, or by the one
+        // that has its only sender.
+        let in_flight_here = |_: u32, all: u32| {
+            if is_split && !self.plan.first_member_sends {
+                all / threads + u32::from(thread < all % threads)
+            } else {
+                all
+            }
+        };
+        let local: usize = senders.iter().map(Vec::len).sum();
+        let all = if self.plan.first_member_sends { self.world.rooms() } else { self.world.clients };
+        let share = if self.plan.stall.is_some() { 1.0 / f64::from(threads) } else { local as f64 / f64::from(all) };
+        let rng = Rng::new(self.rng.next());
+        self.sending = Some(Sending::new(self.plan.traffic, thread, senders, share, self.now_ns, in_flight_here, rng));
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // What is due
+
+    fn connect_more(&mut self) {
+        while self.connecting < self.connecting_max {
+            let Some(slot) = self.queue.pop_front() else { return };
+            if let Err(error) = self.connect(slot) {
+                self.connecting += 1;
+                self.on_connect_failure(slot, &error);
+                return;
+            }
+            self.connecting += 1;
+        }
+    }
+
+    fn connect(&mut self, slot: u32) -> io::Result<()> {
+        let client = &mut self.clients[slot as usize];
+        let socket = socket::client(self.world.source_of(client.user))?;
+        if let Some(stall) = self.plan.stall.filter(|_| client.is_slow) {
+            socket::set_receive_buffer(&socket, stall.receive_buffer)?;
+        }
+        client.started_ns = self.now_ns;
+        let link = &mut self.links[slot as usize];
+        self.ring.connect(socket.as_raw_fd(), Key::new(slot, link.generation), self.world.target);
+        link.fd = Some(socket);
+        Ok(())
+    }
+
+    fn enter_more(&mut self) {
+        while self.entering < self.connecting_max.saturating_mul(4) {
+            let Some(slot) = self.entrants.pop_front() else { return };
+            let client = &mut self.clients[slot as usize];
+            if client.stage == Stage::Ready {
+                // Whoever has been in the room subscribes again, from the cursor.
+                let joins = self.plan.setup == Setup::JoinEach && !client.has_cursor();
+                client.enter_room(&mut self.rng, joins);
+                self.entering += 1;
+                self.mark_dirty(slot);
+            }
+        }
+    }
+
+    fn send_due(&mut self) {
+        if !matches!(self.phase, Phase::Traffic | Phase::Drain) {
+            return;
+        }
+        let Some(mut sending) = self.sending.take() else { return };
+        let now_ns = self.world.now_ns();
+        while let Some((slot, message)) = sending.again(now_ns) {
+            if self.clients[slot as usize].stage == Stage::Live {
+                self.send(slot, message);
+            }
+        }
+        if now_ns < self.schedule.to_ns {
+            while let Some((slot, message)) = sending.next(now_ns, |s| self.clients[s as usize].stage == Stage::Live) {
+                self.send(slot, message);
+            }
+        }
+        self.sending = Some(sending);
+    }
+
+    fn send(&mut self, slot: u32, message: crate::client::Message) {
+        self.tally.sent += 1;
+        self.clients[slot as usize].send(message, &self.filler, &mut self.rng);
+        self.mark_dirty(slot);
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // Sockets
+
+    /// The slot that a completion means, unless the connection is an earlier one.
+    fn slot_of(&self, key: Key) -> Option<u32> {
+        let link = self.links.get(key.slot() as usize)?;
+        (link.fd.is_some() && link.generation == key.generation()).then_some(key.slot())
+    }
+
+    fn arm(&mut self, slot: u32) {
+        let link = &mut self.links[slot as usize];
+        if let Some(fd) = link.fd.as_ref().filter(|_| !link.is_armed && !link.is_stalled) {
+            self.ring.receive_multi(fd.as_raw_fd(), Key::new(slot, link.generation));
+            link.is_armed = true;
+        }
+    }
+
+    fn mark_dirty(&mut self, slot: u32) {
+        let link = &mut self.links[slot as usize];
+        if !link.is_dirty && !link.is_polling && link.fd.is_some() && !self.clients[slot as usize].out.is_empty() {
+            link.is_dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for slot in dirty.drain(..) {
+            self.links[slot as usize].is_dirty = false;
+            self.flush_one(slot);
+        }
+        self.dirty = dirty;
+    }
+
+    fn flush_one(&mut self, slot: u32) {
+        /// Output buffers above this are given back when empty.
+        const KEEP_BYTES: usize = 4_096;
+        let link = &mut self.links[slot as usize];
+        let out = &mut self.clients[slot as usize].out;
+        let Some(fd) = link.fd.as_ref().map(AsRawFd::as_raw_fd) else { return };
+        while link.sent < out.len() {
+            match send_slices(fd, &[IoSlice::new(&out[link.sent..])]) {
+                Ok(sent) => link.sent += sent,
+                Err(SendError::WouldBlock) => {
+                    link.is_polling = true;
+                    self.ring.poll_writable(fd, Key::new(slot, link.generation));
+                    return;
+                }
+                Err(SendError::Gone(errno)) => {
+                    self.on_closed(slot, -i64::from(errno));
+                    return;
+                }
+            }
+        }
+        link.sent = 0;
+        out.clear();
+        if out.capacity() > KEEP_BYTES {
+            *out = Vec::new();
+        }
+    }
+
+    /// Ends a connection from our side, at once.
+    fn drop_link(&mut self, slot: u32) {
+        let link = &mut self.links[slot as usize];
+        if let Some(fd) = link.fd.take() {
+            // Shut down first: operations in flight hold the socket, and end by this.
+            socket::shutdown(fd.as_raw_fd());
+            // Where it fails the connection is gone already.
+            let _ = socket::reset_on_close(&fd);
+        }
+        *link = Link { generation: link.generation.wrapping_add(1), is_dirty: link.is_dirty, ..Link::default() };
+        self.clients[slot as usize].end().for_each(drop);
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // What is told
+
+    fn publish(&self) {
+        let gauges = &self.conductor.gauges[self.thread as usize];
+        let ready = match self.phase {
+            Phase::Connect => self.meters.connect.len() as u32,
+            _ => self.clients.len() as u32 - self.connecting - self.entering,
+        };
+        gauges.ready.store(ready, Ordering::Relaxed);
+        gauges.sent.store(self.tally.sent, Ordering::Relaxed);
+        gauges.acked.store(self.tally.acked, Ordering::Relaxed);
+        gauges.delivered.store(self.tally.delivered, Ordering::Relaxed);
+        let broken = self.tally.lost + self.tally.doubled + self.tally.out_of_order + self.tally.differing;
+        gauges.broken.store(broken, Ordering::Relaxed);
+    }
+
+    /// The state of all rooms, while the connections still stand.
+    fn take_stock(&mut self) {
+        let ends = self.rooms.iter().zip(&self.ledgers).map(|(room, ledger)| RoomEnd {
+            room: *room,
+            high: ledger.high(),
+            digest: ledger.digest(),
+            next: BTreeMap::new(),
+        });
+        self.stock = ends.collect();
+        for client in &self.clients {
+            self.tally.unanswered += client.unanswered() as u64;
+            if client.stage == Stage::Live {
+                *self.stock[client.local_room as usize].next.entry(client.next_seq()).or_default() += 1;
+            } else {
+                self.tally.absent += 1;
+            }
+        }
+    }
+}
+
+mod play;

@@ -1,0 +1,165 @@
+//! What a run does, as data: a scenario makes a [`Plan`], the drivers carry it out.
+
+use crate::measure::{Schedule, Window};
+
+/// How clients get into their rooms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// Everybody connects, then each room is created by its first member, then everybody subscribes.
+    /// No `room:joined` is fanned out to a filling room, which would cost the square of its size.
+    CreateThenSubscribe,
+    /// Each client joins as soon as it is greeted; the first one in creates the room.
+    JoinEach,
+}
+
+/// Who sends when.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Traffic {
+    /// Nobody.
+    None,
+    /// So many messages of each room on their way at any time.
+    Closed {
+        /// At least 1.
+        in_flight: u32,
+    },
+    /// At a fixed rate over all rooms, whatever the server does.
+    Open {
+        /// Messages a second.
+        per_second: f64,
+    },
+}
+
+/// Times are relative to the start of measuring, seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Name of the scenario.
+    pub scenario: &'static str,
+    /// How clients get into their rooms.
+    pub setup: Setup,
+    /// Who sends when.
+    pub traffic: Traffic,
+    /// Only the first member of each room sends.
+    pub first_member_sends: bool,
+    /// Bytes of a message's body.
+    pub body_bytes: usize,
+    /// Connections that a thread has in the making at any time.
+    pub connecting: u32,
+    /// Seconds of traffic before measuring.
+    pub warmup_s: f64,
+    /// Seconds of measuring.
+    pub duration_s: f64,
+    /// Everybody but the senders drops at once, and returns.
+    pub absence: Option<Absence>,
+    /// Some readers stop reading for a while.
+    pub stall: Option<Stall>,
+}
+
+/// When sockets are dropped, and when they return.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Absence {
+    /// Drop.
+    pub from_s: f64,
+    /// Return.
+    pub to_s: f64,
+}
+
+/// When some readers do not read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stall {
+    /// Stop reading.
+    pub from_s: f64,
+    /// Go on reading.
+    pub to_s: f64,
+    /// One reader in so many is slow; never a room's first member.
+    pub one_in: u32,
+    /// Receive buffer of the slow ones, bytes (SO_RCVBUF).
+    pub receive_buffer: i32,
+}
+
+/// Nanoseconds of a time in seconds.
+pub fn ns(seconds: f64) -> u64 {
+    (seconds * 1e9) as u64
+}
+
+impl Plan {
+    /// The times of a run whose traffic starts at `start_ns`.
+    pub fn schedule(&self, start_ns: u64) -> Schedule {
+        let from_ns = start_ns + ns(self.warmup_s);
+        let to_ns = from_ns + ns(self.duration_s);
+        let window =
+            |name, from_s: f64, to_s: f64| Window { name, from_ns: from_ns + ns(from_s), to_ns: from_ns + ns(to_s) };
+        let split = self.absence.map(|a| (a.from_s, a.to_s)).or(self.stall.map(|s| (s.from_s, s.to_s)));
+        let windows = match split {
+            None => vec![window("whole", 0.0, self.duration_s)],
+            Some((from_s, to_s)) => {
+                vec![
+                    window("before", 0.0, from_s),
+                    window("during", from_s, to_s),
+                    window("after", to_s, self.duration_s),
+                ]
+            }
+        };
+        Schedule { from_ns, to_ns, windows }
+    }
+
+    /// Number of [`Plan::schedule`]'s windows.
+    pub fn windows(&self) -> usize {
+        if self.absence.is_some() || self.stall.is_some() { 3 } else { 1 }
+    }
+
+    /// True when this user's reader is one of the slow ones.
+    pub fn is_slow(&self, user: u32, rooms_of: u32) -> bool {
+        self.stall.is_some_and(|stall| user % rooms_of != 0 && user % stall.one_in == stall.one_in - 1)
+    }
+
+    /// True when this user sends.
+    pub fn is_sender(&self, user: u32, rooms_of: u32) -> bool {
+        !self.first_member_sends || user % rooms_of == 0
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A plan for tests: closed loop, one in flight.
+    pub fn plan() -> Plan {
+        Plan {
+            scenario: "test",
+            setup: Setup::CreateThenSubscribe,
+            traffic: Traffic::Closed { in_flight: 1 },
+            first_member_sends: false,
+            body_bytes: 64,
+            connecting: 32,
+            warmup_s: 0.1,
+            duration_s: 0.5,
+            absence: None,
+            stall: None,
+        }
+    }
+
+    #[test]
+    fn windows_follow_what_happens() {
+        let whole = plan().schedule(1_000);
+        assert_eq!((whole.from_ns, whole.to_ns), (100_001_000, 600_001_000));
+        assert_eq!(whole.windows.len(), plan().windows());
+        let resume = Plan { absence: Some(Absence { from_s: 0.1, to_s: 0.3 }), ..plan() };
+        let schedule = resume.schedule(0);
+        let names: Vec<&str> = schedule.windows.iter().map(|w| w.name).collect();
+        assert_eq!(names, ["before", "during", "after"]);
+        assert_eq!(schedule.windows[1].from_ns, 200_000_000);
+        assert!(schedule.windows.windows(2).all(|pair| pair[0].to_ns == pair[1].from_ns));
+        assert_eq!(schedule.windows.len(), resume.windows());
+    }
+
+    #[test]
+    fn slow_readers_are_never_a_rooms_first_member() {
+        let stall = Stall { from_s: 0.1, to_s: 0.2, one_in: 5, receive_buffer: 4_096 };
+        let slow = Plan { stall: Some(stall), ..plan() };
+        let users: Vec<u32> = (0..40).filter(|u| slow.is_slow(*u, 10)).collect();
+        assert_eq!(users, [4, 9, 14, 19, 24, 29, 34, 39]);
+        assert!((0..40).all(|u| slow.is_sender(u, 10)));
+        let first = Plan { first_member_sends: true, ..plan() };
+        assert_eq!((0..40).filter(|u| first.is_sender(*u, 10)).count(), 4);
+    }
+}

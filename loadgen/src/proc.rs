@@ -1,0 +1,162 @@
+//! What /proc tells of a process: CPU time in all and by thread, and resident memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+/// CPU time and memory of a process at a moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// Seconds in user mode, all threads that ever were.
+    pub user_s: f64,
+    /// Seconds in the kernel on the process's behalf.
+    pub system_s: f64,
+    /// Resident bytes.
+    pub rss_bytes: u64,
+    /// Seconds on a CPU by thread.
+    pub threads: BTreeMap<u32, Thread>,
+}
+
+/// One thread's share.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Thread {
+    /// Its name.
+    pub name: String,
+    /// Seconds on a CPU: exact (schedstat) where the kernel keeps it, else in ticks.
+    pub cpu_s: f64,
+}
+
+/// The kernel's USER_HZ: fixed at 100 on every architecture that has io_uring in use.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Reads a process.
+///
+/// # Errors
+/// No such process, or not ours to read.
+pub fn sample(pid: u32) -> io::Result<Sample> {
+    let (user_s, system_s) = parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?;
+    let rss_bytes = parse_rss(&fs::read_to_string(format!("/proc/{pid}/status"))?);
+    let mut threads = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let path = entry.path();
+        let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A thread may end between the listing and the reading.
+        let Ok(stat) = fs::read_to_string(path.join("stat")) else { continue };
+        let name = parse_name(&stat).to_owned();
+        let exact = fs::read_to_string(path.join("schedstat")).ok().and_then(|text| parse_schedstat(&text));
+        let cpu_s = exact.unwrap_or_else(|| parse_stat(&stat).map_or(0.0, |(user, system)| user + system));
+        threads.insert(tid, Thread { name, cpu_s });
+    }
+    Ok(Sample { user_s, system_s, rss_bytes, threads })
+}
+
+/// CPU seconds between two samples.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Spent {
+    /// In user mode, in ticks of 10 ms.
+    pub user_s: f64,
+    /// In the kernel, likewise.
+    pub system_s: f64,
+    /// Both, as exact as the kernel keeps it.
+    pub total_s: f64,
+    /// By thread name (threads of one name together), the largest first, those above zero.
+    pub threads: Vec<(String, f64)>,
+}
+
+/// What was spent from `before` to `after`.
+pub fn spent(before: &Sample, after: &Sample) -> Spent {
+    let mut by_name: BTreeMap<&str, f64> = BTreeMap::new();
+    for (tid, thread) in &after.threads {
+        let earlier = before.threads.get(tid).map_or(0.0, |t| t.cpu_s);
+        *by_name.entry(&thread.name).or_default() += (thread.cpu_s - earlier).max(0.0);
+    }
+    let (user_s, system_s) = (after.user_s - before.user_s, after.system_s - before.system_s);
+    let exact: f64 = by_name.values().sum();
+    // Threads that ended in between are only in the process's own count.
+    let total_s = if (user_s + system_s) - exact > 0.05 { user_s + system_s } else { exact };
+    let mut threads: Vec<(String, f64)> =
+        by_name.into_iter().filter(|(_, s)| *s >= 0.0005).map(|(name, s)| (name.to_owned(), s)).collect();
+    threads.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Spent { user_s, system_s, total_s, threads }
+}
+
+/// `comm`: in parentheses, and free to hold parentheses and spaces itself.
+fn parse_name(stat: &str) -> &str {
+    let start = stat.find('(').map_or(0, |at| at + 1);
+    let end = stat.rfind(')').unwrap_or(stat.len());
+    stat.get(start..end).unwrap_or("")
+}
+
+/// utime and stime: the 14th and 15th field, counted after `comm`.
+fn parse_stat(stat: &str) -> io::Result<(f64, f64)> {
+    let rest = stat.rfind(')').and_then(|at| stat.get(at + 1..)).unwrap_or("");
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let mut seconds = || fields.next()?.parse::<u64>().ok().map(|ticks| ticks as f64 / TICKS_PER_SECOND);
+    match (seconds(), seconds()) {
+        (Some(user), Some(system)) => Ok((user, system)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "/proc/…/stat is not as expected")),
+    }
+}
+
+/// Nanoseconds on a CPU: the first field.
+fn parse_schedstat(text: &str) -> Option<f64> {
+    text.split_ascii_whitespace().next()?.parse::<u64>().ok().map(|ns| ns as f64 / 1e9)
+}
+
+/// `VmRSS: 1234 kB`
+fn parse_rss(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("");
+    line.split_ascii_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAT: &str = "77 (anti) (phon s) S 1 77 77 0 -1 4194560 5 0 0 0 1234 567 0 0 20 0 4 0 100 1 2 3";
+
+    #[test]
+    fn stat_is_read_behind_any_name() {
+        assert_eq!(parse_name(STAT), "anti) (phon s");
+        assert_eq!(parse_stat(STAT).unwrap(), (12.34, 5.67));
+        for bad in ["", "77", "77 (x) S 1 2 3", "77 (x) S 1 77 77 0 -1 4194560 5 0 0 0 a b"] {
+            assert!(parse_stat(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_small_files_are_read() {
+        assert_eq!(parse_schedstat("1500000000 22 33\n"), Some(1.5));
+        assert_eq!(parse_schedstat(""), None);
+        assert_eq!(parse_rss("Name:\tx\nVmRSS:\t   2048 kB\nThreads: 1\n"), 2_097_152);
+        assert_eq!(parse_rss("Name:\tx\n"), 0);
+    }
+
+    #[test]
+    fn what_was_spent_is_counted_by_name() {
+        let thread = |name: &str, cpu_s| Thread { name: name.to_owned(), cpu_s };
+        let sample = |user_s, threads: &[(u32, Thread)]| Sample {
+            user_s,
+            threads: threads.iter().cloned().collect(),
+            ..Sample::default()
+        };
+        let before = sample(1.0, &[(1, thread("shard-0", 0.5)), (2, thread("store", 0.1))]);
+        let after = sample(2.0, &[(1, thread("shard-0", 1.3)), (2, thread("store", 0.2)), (3, thread("shard-0", 0.1))]);
+        let spent = spent(&before, &after);
+        assert_eq!(spent.threads.len(), 2);
+        assert_eq!(spent.threads[0].0, "shard-0");
+        assert!((spent.threads[0].1 - 0.9).abs() < 1e-9 && (spent.total_s - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn this_process_can_be_sampled() {
+        let before = sample(std::process::id()).unwrap();
+        let start = std::time::Instant::now();
+        while start.elapsed().as_millis() < 60 {
+            std::hint::spin_loop();
+        }
+        let spent = spent(&before, &sample(std::process::id()).unwrap());
+        assert!(before.rss_bytes > 0 && !before.threads.is_empty());
+        assert!(spent.total_s > 0.005, "{spent:?}");
+    }
+}

@@ -1,0 +1,46 @@
+//! `connect`: how fast connections are made, authenticated and joined, and what each costs.
+
+use super::{Findings, base};
+use crate::cli::{Cast, ConnectArgs};
+use crate::plan::{Plan, Setup};
+use crate::run::Outcome;
+
+/// Everybody joins by themselves, as soon as they are greeted. Nothing is measured afterwards.
+pub fn plan(args: &ConnectArgs, cast: &Cast) -> Plan {
+    Plan {
+        setup: Setup::JoinEach,
+        connecting: args.in_flight.max(1),
+        warmup_s: 0.0,
+        duration_s: 0.1,
+        ..base("connect", &args.common, cast)
+    }
+}
+
+/// Reads the outcome.
+pub fn findings(outcome: &Outcome) -> Findings {
+    let mut findings = Findings::default();
+    findings.notes.push("each: TCP, upgrade, token, hello and a durable room:join".to_owned());
+    if let Some(server) = &outcome.server {
+        let kernel = server.connect.system_s / server.connect.total_s.max(1e-9) * 100.0;
+        findings.notes.push(format!("{kernel:.0} % of the server's CPU time while connecting was the kernel's"));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::outcome;
+    use super::*;
+    use crate::run::ServerUse;
+    use crate::verify::Tally;
+
+    #[test]
+    fn the_kernels_share_is_told() {
+        let mut outcome = outcome(Tally::default(), 1);
+        assert_eq!(findings(&outcome).notes.len(), 1);
+        let mut server = ServerUse::default();
+        (server.connect.system_s, server.connect.total_s) = (1.0, 4.0);
+        outcome.server = Some(server);
+        assert!(findings(&outcome).notes[1].starts_with("25 %"));
+    }
+}

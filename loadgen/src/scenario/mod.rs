@@ -1,0 +1,86 @@
+//! The scenarios: each turns its arguments into a [`Plan`], and reads from the outcome what only it
+//! can show.
+
+use crate::cli::{Cast, Common, Scenario};
+use crate::plan::{Plan, Setup};
+use crate::run::Outcome;
+
+mod chat;
+mod connect;
+mod idle;
+mod resume;
+mod slow;
+
+/// What a scenario found beside the tally: notes for the reader, and broken promises.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// For the reader.
+    pub notes: Vec<String>,
+    /// Promises that did not hold.
+    pub failures: Vec<String>,
+}
+
+/// Makes the plan.
+///
+/// # Errors
+/// One sentence that names the flag.
+pub fn plan(scenario: &Scenario, cast: &Cast) -> Result<Plan, String> {
+    match scenario {
+        Scenario::Connect(args) => Ok(connect::plan(args, cast)),
+        Scenario::Idle(_) => Ok(base("idle", scenario.common(), cast)),
+        Scenario::Chat(_) => Ok(base("chat", scenario.common(), cast)),
+        Scenario::Fanout(_) => Ok(base("fanout", scenario.common(), cast)),
+        Scenario::Echo(_) => Ok(base("echo", scenario.common(), cast)),
+        Scenario::Resume(args) => resume::plan(args, cast),
+        Scenario::Slow(args) => slow::plan(args, cast),
+    }
+}
+
+/// Reads the outcome.
+pub fn findings(scenario: &Scenario, cast: &Cast, outcome: &Outcome) -> Findings {
+    match scenario {
+        Scenario::Connect(_) => connect::findings(outcome),
+        Scenario::Idle(args) => idle::findings(args, outcome),
+        Scenario::Chat(_) | Scenario::Fanout(_) | Scenario::Echo(_) => chat::findings(outcome),
+        Scenario::Resume(_) => resume::findings(cast, outcome),
+        Scenario::Slow(_) => slow::findings(outcome),
+    }
+}
+
+/// A plan without any event.
+fn base(name: &'static str, common: &Common, cast: &Cast) -> Plan {
+    Plan {
+        scenario: name,
+        setup: Setup::CreateThenSubscribe,
+        traffic: cast.traffic,
+        first_member_sends: false,
+        body_bytes: cast.body_bytes,
+        connecting: 64,
+        warmup_s: common.warmup,
+        duration_s: common.duration,
+        absence: None,
+        stall: None,
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::measure::{Meters, Schedule};
+    use crate::proc::Spent;
+    use crate::verify::Tally;
+
+    /// An outcome with these counts and nothing else.
+    pub fn outcome(tally: Tally, windows: usize) -> Outcome {
+        Outcome {
+            tally,
+            meters: Meters::new(windows),
+            schedule: Schedule::default(),
+            connect_s: 1.0,
+            measured_s: 1.0,
+            server: None,
+            tool: Spent::default(),
+            tool_s: 1.0,
+        }
+    }
+}
