@@ -247,7 +247,6 @@ impl Driver {
             applied += 1;
             self.handle(Input::Store(event));
         }
-        self.engine.stats_mut().batches += applied as u64;
         applied > 0
     }
 
