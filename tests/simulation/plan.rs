@@ -32,7 +32,7 @@ impl Dice {
     }
 
     pub fn bits(&mut self) -> u64 {
-        self.0.next()
+        self.0.next_u64()
     }
 }
 
