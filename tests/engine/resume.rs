@@ -210,7 +210,7 @@ fn the_right_is_checked_again_when_the_page_is_there() {
 fn a_gap_is_told_in_the_lane_of_messages() {
     let mut table = with(Limits::default(), 6);
     table.says("b", &since(1, "e1", 6)).whatever();
-    table.drained("b", &[(RoomKey(1), 2), (RoomKey(9), 1)]).gives(
+    table.drained("b", &[(RoomKey(1), 2)]).gives(
         r#"
         b general 3..6 {"type":"gap","room":"general","last":2,"head":6}
         "#,
@@ -225,4 +225,19 @@ fn a_gap_is_told_in_the_lane_of_messages() {
     table.closes("b").whatever();
     table.drained("b", &[(RoomKey(1), 4)]).gives_nothing();
     assert_eq!(table.engine.stats().gaps, 2);
+}
+
+#[test]
+fn a_gap_in_a_room_that_was_unloaded_meanwhile_sends_the_client_back_to_resume() {
+    let mut table = with(Limits { idle_unload_ms: 0, ..Limits::default() }, 3);
+    table.joins("b", "other");
+    table.says("b", r#"{"type":"room:leave","room":"other"}"#).whatever();
+    table.settle();
+    table.is_heard("b");
+    table.passes(11_000).whatever();
+    table.drained("b", &[(RoomKey(2), 1)]).gives(
+        r#"
+        b close 4202 gap: events were lost; come back and resume
+        "#,
+    );
 }

@@ -138,7 +138,7 @@ fn silence_ends_a_connection_after_two_intervals() {
     let limits = Limits { heartbeat_ms: 10_000, ..Limits::default() };
     let mut table = Table::with(limits);
     table.has("a", "alice");
-    table.passes(3_210).whatever();
+    table.passes(3_200).whatever();
     table.is_heard("a");
     assert!(!table.passes(19_999).has("close"));
     // Deadlines of sessions fall on tenths of a second.

@@ -89,10 +89,6 @@ impl Checker {
         }
     }
 
-    pub fn name(&self, key: RoomKey) -> Option<&str> {
-        self.names.get(&key).map(String::as_str)
-    }
-
     pub fn head(&self, room: &str) -> Seq {
         self.rooms.get(room).map_or(0, RoomTruth::head)
     }
@@ -101,11 +97,7 @@ impl Checker {
         self.rooms.get(room)?.entries.get((seq as usize).checked_sub(1)?)
     }
 
-    /// The role of a user as the log ends now.
-    pub fn role(&self, room: &str, user: &UserId) -> Option<Role> {
-        self.rooms.get(room)?.roles.get(user)?.last()?.1
-    }
-
+    /// As the log ends now.
     pub fn may_read_now(&self, reader: &Reader<'_>, room: &str) -> bool {
         self.may_read_at_or_after(reader, room, Position::MAX)
     }
@@ -179,6 +171,7 @@ impl Checker {
         self.rooms.get(room).and_then(|room| room.roles.get(user)).is_none_or(|changes| changes.len() == 1)
     }
 
+    /// True when a token of this user that was issued then is no longer valid.
     pub fn is_revoked(revocations: &[Revocation], user: &UserId, issued_at: u64) -> bool {
         revocations.iter().any(|revocation| match revocation {
             Revocation::UserBefore(revoked, second) => revoked == user && issued_at <= *second,

@@ -168,7 +168,9 @@ impl Client {
 
     /// Every room that is listened to stands where the log stands.
     pub fn check_converged(&self, checker: &Checker) {
+        let reader = Reader { user: &self.user, is_admin: self.is_admin };
         for (room, view) in self.views.iter().filter(|(_, view)| view.listening == Listening::On) {
+            assert!(checker.may_read_now(&reader, room), "P9: client {} still listens to {room}", self.number);
             let head = checker.head(room);
             assert!(
                 view.cursor == Some(head) && view.live == head,

@@ -23,6 +23,8 @@ pub struct Link {
     pub shard: usize,
     pub key: ConnKey,
     pub phase: Phase,
+    /// `iat` of its token, seconds.
+    pub issued_at: u64,
     /// The client has left without a word.
     pub is_abandoned: bool,
     pub is_parked: bool,
@@ -45,12 +47,13 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn new(client: usize, shard: usize, key: ConnKey, window: u64) -> Self {
+    pub fn new(client: usize, shard: usize, key: ConnKey, issued_at: u64, window: u64) -> Self {
         Self {
             client,
             shard,
             key,
             phase: Phase::Opening,
+            issued_at,
             is_abandoned: false,
             is_parked: false,
             again: None,

@@ -108,7 +108,11 @@ fn check_quiet(world: &mut World) {
         assert!(is_settled(world, client), "client waits for ever: {}", client.describe());
         client.check_converged(&world.checker);
         if let Some(link) = world.uses[number] {
-            assert!(!world.links[link].is_parked, "client {number} is parked for ever");
+            let it = &world.links[link];
+            assert!(!it.is_parked, "client {number} is parked for ever");
+            let is_revoked =
+                checker::Checker::is_revoked(&world.store.log.kept.revocations, &client.user, it.issued_at);
+            assert!(!is_revoked, "P9: client {number} is here with a revoked token");
         }
     }
     for shard in 0..world.shards.len() {

@@ -462,7 +462,7 @@ impl World {
         slots[slot].0 += 1;
         slots[slot].1 = Some(link);
         let key = ConnKey { slot: slot as u32, generation: slots[slot].0 };
-        let mut it = Link::new(client, shard, key, self.plan.window);
+        let mut it = Link::new(client, shard, key, self.issued_at[client], self.plan.window);
         it.up_at = self.now + self.dice.below(self.plan.net_ms + 1);
         let at = it.up_at;
         self.links.push(it);

@@ -12,7 +12,7 @@ use super::super::sync;
 use super::{Call, OwnedCursor, Resume, Waiting};
 use crate::protocol::command::{CommandId, Cursor};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
-use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{Epoch, RoomKey, Seq};
 
 /// What a resume came to.
@@ -240,7 +240,11 @@ impl Shard {
             return;
         }
         for (key, last) in gaps {
-            let Some(idx) = self.rooms.find_key(*key) else { continue };
+            let Some(idx) = self.rooms.find_key(*key) else {
+                // Nobody here listens to it any more, so the entry that shut this connection out was
+                // among what was dropped; the room's name is gone as well.
+                return self.end(conn, Some((CloseCode::Gap, "events were lost; come back and resume".into())));
+            };
             // Who no longer listens is told as well: they may have missed the very entry that shut
             // them out, and nothing else would make them ask.
             let room = self.rooms.get(idx);
