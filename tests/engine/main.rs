@@ -3,6 +3,7 @@
 
 mod admin;
 mod bounds;
+mod edits;
 mod events;
 mod harness;
 mod loading;

@@ -19,6 +19,7 @@ macro_rules! with_1_2_4_shards {
 mod admin;
 mod crowd;
 mod drain;
+mod edits;
 mod frames;
 mod handshake;
 mod limits;

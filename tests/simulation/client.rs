@@ -37,6 +37,7 @@ enum Asked {
     Unsubscribe { room: String },
     History { room: String, after: Option<Seq> },
     Read { room: String },
+    Amend { room: String, target: Seq },
     Other,
 }
 
@@ -278,7 +279,8 @@ impl Client {
         }
         let named = |kind: &str| format!("\"type\":\"{kind}\",\"room\":\"{room}\"");
         match dice.below(100) {
-            0..45 => {
+            0..10 => self.amend(&room, scene),
+            10..47 => {
                 let audience = match dice.below(10) {
                     0 => format!(",\"exclude\":[\"{other}\"]"),
                     1 => format!(",\"only\":[\"{other}\"]"),
@@ -288,7 +290,7 @@ impl Client {
                 let message = self.new_message(&room, audience, dice);
                 self.send(message)
             }
-            45..60 => self.subscribe(&room, "join"),
+            47..60 => self.subscribe(&room, "join"),
             60..68 => self.subscribe(&room, "subscribe"),
             68..72 => self.ask(Asked::Unsubscribe { room: room.clone() }, &named("room:unsubscribe")),
             72..78 => {
@@ -331,6 +333,28 @@ impl Client {
         }
     }
 
+    /// Something is done to one of the room's last entries, often to one that others change as well.
+    fn amend(&mut self, room: &str, scene: &mut Scene<'_>) -> String {
+        let (dice, head) = (&mut *scene.dice, scene.checker.head(room));
+        let target = head.saturating_sub(dice.below(6)).max(1);
+        let of = |verb: &str| format!("\"type\":\"{verb}\",\"room\":\"{room}\",\"seq\":{target}");
+        let emoji = dice.pick(&["+", "-"]);
+        match dice.below(10) {
+            0 => self.ask(Asked::Amend { room: room.to_owned(), target }, &of("message:delete")),
+            1..6 => {
+                let version = match dice.below(3) {
+                    0 => String::new(),
+                    _ => format!(",\"version\":{}", dice.between(1, 3)),
+                };
+                let fields = format!("{},\"body\":\"e{}\"{version}", of("message:edit"), dice.below(1_000_000));
+                self.ask(Asked::Amend { room: room.to_owned(), target }, &fields)
+            }
+            6 => self.ask(Asked::Other, &of("message:delivered")),
+            7 => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:remove"))),
+            _ => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:add"))),
+        }
+    }
+
     fn moderate(&mut self, room: &str, other: &str, dice: &mut Dice) -> String {
         let kind = dice.pick(&["public", "private", "direct"]);
         let of = |verb: &str| format!("\"type\":\"room:{verb}\",\"room\":\"{room}\"");
@@ -354,7 +378,8 @@ impl Client {
     pub fn hear(&mut self, json: &[u8], scene: &mut Scene<'_>) -> Vec<String> {
         let is_hello = json.starts_with(b"{\"type\":\"hello\"");
         assert!(is_hello != self.had_hello, "hello comes first and once: {}", text(json));
-        if json.starts_with(b"{\"type\":\"message:") || json.starts_with(b"{\"type\":\"room:") {
+        let is_entry = [&b"{\"type\":\"message:"[..], b"{\"type\":\"room:", b"{\"type\":\"reaction:"];
+        if is_entry.iter().any(|start| json.starts_with(start)) {
             self.hear_entry(json, scene);
             return Vec::new();
         }
@@ -373,7 +398,7 @@ impl Client {
             "ok" => self.hear_ok(&value, json, scene),
             "error" => self.hear_error(&value, scene.now),
             "gap" => self.hear_gap(&value, scene),
-            "event" | "read:advanced" | "goaway" | "degraded" => {}
+            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
@@ -453,6 +478,11 @@ impl Client {
             }
             Asked::Read { room } => {
                 scene.checker.note_read(&self.user, &room, value["seq"].as_u64().unwrap());
+            }
+            Asked::Amend { room, target } => {
+                assert_eq!(value["room"], room);
+                let (seq, version) = (value["seq"].as_u64().unwrap(), value["version"].as_u64().unwrap());
+                scene.checker.check_amended(&self.user, &room, target, seq, version);
             }
             Asked::Other => {}
         }
