@@ -103,7 +103,11 @@ impl Driver {
                     self.engine.stats_mut().frames_in += 1;
                     self.on_text(key, message);
                 }
-                Ok(Some(Incoming::Ping | Incoming::Pong)) => self.engine.stats_mut().frames_in += 1,
+                Ok(Some(Incoming::Ping)) => {
+                    self.engine.stats_mut().frames_in += 1;
+                    self.handle(Input::Ping(key));
+                }
+                Ok(Some(Incoming::Pong)) => self.engine.stats_mut().frames_in += 1,
                 Ok(Some(Incoming::Close { .. })) => {
                     // The codec has queued the echo.
                     self.handle(Input::Closed(key));
