@@ -9,7 +9,8 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use antiphon::shard::{probe, socket};
+use antiphon::cli::process;
+use antiphon::shard::probe;
 use clap::Parser;
 
 use crate::cli::{Cli, Scenario};
@@ -85,7 +86,7 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
 const OTHER_FILES: u64 = 200;
 
 fn check_open_files(clients: u32) -> Result<(), String> {
-    let limit = socket::raise_open_files().map_err(|error| format!("cannot raise the open-file limit: {error}"))?;
+    let limit = process::raise_open_files().map_err(|error| format!("cannot raise the open-file limit: {error}"))?.soft;
     let needed = u64::from(clients) + OTHER_FILES;
     if limit < needed {
         return Err(format!(

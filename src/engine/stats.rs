@@ -111,7 +111,7 @@ readings!(
 
         /// Messages that were handed to the store.
         Counter messages_submitted;
-        /// Appends that were acknowledged, after their commit.
+        /// Messages that were acknowledged, after their commit.
         Counter acks;
         /// Acknowledged messages whose client_id was known: nothing was stored or delivered again.
         Counter duplicates;

@@ -25,7 +25,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
 
 /// One consumer's bell. See the module's header for the order of calls.
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub struct Doorbell {
     /// Blocking on purpose: the ring's read of it must wait for a value, not fail with EAGAIN.
     event: OwnedFd,
     asleep: AtomicBool,
+    made: Instant,
+    /// When the bell was last rung, in nanoseconds after `made`; 0: not since it was last asked.
+    rung_ns: AtomicU64,
 }
 
 impl Doorbell {
@@ -49,7 +53,7 @@ impl Doorbell {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        Ok(Self { event, asleep: AtomicBool::new(false) })
+        Ok(Self { event, asleep: AtomicBool::new(false), made: Instant::now(), rung_ns: AtomicU64::new(0) })
     }
 
     /// Producers, after a push: wakes the consumer if it sleeps or is about to. Returns true when
@@ -59,6 +63,7 @@ impl Doorbell {
         // The plain load keeps the line shared while the consumer is awake and producers are many.
         let rings = self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst);
         if rings {
+            self.rung_ns.store(self.now_ns(), Ordering::Relaxed);
             let one = 1_u64.to_ne_bytes();
             // SAFETY: eight readable bytes, as eventfd wants. It cannot block: that takes a value
             // near 2^64, and each sleep of the consumer adds at most one.
@@ -78,6 +83,19 @@ impl Doorbell {
     /// Consumer: awake again, or not going to sleep after all.
     pub fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// Consumer, woken by the bell: how long ago it was rung. `None` when that was told already.
+    pub fn take_wake_time(&self) -> Option<Duration> {
+        match self.rung_ns.swap(0, Ordering::Relaxed) {
+            0 => None,
+            rung_ns => Some(Duration::from_nanos(self.now_ns().saturating_sub(rung_ns))),
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        // At least 1: 0 stands for "not rung". It lasts for 584 years.
+        self.made.elapsed().as_nanos() as u64 | 1
     }
 
     /// The eventfd, for `Ring::watch_doorbell`.

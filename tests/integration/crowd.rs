@@ -1,0 +1,103 @@
+//! Many at once: sockets in flight between shards, herds, and too few descriptors.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use antiphon::protocol::client::client_key;
+use serde_json::json;
+
+use crate::support::{Client, Connect, Options, Server, http};
+
+#[test]
+fn two_hundred_users_come_at_once_to_four_shards() {
+    const USERS: usize = 200;
+    let server = Server::shards(4);
+    // All requests first, then all answers: sockets are under way between all shards at once.
+    let begun: Vec<(TcpStream, String)> = (0..USERS)
+        .map(|number| {
+            let key = client_key();
+            let mut stream = http::connect(server.public);
+            let mut bytes = Connect::new(&format!("user-{number}")).request(server.public, &key);
+            // The first commands travel with the socket.
+            bytes.extend(crate::support::client::text_frame(&json!({"type": "room:join", "id": 1, "room": "hall"})));
+            std::io::Write::write_all(&mut stream, &bytes).unwrap();
+            (stream, key)
+        })
+        .collect();
+    let mut clients: Vec<Client> =
+        begun.into_iter().map(|(stream, key)| Client::finish_upgrade(stream, &key).unwrap()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.event("hello")["user"], format!("user-{number}"));
+        assert_eq!(client.wait(|value| value["id"] == 1, "the join")["type"], "ok");
+    }
+    let handed_over = server.stat("handoffs_out");
+    assert!(handed_over > 50 && handed_over == server.stat("handoffs_in"), "{handed_over}");
+    let ack = clients[17].send("hall", "hello everybody");
+    for client in &mut clients {
+        assert_eq!(client.event("message:created")["seq"], ack["seq"]);
+    }
+    assert_eq!(server.stat("sessions"), USERS as u64);
+    // A herd that drops and comes back.
+    drop(clients);
+    server.wait_for_stat("connections", |open| open == 0);
+    let back: Vec<Client> = (0..USERS).map(|number| server.client(&format!("user-{number}"))).collect();
+    assert!(back.iter().all(|client| client.hello["rooms"][0]["room"] == "hall"));
+    assert_eq!(server.stat("subscriptions"), 0);
+}
+
+#[test]
+fn users_that_vanish_while_they_move() {
+    let server = Server::shards(4);
+    for number in 0..200 {
+        let mut stream = http::connect(server.public);
+        let mut bytes = Connect::new(&format!("user-{number}")).request(server.public, &client_key());
+        bytes.extend(crate::support::client::text_frame(&json!({"type": "room:join", "id": 1, "room": "hall"})));
+        std::io::Write::write_all(&mut stream, &bytes).unwrap();
+    }
+    server.wait_for_stat("accepted", |count| count >= 200);
+    server.wait_for_stat("connections", |open| open == 0);
+    server.wait_for_stat("sessions", |open| open == 0);
+    server.wait_for_stat("appends_pending", |open| open == 0);
+    assert_eq!(server.stat("subscriptions"), 0);
+    server.client("alice").join("hall");
+}
+
+#[test]
+fn too_few_descriptors_are_waited_out() {
+    let mut server = Options::shards(2).open_files(120).start();
+    let mut early = server.client("early");
+    early.join("room");
+    let mut sockets: Vec<TcpStream> = Vec::new();
+    for _ in 0..200 {
+        match TcpStream::connect_timeout(&server.public, Duration::from_millis(500)) {
+            Ok(socket) => sockets.push(socket),
+            Err(_) => break,
+        }
+    }
+    assert!(sockets.len() > 60, "{}", sockets.len());
+    // No descriptor is left, so the admin API may not answer either; who is in is served all the same.
+    let until = Instant::now() + Duration::from_millis(1_500);
+    while Instant::now() < until {
+        early.send("room", "still here");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(server.is_running());
+    let busy = cpu_ms(server.pid());
+    std::thread::sleep(Duration::from_millis(500));
+    let spent = cpu_ms(server.pid()) - busy;
+    assert!(spent < 250, "{spent} ms of CPU time in 500 ms: it spins");
+    drop(sockets);
+    let late = server.client("late");
+    assert_eq!(late.hello["user"], "late");
+    early.send("room", "still here");
+    assert!(server.stat("accept_errors") >= 1);
+    assert!(server.log().contains("accept failed"), "{}", server.log());
+}
+
+/// CPU time of a process so far, ms.
+fn cpu_ms(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    ticks * 10
+}

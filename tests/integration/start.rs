@@ -1,0 +1,123 @@
+//! What keeps the server from starting is one sentence and an exit code of its own.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::support::{Options, Server, TempDir, run_to_end};
+
+fn start(options: &Options, dir: &std::path::Path, change: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
+    let mut command = options.command(dir);
+    change(&mut command);
+    let (code, out, err) = run_to_end(command);
+    assert_eq!(out, "", "nothing is announced");
+    // The log may have said more before; the sentence is the last line.
+    (code, err.lines().last().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_port_that_is_taken() {
+    let server = Server::shards(2);
+    let dir = TempDir::new();
+    for flag in ["--listen", "--control-listen"] {
+        for taken in [server.public, server.control] {
+            let options = Options::shards(2).with(flag, &taken.to_string());
+            let (code, line) = start(&options, dir.path(), |_| {});
+            assert_eq!(code, Some(4), "{flag} {taken}: {line}");
+            assert!(line.contains("taken") && line.contains(&taken.port().to_string()), "{line}");
+        }
+    }
+    // The one that was there goes on.
+    assert_eq!(server.client("alice").ok(json!({"type": "ping"}))["type"], "ok");
+}
+
+#[test]
+fn a_folder_that_is_in_use_or_no_folder() {
+    let server = Server::shards(1);
+    let (code, line) = start(&Options::shards(1), &server.data_dir(), |_| {});
+    assert_eq!(code, Some(5), "{line}");
+    assert!(line.contains(&*server.data_dir().to_string_lossy()), "{line}");
+    assert_eq!(server.client("alice").hello["user"], "alice");
+    let dir = TempDir::new();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "not a folder").unwrap();
+    let (code, line) = start(&Options::shards(1), &file, |_| {});
+    assert_eq!(code, Some(5), "{line}");
+    let broken = dir.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::write(
+        broken.join("antiphon.db"),
+        "this is no database, but it is long enough to be looked at".repeat(100),
+    )
+    .unwrap();
+    let (code, line) = start(&Options::shards(1), &broken, |_| {});
+    assert_eq!(code, Some(5), "{line}");
+}
+
+#[test]
+fn settings_that_are_wrong() {
+    let dir = TempDir::new();
+    let config = dir.path().join("config.toml");
+    let with_config = |text: &str| {
+        std::fs::write(&config, text).unwrap();
+        start(&Options::shards(1).with("--config", &config.to_string_lossy()), &dir.path().join("data"), |_| {})
+    };
+    for text in ["[server", "[server]\nlisten = 5", "[server]\nno_such_knob = 1", "[nothing]\nx = 1", "\u{0}"] {
+        let (code, line) = with_config(text);
+        assert_eq!(code, Some(2), "{text:?}: {line}");
+        assert!(!line.is_empty(), "{text:?}");
+    }
+    let missing = Options::shards(1).with("--config", "/nonexistent/config.toml");
+    let (code, line) = start(&missing, &dir.path().join("data"), |_| {});
+    assert_eq!(code, Some(2), "{line}");
+    assert!(line.contains("/nonexistent/config.toml"), "{line}");
+    for (flag, value) in [
+        ("--listen", "nowhere"),
+        ("--shards", "0"),
+        ("--shards", "many"),
+        ("--heartbeat-ms", "5"),
+        ("--durability", "hope"),
+        ("--outbox-bytes-max", "4096"),
+        ("--log-level", "antiphon=loud"),
+        ("--origins", "good.example"),
+        ("--jwks-file", "/nonexistent"),
+    ] {
+        let (code, line) = start(&Options::shards(1).with(flag, value), &dir.path().join("data"), |_| {});
+        assert_eq!(code, Some(2), "{flag} {value}: {line}");
+    }
+    let (code, line) = start(&Options::shards(1), &dir.path().join("data"), |command| {
+        command.env("ANTIPHON_JWT_SECRET", "short");
+    });
+    assert_eq!(code, Some(2), "{line}");
+    assert!(line.contains("32") && !line.contains("short"), "{line}");
+}
+
+#[test]
+fn without_any_key_a_development_secret_is_made() {
+    let dir = TempDir::new();
+    let data = dir.path().join("data");
+    let serve = |print_config: bool| {
+        let mut command = Options::shards(1).command(&data);
+        command.env_remove("ANTIPHON_JWT_SECRET");
+        if print_config {
+            command.arg("--print-config");
+        }
+        command
+    };
+    let (code, printed, _) = run_to_end(serve(true));
+    assert_eq!(code, Some(0));
+    assert!(printed.contains("[limits]") && printed.contains("shards = 1"), "{printed}");
+    assert!(!data.exists(), "printing makes nothing");
+    let mut child =
+        serve(false).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let secret = data.join("dev-secret");
+    let until = std::time::Instant::now() + crate::support::PATIENCE;
+    while !secret.exists() && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let mode = std::fs::metadata(&secret).map(|meta| meta.permissions().mode() & 0o777);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(mode.unwrap(), 0o600);
+}

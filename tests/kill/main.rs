@@ -1,0 +1,138 @@
+//! kill -9 under load, again and again; then everything is read back and compared with what every
+//! client sent, saw and was told. Holds P1 to P4 and P7 of the promises.
+//!
+//! `actor` is a client that never gives up, `checker` the judge, `loader` fills the store beforehand.
+//! `scripts/kill-loop 20` runs the long form against the release build.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod actor;
+mod checker;
+mod loader;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actor::{Actor, World};
+use support::{Options, now_ms};
+
+/// Rooms that the actors talk in.
+const ROOMS: [&str; 4] = ["room-0", "room-1", "room-2", "room-3"];
+/// Clients that send.
+const WRITERS: usize = 8;
+/// Clients that only listen.
+const LISTENERS: usize = 2;
+
+/// How hard the server is tried.
+struct Trial {
+    rounds: u32,
+    /// Messages that are in the store before the first round.
+    stored: u64,
+    /// Sent per second by all writers together, while the server is up.
+    rate: u32,
+    shards: u16,
+    /// The server lives for so many milliseconds: from, to.
+    life_ms: (u64, u64),
+    /// What must hold beside the promises.
+    rate_min: f64,
+    ready_max: Duration,
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_in_a_few_kills() {
+    // Debug builds on a busy machine are slow: figures are for the long form.
+    let trial = Trial {
+        rounds: 4,
+        stored: 20_000,
+        rate: 2_500,
+        shards: 2,
+        life_ms: (700, 2_200),
+        rate_min: 200.0,
+        ready_max: Duration::from_secs(10),
+    };
+    run(&trial);
+}
+
+#[test]
+#[ignore = "minutes; scripts/kill-loop runs it"]
+fn kill_loop() {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+    };
+    let trial = Trial {
+        rounds: number("KILL_ROUNDS", 20) as u32,
+        stored: number("KILL_STORED", 1_000_000),
+        rate: number("KILL_RATE", 3_000) as u32,
+        shards: number("KILL_SHARDS", 2) as u16,
+        life_ms: (800, 3_500),
+        rate_min: 2_000.0,
+        ready_max: Duration::from_secs(2),
+    };
+    run(&trial);
+}
+
+fn run(trial: &Trial) {
+    let mut random = now_ms() | 1;
+    let seed = random;
+    let mut server = Options::shards(trial.shards).start();
+    let loaded = loader::load(server.public, trial.stored);
+    let world = Arc::new(World::new(server.public));
+    let actors: Vec<_> = (0..WRITERS + LISTENERS)
+        .map(|number| {
+            let rate = if number < WRITERS { f64::from(trial.rate) / WRITERS as f64 } else { 0.0 };
+            let (world, actor) = (world.clone(), Actor::new(number, rate));
+            std::thread::spawn(move || actor.run(&world))
+        })
+        .collect();
+    world.wait_until_all_joined(WRITERS + LISTENERS);
+    let (mut up, mut ready) = (Duration::ZERO, Vec::new());
+    for round in 1..=trial.rounds {
+        let began = Instant::now();
+        std::thread::sleep(Duration::from_millis(between(&mut random, trial.life_ms)));
+        server.kill();
+        up += began.elapsed();
+        world.note_kill();
+        server.restart();
+        world.move_to(server.public);
+        ready.push(server.ready_after);
+        eprintln!("round {round}: {} acked, ready after {} ms", world.acked(), server.ready_after.as_millis());
+    }
+    // The last life is long enough for everybody to come back.
+    let began = Instant::now();
+    std::thread::sleep(Duration::from_millis(trial.life_ms.1));
+    up += began.elapsed();
+    let acked_per_s = world.acked() as f64 / up.as_secs_f64();
+    world.settle(&server);
+    let actors: Vec<Actor> = actors.into_iter().map(|actor| actor.join().unwrap()).collect();
+    let found = checker::check(&server, &actors, &loaded);
+    let slowest = ready.iter().max().copied().unwrap_or_default();
+    println!(
+        "kill -9: {} rounds, {} stored before, {:.0} messages/s acked while up, {} sent, {} acked, {} stored, 0 lost, \
+         0 doubled, {} answered as duplicates, {} resumes whole, {} told to load history, {} deliveries seen, one epoch, \
+         ready after {} ms at most, {} shards, seed {seed}",
+        trial.rounds,
+        loaded.messages,
+        acked_per_s,
+        found.sent,
+        found.acked,
+        found.stored,
+        found.duplicates,
+        found.resumed,
+        found.told,
+        found.seen,
+        slowest.as_millis(),
+        trial.shards,
+    );
+    assert!(acked_per_s >= trial.rate_min, "only {acked_per_s:.0} messages/s");
+    assert!(slowest <= trial.ready_max, "ready only after {slowest:?}");
+}
+
+/// A number within bounds, from a xorshift.
+fn between(state: &mut u64, (from, to): (u64, u64)) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    from + *state % (to - from)
+}
