@@ -17,6 +17,10 @@
 //! C1 and finds `asleep`. It cannot be neither. When several producers see `asleep`, the one that
 //! swaps it writes. A bell rung between C2 and C3 makes the wait return at once, since the value
 //! stays in the eventfd until the ring has read it; one rung between C3 and C4 costs one idle turn.
+//!
+//! The tests fail when C2 is left out, when it comes before C1, and when P2 does not write. They do
+//! not fail without the fences: on x86 the queue's own locked instructions order the two sides. That
+//! part rests on the argument above.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -108,32 +112,43 @@ mod tests {
     use std::sync::atomic::AtomicU64;
     use std::time::{Duration, Instant};
 
+    /// A wait that lasts so long beside a filled queue was not woken.
+    const LOST_AFTER: Duration = Duration::from_secs(2);
+
     /// A consumer loop as a shard runs it: serve, prepare, look again, wait. Returns the number of
     /// waits that ended by the clock although something was there: lost wake-ups.
     fn consume(bell: &Doorbell, inbox: &flume::Receiver<u64>, mut on_item: impl FnMut(u64) -> bool) -> u64 {
         let mut ring = Ring::new(RingConfig { entries: 8, buffers: 1, buffer_bytes: 64 }).unwrap();
         ring.watch_doorbell(bell);
         let mut lost = 0;
+        let mut state = 99;
         loop {
             while let Ok(item) = inbox.try_recv() {
                 if !on_item(item) {
                     return lost;
                 }
             }
+            assert!(!inbox.is_disconnected(), "the other side failed");
+            // Pauses at each step of the protocol: without them the steps lie nanoseconds apart, and
+            // a protocol that lacks one would pass.
+            pause(&mut state);
             bell.prepare_sleep();
+            pause(&mut state);
             if !inbox.is_empty() {
                 bell.awake();
                 continue;
             }
+            pause(&mut state);
             let before = Instant::now();
-            ring.wait(Some(Duration::from_secs(2))).unwrap();
+            ring.wait(Some(LOST_AFTER)).unwrap();
             bell.awake();
             let mut rung = false;
             while let Some(completion) = ring.next() {
                 rung |= matches!(completion, Completion::DoorbellRung);
             }
-            if !rung && before.elapsed() > Duration::from_secs(1) && !inbox.is_empty() {
+            if !rung && before.elapsed() >= LOST_AFTER && !inbox.is_empty() {
                 lost += 1;
+                assert!(lost < 3, "wake-ups are lost");
             }
         }
     }
