@@ -261,7 +261,7 @@ impl Table {
         self.give(Input::TokenVerified(conn, token, claims))
     }
 
-    pub fn from_mesh(&mut self, message: MeshMessage) -> Given {
+    pub fn meshed(&mut self, message: MeshMessage) -> Given {
         self.give(Input::Mesh(message))
     }
 
