@@ -169,16 +169,18 @@ impl Actor {
 
     pub fn run(mut self, world: &World) -> Self {
         let connect = Connect::new(&Self::user(self.number));
-        loop {
+        for life in 0u64.. {
+            // Not all at once: who comes late has missed more, now and then more than is replayed.
+            std::thread::sleep(Duration::from_millis(life.min(1) * ((self.number as u64 * 97 + life * 53) % 400)));
             let address = *world.address.lock().unwrap();
             let Some(mut client) = Client::try_open(address, &connect) else {
-                std::thread::sleep(Duration::from_millis(5));
                 continue;
             };
             if self.live(&mut client, world).is_ok() {
-                return self;
+                break;
             }
         }
+        self
     }
 
     /// One connection's life. `Ok`: everything is done.

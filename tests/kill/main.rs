@@ -76,7 +76,7 @@ fn kill_loop() {
 fn run(trial: &Trial) {
     let mut random = now_ms() | 1;
     let seed = random;
-    let mut server = Options::shards(trial.shards).start();
+    let mut server = Options::shards(trial.shards).with("--resume-events-max", "60").start();
     let loaded = loader::load(server.public, trial.stored);
     let world = Arc::new(World::new(server.public));
     let actors: Vec<_> = (0..WRITERS + LISTENERS)
