@@ -1,14 +1,15 @@
 //! What the store costs, alone: rows a second and CPU a row at several batch sizes, beside a bare
 //! SQLite loop that appends the same rows. Plain figures on standard output:
 //!
-//! `cargo bench --bench store [-- seconds-per-case]`
+//! - `cargo bench --bench store [-- seconds-per-case [batch-size]]`; with a batch size, the store alone
+//! - `cargo bench --bench store -- fill ROWS`: does it get slower, and how long does opening it take?
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use antiphon::engine::event::{Append, Entry, NewMessage, ReadReply, ShardId, StoreEvent, Token};
 use antiphon::protocol::ids::{Priority, RoomKey, RoomName, UserId};
-use antiphon::store::{LogListener, RoomLog, SqliteLog, StoreConfig};
+use antiphon::store::{LogListener, Origin, RoomLog, RunningLog, SqliteLog, StoreConfig};
 use rusqlite::Connection;
 
 /// Rooms that the rows are spread over, as in `antiphon-load chat` with 2,000 clients.
@@ -19,11 +20,20 @@ const FIELDS: &str =
     "\"body\":\"0123456789012345678901234567890123456789012345678901234567890123\",\"trace\":\"0123456789abcdef\"";
 
 fn main() {
-    // Cargo passes `--bench`; a number is ours.
-    let seconds = std::env::args().find_map(|arg| arg.parse::<f64>().ok()).unwrap_or(3.0);
+    let mut words = std::env::args().skip_while(|arg| arg != "fill").skip(1);
+    if let Some(rows) = words.next().and_then(|rows| rows.parse().ok()) {
+        return fill(rows);
+    }
+    // Cargo passes `--bench`; numbers are ours.
+    let mut numbers = std::env::args().filter_map(|arg| arg.parse::<f64>().ok());
+    let seconds = numbers.next().unwrap_or(3.0);
+    let only = numbers.next().map(|size| size as usize);
     let limit = Duration::from_secs_f64(seconds);
     println!("{ROOMS} rooms, rows of {} bytes of fields, {seconds} s a case", FIELDS.len());
     println!("{:>6}  {:<28} {:>10} {:>10} {:>12}", "batch", "what", "rows/s", "CPU µs/row", "commits/s");
+    if let Some(size) = only {
+        return store(size, limit);
+    }
     for size in SIZES {
         for indexed in [false, true] {
             bare(size, indexed, limit);
@@ -122,68 +132,113 @@ impl LogListener for Ear {
     fn on_read(&self, _reply: ReadReply) {}
 }
 
+/// A store with its rooms made, and the ear of its one shard.
+struct Bench {
+    running: RunningLog,
+    ear: flume::Receiver<StoreEvent>,
+    user: UserId,
+    n: u64,
+}
+
+impl Bench {
+    fn open(config: &StoreConfig) -> (Self, Origin) {
+        let (open, origin) = SqliteLog::open(config).expect("a store");
+        let (to_ear, ear) = flume::unbounded();
+        let running = open.start(vec![Box::new(Ear(to_ear))]).expect("threads");
+        let user = UserId::parse("author-0001").expect("a name");
+        let bench = Self { running, ear, user, n: origin.position };
+        for room in 0..ROOMS {
+            let room = RoomName::parse(&format!("room-{room}")).expect("a name");
+            let owner = UserId::parse(&format!("owner-{room}")).expect("a name");
+            bench.submit(vec![append(0, Entry::Join { room, user: owner, auto_create: true })]);
+            assert_eq!(bench.answered(), 1);
+        }
+        (bench, origin)
+    }
+
+    fn submit(&self, appends: Vec<Append>) {
+        self.running.log().submit(appends).expect("room in the inbox");
+    }
+
+    /// Waits for a batch; how many of our appends it answered.
+    fn answered(&self) -> usize {
+        match self.ear.recv() {
+            Ok(StoreEvent::Batch(batch)) => batch.outcomes.iter().map(Vec::len).sum(),
+            other => panic!("no batch: {other:?}"),
+        }
+    }
+
+    /// Submits `size` messages, spread over the rooms.
+    fn send(&mut self, size: usize) {
+        let list = (0..size).map(|_| {
+            self.n += 1;
+            let message = NewMessage {
+                room: RoomKey(self.n % ROOMS + 1),
+                author: self.user.clone(),
+                client_id: Some(format!("client-{}", self.n).into()),
+                fields: FIELDS.into(),
+                thread: None,
+                audience: None,
+                priority: Priority::Normal,
+            };
+            append(self.n, Entry::Message(message))
+        });
+        let list = list.collect();
+        self.submit(list);
+    }
+}
+
+fn append(token: u64, entry: Entry) -> Append {
+    Append { shard: ShardId(0), token: Token(token), seen: u64::MAX, entry }
+}
+
+/// What making the appends costs is counted too: in the server it is the shard's.
 fn store(size: usize, limit: Duration) {
     let dir = TempDir::new("store");
     let mut config = StoreConfig::new(&dir.0);
     config.commit_window_us = 0;
-    let (open, _) = SqliteLog::open(&config).expect("a store");
-    let (to_ear, ear) = flume::unbounded();
-    let running = open.start(vec![Box::new(Ear(to_ear))]).expect("threads");
-    let log = running.log();
-    let user = UserId::parse("author-0001").expect("a name");
-    let append = |token: u64, entry: Entry| Append { shard: ShardId(0), token: Token(token), seen: u64::MAX, entry };
-    let wait = || match ear.recv() {
-        Ok(StoreEvent::Batch(batch)) => batch,
-        other => panic!("no batch: {other:?}"),
-    };
-    for room in 0..ROOMS {
-        let room = RoomName::parse(&format!("room-{room}")).expect("a name");
-        let joiner = UserId::parse(&format!("owner-{room}")).expect("a name");
-        log.submit(vec![append(0, Entry::Join { room, user: joiner, auto_create: true })]).expect("room in the inbox");
-        let batch = wait();
-        assert!(batch.outcomes[0][0].result.is_ok());
-    }
-    // The appends are made beforehand in part: their cost is the shard's, not the store's. What a
-    // list costs to make here is counted all the same.
-    let (began, cpu, mut n, mut commits) = (Instant::now(), cpu_us(), 0u64, 0u64);
-    let mut in_flight = 0usize;
+    let (mut bench, _) = Bench::open(&config);
+    let (began, cpu, mut rows, mut commits, mut in_flight) = (Instant::now(), cpu_us(), 0u64, 0u64, 0usize);
     while began.elapsed() < limit {
         // Two lists in flight, so that the writer never waits for us.
-        while in_flight < 2 {
-            let list = (0..size).map(|_| {
-                n += 1;
-                append(
-                    n,
-                    Entry::Message(NewMessage {
-                        room: RoomKey(n % ROOMS + 1),
-                        author: user.clone(),
-                        client_id: Some(format!("client-{n}").into()),
-                        fields: FIELDS.into(),
-                        thread: None,
-                        audience: None,
-                        priority: Priority::Normal,
-                    }),
-                )
-            });
-            log.submit(list.collect()).expect("room in the inbox");
-            in_flight += 1;
+        while in_flight < 2 * size {
+            bench.send(size);
+            in_flight += size;
         }
-        in_flight -= 1;
-        let batch = wait();
-        let answered: usize = batch.outcomes.iter().map(Vec::len).sum();
-        in_flight -= (answered / size).saturating_sub(1);
+        let answered = bench.answered();
+        in_flight -= answered;
+        rows += answered as u64;
         commits += 1;
     }
     let (took, cpu) = (began.elapsed(), cpu_us() - cpu);
-    let stats = running.stats();
-    line(size, "store", n - (in_flight * size) as u64, took, cpu, commits);
-    let (p50, p99) = (stats.commit_us.value_at_quantile(0.5), stats.commit_us.value_at_quantile(0.99));
-    println!(
-        "{:>6}  commit p50 {p50} µs, p99 {p99} µs; {} checkpoints, wal {} KiB",
-        "",
-        stats.checkpoints,
-        stats.wal_bytes / 1024
-    );
-    drop(log);
-    running.stop();
+    line(size, "store", rows, took, cpu, commits);
+    let stats = bench.running.stats();
+    let at = |quantile| stats.commit_us.value_at_quantile(quantile);
+    println!("{:>6}  commit p50 {} µs, p99 {} µs; {} checkpoints", "", at(0.5), at(0.99), stats.checkpoints);
+    bench.running.stop();
+}
+
+fn fill(rows: u64) {
+    let dir = TempDir::new("fill");
+    let mut config = StoreConfig::new(&dir.0);
+    config.commit_window_us = 0;
+    let (mut bench, _) = Bench::open(&config);
+    for tenth in 1..=10 {
+        let (began, cpu) = (Instant::now(), cpu_us());
+        let (mut commits, mut done) = (0, 0u64);
+        while done < rows / 10 {
+            bench.send(500);
+            done += bench.answered() as u64;
+            commits += 1;
+        }
+        line(500, &format!("rows up to {}", rows / 10 * tenth), done, began.elapsed(), cpu_us() - cpu, commits);
+    }
+    bench.running.stop();
+    let bytes = std::fs::metadata(dir.0.join("antiphon.db")).map_or(0, |meta| meta.len());
+    println!("database: {} bytes a row", bytes / rows);
+    for what in ["opened again", "and again"] {
+        let (bench, origin) = Bench::open(&config);
+        println!("{what} in {:?}: {} pairs remembered", origin.took, origin.dedupe_entries);
+        bench.running.stop();
+    }
 }

@@ -177,6 +177,7 @@ fn store_config(config: &Config) -> StoreConfig {
 /// acknowledged is on the disk; nothing else was promised.
 fn fatal(why: &str) {
     tracing::error!("{why}");
+    crate::logging::flush();
     eprintln!("antiphon: {why}");
     std::process::exit(i32::from(Exit::Failure as u8));
 }

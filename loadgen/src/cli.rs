@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::BODY_BYTES_MIN;
+use crate::body::BODY_BYTES_MIN;
 use crate::plan::Traffic;
 
 /// Drives an Antiphon server with many WebSocket clients, and checks every single delivery.
 #[derive(Debug, Parser)]
-#[command(name = "antiphon-load", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(name = "antiphon-load", version, after_help = EXAMPLES, max_term_width = 100, args_override_self = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -104,9 +104,9 @@ pub struct Load {
     /// Open loop: messages a second in all, whatever the server does; latency counts from the intended time
     #[arg(long, value_name = "R", conflicts_with = "in_flight", help_heading = "Messages")]
     pub rate: Option<f64>,
-    /// Bytes of a message's body (16 to 8192)
-    #[arg(long, value_name = "B", default_value_t = 64, help_heading = "Messages")]
-    pub body_bytes: usize,
+    /// Bytes of a message's body (16 to 8192) [default: 64; slow: 1024]
+    #[arg(long, value_name = "B", help_heading = "Messages")]
+    pub body_bytes: Option<usize>,
 }
 
 impl Load {
@@ -210,7 +210,7 @@ pub struct SlowArgs {
     #[arg(long, value_name = "P", default_value_t = 5.0)]
     pub percent: f64,
     /// Seconds for which they do not read
-    #[arg(long, value_name = "S", default_value_t = 10.0)]
+    #[arg(long, value_name = "S", default_value_t = 15.0)]
     pub stall: f64,
     #[command(flatten)]
     pub load: Load,
@@ -268,7 +268,8 @@ impl Scenario {
     pub fn cast(&self) -> Result<Cast, String> {
         let closed = |in_flight| Traffic::Closed { in_flight };
         let with_load = |clients, rooms_of, load: &Load, otherwise| {
-            Ok::<_, String>(Cast { clients, rooms_of, traffic: load.traffic(otherwise)?, body_bytes: load.body_bytes })
+            let body_bytes = load.body_bytes.unwrap_or(64);
+            Ok::<_, String>(Cast { clients, rooms_of, traffic: load.traffic(otherwise)?, body_bytes })
         };
         let quiet = |clients, rooms_of| Cast { clients, rooms_of, traffic: Traffic::None, body_bytes: BODY_BYTES_MIN };
         let cast = match self {
@@ -277,7 +278,11 @@ impl Scenario {
             Self::Chat(a) => with_load(a.clients, a.rooms_of, &a.load, closed(4))?,
             Self::Fanout(a) => with_load(a.clients, a.clients, &a.load, closed(8))?,
             Self::Resume(a) => with_load(a.clients, a.rooms_of, &a.load, Traffic::Open { per_second: 2_000.0 })?,
-            Self::Slow(a) => with_load(a.clients, a.rooms_of, &a.load, Traffic::Open { per_second: 2_000.0 })?,
+            Self::Slow(a) => Cast {
+                // Bodies that fill a stalled socket's buffers within seconds.
+                body_bytes: a.load.body_bytes.unwrap_or(1_024),
+                ..with_load(a.clients, a.rooms_of, &a.load, Traffic::Open { per_second: 2_000.0 })?
+            },
             Self::Echo(a) => Cast { clients: a.clients, rooms_of: 1, traffic: closed(1), body_bytes: a.body_bytes },
         };
         if cast.clients == 0 || cast.clients > 1_000_000 {

@@ -6,21 +6,22 @@
 //! next phase when told; do what the plan has for now; send what is due; one send per dirty client.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use antiphon::shard::ring::{BufferId, Completion, Ended, Key, Ring, RingConfig, SendError, send_slices};
-use antiphon::shard::socket;
+use antiphon::shard::ring::{BufferId, Completion, Ended, Key, Ring, RingConfig};
 
-use crate::client::{Client, Filler, News, Shared, Stage};
+use crate::body::Filler;
+use crate::client::{Client, News, Shared, Stage};
 use crate::conductor::{Conductor, Phase};
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, ns};
+use crate::tally::{RoomEnd, Tally};
 use crate::traffic::Sending;
-use crate::verify::{Ledger, RoomEnd, Tally};
+use crate::verify::Ledger;
 use crate::world::{Rng, World};
 
 /// What a thread knows at the end.
@@ -401,7 +402,7 @@ impl Driver {
 
     fn create_rooms(&mut self) {
         for slot in 0..self.clients.len() {
-            if self.clients[slot].user % self.world.rooms_of == 0 {
+            if self.clients[slot].user.is_multiple_of(self.world.rooms_of) {
                 self.clients[slot].create_room(&self.world, &mut self.rng);
                 self.creating += 1;
                 self.mark_dirty(slot as u32);
@@ -437,31 +438,6 @@ impl Driver {
 
     // --------------------------------------------------------------------------------------------
     // What is due
-
-    fn connect_more(&mut self) {
-        while self.connecting < self.connecting_max {
-            let Some(slot) = self.queue.pop_front() else { return };
-            if let Err(error) = self.connect(slot) {
-                self.connecting += 1;
-                self.on_connect_failure(slot, &error);
-                return;
-            }
-            self.connecting += 1;
-        }
-    }
-
-    fn connect(&mut self, slot: u32) -> io::Result<()> {
-        let client = &mut self.clients[slot as usize];
-        let socket = socket::client(self.world.source_of(client.user))?;
-        if let Some(stall) = self.plan.stall.filter(|_| client.is_slow) {
-            socket::set_receive_buffer(&socket, stall.receive_buffer)?;
-        }
-        client.started_ns = self.now_ns;
-        let link = &mut self.links[slot as usize];
-        self.ring.connect(socket.as_raw_fd(), Key::new(slot, link.generation), self.world.target);
-        link.fd = Some(socket);
-        Ok(())
-    }
 
     fn enter_more(&mut self) {
         while self.entering < self.connecting_max.saturating_mul(4) {
@@ -503,80 +479,6 @@ impl Driver {
     }
 
     // --------------------------------------------------------------------------------------------
-    // Sockets
-
-    /// The slot that a completion means, unless the connection is an earlier one.
-    fn slot_of(&self, key: Key) -> Option<u32> {
-        let link = self.links.get(key.slot() as usize)?;
-        (link.fd.is_some() && link.generation == key.generation()).then_some(key.slot())
-    }
-
-    fn arm(&mut self, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        if let Some(fd) = link.fd.as_ref().filter(|_| !link.is_armed && !link.is_stalled) {
-            self.ring.receive_multi(fd.as_raw_fd(), Key::new(slot, link.generation));
-            link.is_armed = true;
-        }
-    }
-
-    fn mark_dirty(&mut self, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        if !link.is_dirty && !link.is_polling && link.fd.is_some() && !self.clients[slot as usize].out.is_empty() {
-            link.is_dirty = true;
-            self.dirty.push(slot);
-        }
-    }
-
-    fn flush(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for slot in dirty.drain(..) {
-            self.links[slot as usize].is_dirty = false;
-            self.flush_one(slot);
-        }
-        self.dirty = dirty;
-    }
-
-    fn flush_one(&mut self, slot: u32) {
-        /// Output buffers above this are given back when empty.
-        const KEEP_BYTES: usize = 4_096;
-        let link = &mut self.links[slot as usize];
-        let out = &mut self.clients[slot as usize].out;
-        let Some(fd) = link.fd.as_ref().map(AsRawFd::as_raw_fd) else { return };
-        while link.sent < out.len() {
-            match send_slices(fd, &[IoSlice::new(&out[link.sent..])]) {
-                Ok(sent) => link.sent += sent,
-                Err(SendError::WouldBlock) => {
-                    link.is_polling = true;
-                    self.ring.poll_writable(fd, Key::new(slot, link.generation));
-                    return;
-                }
-                Err(SendError::Gone(errno)) => {
-                    self.on_closed(slot, -i64::from(errno));
-                    return;
-                }
-            }
-        }
-        link.sent = 0;
-        out.clear();
-        if out.capacity() > KEEP_BYTES {
-            *out = Vec::new();
-        }
-    }
-
-    /// Ends a connection from our side, at once.
-    fn drop_link(&mut self, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        if let Some(fd) = link.fd.take() {
-            // Shut down first: operations in flight hold the socket, and end by this.
-            socket::shutdown(fd.as_raw_fd());
-            // Where it fails the connection is gone already.
-            let _ = socket::reset_on_close(&fd);
-        }
-        *link = Link { generation: link.generation.wrapping_add(1), is_dirty: link.is_dirty, ..Link::default() };
-        self.clients[slot as usize].end().for_each(drop);
-    }
-
-    // --------------------------------------------------------------------------------------------
     // What is told
 
     fn publish(&self) {
@@ -614,3 +516,4 @@ impl Driver {
 }
 
 mod play;
+mod sockets;

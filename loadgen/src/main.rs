@@ -3,13 +3,14 @@
 //! Reading order: [`cli`] (what can be asked), [`scenario`] (what it means), [`plan`] (as data),
 //! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
 //! (a thread's sockets), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
-//! [`scan`] (bytes), [`verify`] (what was promised), [`measure`] and [`mod@proc`] (numbers),
-//! [`report`].
+//! [`scan`] (bytes), [`body`] (what is sent), [`verify`] (what was promised), [`tally`] (the books),
+//! [`measure`] and [`mod@proc`] (numbers), [`report`].
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use antiphon::shard::{probe, socket};
+use antiphon::cli::process;
+use antiphon::shard::probe;
 use clap::Parser;
 
 use crate::cli::{Cli, Scenario};
@@ -17,10 +18,13 @@ use crate::report::Report;
 use crate::run::RunOptions;
 use crate::world::{World, WorldSpec};
 
+mod body;
 mod cli;
 mod client;
 mod conductor;
 mod driver;
+#[cfg(test)]
+mod fake;
 mod frame;
 mod measure;
 mod plan;
@@ -29,6 +33,7 @@ mod report;
 mod run;
 mod scan;
 mod scenario;
+mod tally;
 mod traffic;
 mod verify;
 mod world;
@@ -81,7 +86,7 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
 const OTHER_FILES: u64 = 200;
 
 fn check_open_files(clients: u32) -> Result<(), String> {
-    let limit = socket::raise_open_files().map_err(|error| format!("cannot raise the open-file limit: {error}"))?;
+    let limit = process::raise_open_files().map_err(|error| format!("cannot raise the open-file limit: {error}"))?.soft;
     let needed = u64::from(clients) + OTHER_FILES;
     if limit < needed {
         return Err(format!(

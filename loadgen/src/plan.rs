@@ -109,12 +109,12 @@ impl Plan {
 
     /// True when this user's reader is one of the slow ones.
     pub fn is_slow(&self, user: u32, rooms_of: u32) -> bool {
-        self.stall.is_some_and(|stall| user % rooms_of != 0 && user % stall.one_in == stall.one_in - 1)
+        self.stall.is_some_and(|stall| !user.is_multiple_of(rooms_of) && user % stall.one_in == stall.one_in - 1)
     }
 
     /// True when this user sends.
     pub fn is_sender(&self, user: u32, rooms_of: u32) -> bool {
-        !self.first_member_sends || user % rooms_of == 0
+        !self.first_member_sends || user.is_multiple_of(rooms_of)
     }
 }
 

@@ -49,7 +49,7 @@ pub struct Settings {
     pub rooms_of: u32,
     /// Rooms.
     pub rooms: u32,
-    /// "none", "closed loop, 4 in flight a room", "open loop, 2000 messages/s".
+    /// "no messages", "closed loop, 4 in flight a room", "open loop, 2000 messages/s".
     pub traffic: String,
     /// Bytes of a message's body.
     pub body_bytes: usize,
@@ -229,7 +229,7 @@ fn settings(world: &World, plan: &Plan) -> Settings {
         rooms_of: world.rooms_of,
         rooms: world.rooms(),
         traffic: match plan.traffic {
-            Traffic::None => "none".to_owned(),
+            Traffic::None => "no messages".to_owned(),
             Traffic::Closed { in_flight } => format!("closed loop, {in_flight} in flight a room"),
             Traffic::Open { per_second } => format!("open loop, {per_second} messages/s"),
         },
@@ -436,7 +436,7 @@ pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

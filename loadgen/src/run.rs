@@ -12,7 +12,7 @@ use crate::driver::{Driver, ThreadEnd};
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, Traffic};
 use crate::proc::{self, Sample, Spent};
-use crate::verify::{Tally, reconcile};
+use crate::tally::{Tally, reconcile};
 use crate::world::World;
 
 /// How to run, beside what.
@@ -278,3 +278,6 @@ impl Progress {
         self.is_on = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

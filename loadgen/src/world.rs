@@ -192,7 +192,7 @@ impl Rng {
 
     /// Below `bound`, which is at least 1.
     pub fn below(&mut self, bound: u32) -> u32 {
-        ((self.next() >> 32) * u64::from(bound) >> 32) as u32
+        (((self.next() >> 32) * u64::from(bound)) >> 32) as u32
     }
 }
 

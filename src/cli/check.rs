@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::{Shared, rlimit};
+use super::{Shared, process};
 use crate::config::Config;
 use crate::exit::{Exit, StartError};
 
@@ -107,8 +107,8 @@ fn findings(config: &Config) -> Vec<Finding> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     vec![
         io_uring(),
-        locked_memory(rlimit::locked_bytes(), config.server.shards),
-        open_files(rlimit::open_files()),
+        locked_memory(process::locked_bytes(), config.server.shards),
+        open_files(process::open_files()),
         shards(config.server.shards, cores),
         disk(&config.server.data_dir),
         port("listen", config.server.listen),
@@ -123,7 +123,7 @@ fn io_uring() -> Finding {
     }
 }
 
-fn locked_memory(limit: io::Result<rlimit::Limit>, shards: u16) -> Finding {
+fn locked_memory(limit: io::Result<process::Limit>, shards: u16) -> Finding {
     let needed = LOCKED_BYTES_MIN * u64::from(shards);
     let advice = format!(
         "raise it to {} KiB or more: ulimit -l, LimitMEMLOCK= in systemd, --ulimit memlock= in Docker",
@@ -136,7 +136,7 @@ fn locked_memory(limit: io::Result<rlimit::Limit>, shards: u16) -> Finding {
     }
 }
 
-fn open_files(limit: io::Result<rlimit::Limit>) -> Finding {
+fn open_files(limit: io::Result<process::Limit>) -> Finding {
     let advice = "raise it: ulimit -Hn, LimitNOFILE= in systemd, --ulimit nofile= in Docker";
     match limit {
         Ok(limit) => {
@@ -244,8 +244,8 @@ fn bytes(count: u64) -> String {
 mod tests {
     use super::*;
 
-    fn limit(hard: u64) -> io::Result<rlimit::Limit> {
-        Ok(rlimit::Limit { soft: hard, hard })
+    fn limit(hard: u64) -> io::Result<process::Limit> {
+        Ok(process::Limit { soft: hard, hard })
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 pub mod check;
 mod inspect;
-pub mod rlimit;
+pub mod process;
 pub mod serve;
 mod token;
 

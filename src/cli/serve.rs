@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use clap::Args;
 
-use super::rlimit;
+use super::process;
 use crate::config::{AdminSource, Config, Flags, KeySource, unknown_variables};
 use crate::exit::{Exit, StartError};
 use crate::{logging, server};
@@ -54,7 +54,8 @@ impl Serve {
         for name in unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
             tracing::warn!(name, "this variable is no setting of ours; it is ignored");
         }
-        if let Err(err) = rlimit::raise_open_files() {
+        process::disable_huge_pages();
+        if let Err(err) = process::raise_open_files() {
             tracing::warn!(%err, "the number of open files could not be raised");
         }
         server::run(config)

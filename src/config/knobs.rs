@@ -275,8 +275,6 @@ section! {
         buffer_bytes: u32 = "2048" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];
         /// Look for work so long before sleeping, microseconds; lower latency for CPU time
         spin_us: u32 = "0" in 0 to 10000, "spin-us" "ANTIPHON_SPIN_US" [hide_short_help = true];
-        /// Longest wait under load to gather more into one send, microseconds
-        flush_window_us: u32 = "1000" in 0 to 10000, "flush-window-us" "ANTIPHON_FLUSH_WINDOW_US" [hide_short_help = true];
     }
 }
 

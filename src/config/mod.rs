@@ -108,8 +108,6 @@ pub struct RingConfig {
     pub buffer_bytes: u32,
     /// How long to look for work before sleeping.
     pub spin: Duration,
-    /// Longest wait under load to gather more into one send.
-    pub flush_window: Duration,
 }
 
 /// The log.
@@ -206,7 +204,6 @@ fn ring_config(ring: &knobs::RingSettings) -> Result<RingConfig, String> {
         buffers: u16::try_from(ring.buffers).map_err(|_| "ring.buffers is too large".to_owned())?,
         buffer_bytes: ring.buffer_bytes,
         spin: micros(ring.spin_us),
-        flush_window: micros(ring.flush_window_us),
     })
 }
 

@@ -4,11 +4,9 @@
 //! claim says. Rights of the *role* (who may kick whom) are decided by the persistence core, which
 //! alone sees roles in log order (see `sequencer`).
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
-use super::event::{Claims, Revocation};
+use super::event::{Claims, Revocation, RoomGrants};
 use crate::protocol::ids::{Role, RoomKind, UserId};
+use std::collections::HashMap;
 
 /// What a token allows, kept with its session.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,7 +14,7 @@ pub struct Rights {
     /// May act in every room.
     pub admin: bool,
     /// Patterns and "may write"; none: no narrowing.
-    pub rooms: Option<Arc<[(Box<str>, bool)]>>,
+    pub rooms: Option<RoomGrants>,
 }
 
 /// What somebody wants to do in a room.

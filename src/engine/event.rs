@@ -488,6 +488,9 @@ pub enum MeshMessage {
 // ------------------------------------------------------------------------------------------------
 // Into and out of a shard's engine
 
+/// What a `rooms` claim grants: patterns (`*` at the end matches a prefix) and "may write".
+pub type RoomGrants = Arc<[(Box<str>, bool)]>;
+
 /// What the token of a connection says, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claims {
@@ -502,7 +505,7 @@ pub struct Claims {
     /// `admin`
     pub admin: bool,
     /// `rooms`: pattern and "may write"; none: every public room and every room of theirs.
-    pub rooms: Option<Arc<[(Box<str>, bool)]>>,
+    pub rooms: Option<RoomGrants>,
 }
 
 /// A connection whose upgrade succeeded, on its user's own shard.

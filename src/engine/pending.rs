@@ -41,7 +41,7 @@ impl<T> Pending<T> {
     }
 
     /// How many wait.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 }
@@ -61,6 +61,6 @@ mod tests {
         assert_ne!(a, c);
         assert_eq!(pending.take(a), None, "the slot was given out again");
         assert_eq!((pending.take(c), pending.take(b)), (Some("c"), Some("b")));
-        assert_eq!(pending.len(), 0);
+        assert_eq!(pending.count(), 0);
     }
 }

@@ -13,7 +13,7 @@ impl Rng {
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,7 +24,7 @@ impl Rng {
     /// A number below `bound`; 0 when `bound` is 0.
     pub fn below(&mut self, bound: u32) -> u32 {
         // Multiply-shift: the bias is below 2^-32, which no phase or jitter notices.
-        (((self.next() >> 32) * u64::from(bound)) >> 32) as u32
+        (((self.next_u64() >> 32) * u64::from(bound)) >> 32) as u32
     }
 }
 
@@ -41,6 +41,6 @@ mod tests {
             assert!(x < bound);
         }
         assert_eq!(a.below(0), 0);
-        assert_ne!(a.next(), a.next());
+        assert_ne!(a.next_u64(), a.next_u64());
     }
 }

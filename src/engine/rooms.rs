@@ -103,7 +103,7 @@ pub struct Rooms {
 
 impl Rooms {
     /// How many are loaded.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_key.len()
     }
 

@@ -134,7 +134,7 @@ pub struct Sessions {
 
 impl Sessions {
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 

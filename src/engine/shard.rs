@@ -122,9 +122,9 @@ impl Shard {
     /// The counters, with the gauges brought up to date.
     pub fn stats(&mut self) -> &Stats {
         let stats = &mut self.cx.stats;
-        stats.sessions = self.sessions.len() as u64;
-        stats.users_loaded = self.users.len() as u64;
-        stats.rooms_loaded = self.rooms.len() as u64;
+        stats.sessions = self.sessions.count() as u64;
+        stats.users_loaded = self.users.count() as u64;
+        stats.rooms_loaded = self.rooms.count() as u64;
         stats.appends_pending = u64::from(self.cx.appends);
         stats.reads_pending = u64::from(self.cx.reads);
         stats.recent_bytes = self.recent.bytes() as u64;
@@ -143,7 +143,7 @@ impl Shard {
 
     /// Appends and reads that are not answered yet: 0 means that a drain has nothing to wait for.
     pub fn unanswered(&self) -> usize {
-        self.pending.len()
+        self.pending.count()
     }
 
     pub(super) fn admin_reply(&mut self, token: Token, result: Result<AdminAnswer, Refusal>) {

@@ -103,7 +103,7 @@ pub struct Users {
 
 impl Users {
     /// How many are loaded.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_name.len()
     }
 
@@ -206,6 +206,6 @@ mod tests {
         users.remove(alice);
         assert_eq!(users.find("alice"), None);
         assert_eq!(users.add(UserId::parse("bob").unwrap()), alice);
-        assert_eq!(users.len(), 1);
+        assert_eq!(users.count(), 1);
     }
 }

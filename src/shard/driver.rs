@@ -119,6 +119,7 @@ pub struct Driver {
     pub(super) unparked: Vec<ConnKey>,
     /// Connections that were ended in the middle of something; the engine is told after it.
     pub(super) ended: Vec<ConnKey>,
+    #[allow(clippy::vec_box)] // Connections hold a pointer, not 144 bytes, for an outbox.
     pub(super) spare_outboxes: Vec<Box<Outbox>>,
     /// Bytes of the completion at hand, and the text of the message at hand.
     pub(super) input: Vec<u8>,

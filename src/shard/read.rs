@@ -88,8 +88,7 @@ impl Driver {
         let mut rest = bytes;
         let mut text = std::mem::take(&mut self.text);
         let mut replies = Vec::new();
-        loop {
-            let Some(conn) = self.conns.get_mut(key) else { break };
+        while let Some(conn) = self.conns.get_mut(key) {
             if conn.is_parked || !matches!(conn.phase, Phase::Open) {
                 break;
             }

@@ -131,22 +131,6 @@ pub fn send_slices(fd: RawFd, slices: &[IoSlice<'_>]) -> Result<usize, SendError
     }
 }
 
-/// Raises this process's limit of open files to the most it may have, and returns that.
-///
-/// # Errors
-/// `getrlimit(2)`'s and `setrlimit(2)`'s.
-pub fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is writable for the call.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
-    if limit.rlim_cur < limit.rlim_max {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: `limit` is readable for the call.
-        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
-    }
-    Ok(limit.rlim_max)
-}
-
 fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -251,16 +235,6 @@ mod tests {
         assert_eq!(stream.local_addr().unwrap().port(), 0, "the port waits for connect");
         assert!(stream.nodelay().unwrap());
         drop(listener);
-    }
-
-    #[test]
-    fn the_limit_of_open_files_is_raised_to_the_hard_one() {
-        let limits = || std::fs::read_to_string("/proc/self/limits").unwrap();
-        let hard = raise_open_files().unwrap();
-        let line = limits().lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned();
-        let fields: Vec<&str> = line.split_ascii_whitespace().skip(3).collect();
-        assert_eq!(fields[0], fields[1]);
-        assert_eq!(fields[1].parse(), Ok(hard));
     }
 
     #[test]

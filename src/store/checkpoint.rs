@@ -18,6 +18,8 @@ use super::stats::Counters;
 
 /// How often the length of the log is looked at.
 const INTERVAL: Duration = Duration::from_millis(250);
+/// The same while it grows.
+const INTERVAL_BUSY: Duration = Duration::from_millis(20);
 /// Looks without a commit between them after which the log is cut.
 const IDLE_LOOKS: u32 = 8;
 
@@ -77,40 +79,48 @@ impl Checkpointer {
 
     /// Looks after the log until told to stop (or its owner is gone).
     pub fn run(self) {
-        let (mut seen_batches, mut idle_looks) = (0, 0u32);
-        while let Err(flume::RecvTimeoutError::Timeout) = self.stop.recv_timeout(INTERVAL) {
+        let (mut seen_batches, mut idle_looks, mut interval) = (0, 0u32, INTERVAL);
+        while let Err(flume::RecvTimeoutError::Timeout) = self.stop.recv_timeout(interval) {
             let batches = self.counters.batches.load(Relaxed);
             idle_looks = if batches == seen_batches { idle_looks.saturating_add(1) } else { 0 };
             if idle_looks > IDLE_LOOKS {
                 continue;
             }
             seen_batches = batches;
-            if let Err(error) = self.look(idle_looks == IDLE_LOOKS) {
-                if super::is_fatal(&error) {
+            match self.look(idle_looks == IDLE_LOOKS) {
+                Ok(wal) if wal.bytes() >= self.bounds.soft_bytes / 2 && idle_looks == 0 => interval = INTERVAL_BUSY,
+                Ok(_) => interval = INTERVAL,
+                Err(error) if super::is_fatal(&error) => {
                     (self.fatal)(&format!("store: the disk failed a checkpoint: {error}"));
                     return;
                 }
-                tracing::warn!(%error, "store: a checkpoint failed");
+                Err(error) => {
+                    interval = INTERVAL;
+                    tracing::warn!(%error, "store: a checkpoint failed");
+                }
             }
         }
     }
 
-    fn look(&self, is_idle: bool) -> rusqlite::Result<()> {
+    fn look(&self, is_idle: bool) -> rusqlite::Result<Wal> {
         let mut wal = checkpoint(&self.conn, "NOOP")?;
         let waiting = wal.frames - wal.copied.min(wal.frames);
         let due = waiting * super::schema::PAGE_BYTES >= self.bounds.soft_bytes;
         if due || (is_idle && wal.frames > 0) {
-            wal = checkpoint(&self.conn, "PASSIVE")?;
+            checkpoint(&self.conn, "PASSIVE")?;
+            // Batches were committed meanwhile.
+            wal = checkpoint(&self.conn, "NOOP")?;
             Counters::add(&self.counters.checkpoints, 1);
+            // Asked right after a copy, when the rest is shortest.
+            if wal.bytes() >= self.bounds.hard_bytes {
+                self.help.store(true, Relaxed);
+            }
         }
         if is_idle && wal.frames == wal.copied {
             // Nothing is left to copy, so the lock that this takes is held for a moment only.
             wal = checkpoint(&self.conn, "TRUNCATE")?;
         }
-        if wal.bytes() >= self.bounds.hard_bytes {
-            self.help.store(true, Relaxed);
-        }
         self.counters.wal_bytes.store(wal.bytes(), Relaxed);
-        Ok(())
+        Ok(wal)
     }
 }

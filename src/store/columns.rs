@@ -85,7 +85,7 @@ pub(super) fn room_name(text: &str) -> rusqlite::Result<RoomName> {
 macro_rules! room_columns {
     () => {
         "r.key, r.name, r.kind, r.title, r.members, \
-         (SELECT coalesce(max(l.seq), 0) FROM log l WHERE l.room = r.key)"
+         coalesce((SELECT h.seq FROM heads h WHERE h.room = r.key), 0)"
     };
 }
 pub(super) use room_columns;

@@ -1,13 +1,14 @@
 //! A look at a data directory from outside: what stands in it, and whether it is whole. Changes
 //! nothing, takes no lock, and works beside a running server.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
-use super::columns::{integer, room_columns, room_row};
+use super::columns::{integer, room_columns, room_row, signed};
 use super::open::OpenError;
-use super::schema::{check_ownership, database_path, schema_version};
+use super::schema::{ANCHOR_EVERY, check_ownership, database_path, schema_version};
 use crate::engine::event::RoomRow;
 use crate::protocol::ids::{Position, RoomKey, Seq, UnixMillis};
 
@@ -120,15 +121,18 @@ fn check_integrity(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Res
     Ok(())
 }
 
-/// Every room's seqs are 1, 2, 3 … up to its head, in the order of the log.
+/// Every room's seqs are 1, 2, 3 … up to its head, each entry points back at the one before, and the
+/// anchors are where they should be.
 fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>) -> rusqlite::Result<()> {
-    let mut heads: std::collections::BTreeMap<RoomKey, (Seq, Position)> =
-        rooms.iter().map(|room| (room.key, (0, 0))).collect();
-    let mut statement =
-        conn.prepare("SELECT room, seq, position FROM log INDEXED BY log_room_seq ORDER BY room, seq")?;
-    let mut rows = statement.query([])?;
+    let mut heads: BTreeMap<RoomKey, (Seq, Position)> = rooms.iter().map(|room| (room.key, (0, 0))).collect();
+    let mut statement = conn.prepare(
+        "SELECT l.room, l.seq, l.position, l.prev, coalesce(a.position, 0)
+         FROM log l LEFT JOIN anchors a ON l.seq % ?1 = 0 AND a.room = l.room AND a.seq = l.seq ORDER BY l.position",
+    )?;
+    let mut rows = statement.query([signed(ANCHOR_EVERY)])?;
     while let Some(row) = rows.next()? {
         let (key, seq, position) = (RoomKey(integer(row, 0)?), integer(row, 1)?, integer(row, 2)?);
+        let (prev, anchor) = (integer(row, 3)?, integer(row, 4)?);
         let Some((head, last)) = heads.get_mut(&key) else {
             faults.push(format!("entry {position} is of room {}, which does not exist", key.0));
             continue;
@@ -136,10 +140,19 @@ fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>)
         if seq != *head + 1 {
             faults.push(format!("room {}: seq {seq} follows {head}", key.0));
         }
-        if position <= *last {
-            faults.push(format!("room {}: seq {seq} stands before its predecessor in the log", key.0));
+        if prev != *last {
+            faults.push(format!("room {}: seq {seq} points back at position {prev} instead of {last}", key.0));
+        }
+        if anchor != if seq.is_multiple_of(ANCHOR_EVERY) { position } else { 0 } {
+            faults.push(format!("room {}: seq {seq} is anchored at position {anchor}", key.0));
         }
         (*head, *last) = (seq, position);
+    }
+    for room in rooms {
+        let (seq, _) = heads[&room.key];
+        if seq != room.head {
+            faults.push(format!("room {}: the last seq is {seq} where {} is noted", room.key.0, room.head));
+        }
     }
     Ok(())
 }
@@ -147,7 +160,7 @@ fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>)
 fn check_members(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>) -> rusqlite::Result<()> {
     let mut statement = conn.prepare("SELECT count(*) FROM members WHERE room = ?1 AND role > 0")?;
     for room in rooms {
-        let count: u32 = statement.query_row([super::columns::signed(room.key.0)], |row| row.get(0))?;
+        let count: u32 = statement.query_row([signed(room.key.0)], |row| row.get(0))?;
         if count != room.members {
             faults.push(format!("room {}: {count} members where {} are noted", room.key.0, room.members));
         }

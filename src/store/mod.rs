@@ -10,7 +10,7 @@
 //! blocks who submits, and never tells anybody of an entry before its commit returned.
 //!
 //! Reading order: [`schema`] (the file), `writer` (the turn), `transaction`, `facts`, `query`,
-//! `checkpoint`, [`breaker`], [`window`].
+//! `history`, `checkpoint`, [`breaker`], [`window`], [`inspect`].
 
 mod affinity;
 pub mod breaker;
@@ -18,6 +18,8 @@ mod checkpoint;
 mod columns;
 mod facts;
 pub mod fault;
+mod heads;
+mod history;
 pub mod inspect;
 mod open;
 mod query;

@@ -1,13 +1,13 @@
 //! The shards' questions, answered from one snapshot each. Every answer is bounded.
 
-use rusqlite::{Connection, Row, Statement};
+use rusqlite::{Connection, Row};
 
-use super::columns::{audience, integer, role, room_columns, room_row, signed, user};
+use super::columns::{integer, role, room_columns, room_row, signed, user};
 use super::facts::SqlFacts;
-use crate::engine::event::{HistoryEntry, Membership, Page, Query, Restricted, RoomRow};
+use super::history::{self, Ask};
+use crate::engine::event::{Membership, Page, Query, RoomRow};
 use crate::engine::sequencer::Facts as _;
-use crate::protocol::encode::{EventKind, LoggedEvent, json_string};
-use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, Seq, UserId};
+use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, UserId};
 
 /// Most rows of any page, whatever is asked for.
 const LIMIT_MAX: u32 = 10_000;
@@ -28,10 +28,11 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
                 after: *after,
                 before: *before,
                 newest: *newest,
-                limit: (*limit).clamp(1, LIMIT_MAX) as usize,
-                bytes_max: *bytes_max as usize,
+                thread: *thread,
+                limit: (*limit).clamp(1, LIMIT_MAX),
+                bytes_max: *bytes_max,
             };
-            history(&snapshot, &ask, *thread)?
+            history::page(&snapshot, &ask)?
         }
         Query::Members { room, after, limit } => members(&snapshot, *room, after.as_ref(), *limit)?,
         Query::Rooms { user, kind, after, limit } => rooms(&snapshot, user, *kind, after.as_ref(), *limit)?,
@@ -122,150 +123,4 @@ fn rooms(
 fn room_and_role(row: &Row<'_>) -> rusqlite::Result<(RoomRow, Option<Role>)> {
     let number: Option<u8> = row.get(6)?;
     Ok((room_row(row)?, number.map(role).transpose()?))
-}
-
-// ------------------------------------------------------------------------------------------------
-// History
-
-/// Bounds of a history page.
-struct Ask {
-    room: RoomKey,
-    after: Seq,
-    before: Seq,
-    newest: bool,
-    limit: usize,
-    bytes_max: usize,
-}
-
-/// A page that grows from one end until it is full.
-struct Growing {
-    json: Vec<u8>,
-    entries: Vec<HistoryEntry>,
-    /// There is an entry that did not fit.
-    more: bool,
-}
-
-macro_rules! entries_by {
-    ($index:literal) => {
-        concat!(
-            "SELECT seq, ts, kind, author, client_id, audience, fields FROM log INDEXED BY ",
-            $index,
-            " WHERE room = ?1 AND seq > ?2 AND seq < ?3 "
-        )
-    };
-}
-
-fn history(conn: &Connection, ask: &Ask, thread: Option<Seq>) -> rusqlite::Result<Page> {
-    let name: Option<String> = {
-        use rusqlite::OptionalExtension as _;
-        let mut statement = conn.prepare_cached("SELECT name FROM rooms WHERE key = ?1")?;
-        statement.query_row([signed(ask.room.0)], |row| row.get(0)).optional()?
-    };
-    let mut page = Growing { json: Vec::new(), entries: Vec::new(), more: false };
-    if let Some(name) = name {
-        let room_json = json_string(&name);
-        match (thread, ask.newest) {
-            (None, false) => {
-                let sql = concat!(entries_by!("log_room_seq"), "ORDER BY seq LIMIT ?4");
-                page.fill(&mut *conn.prepare_cached(sql)?, ask, None, &room_json)?;
-            }
-            (None, true) => {
-                let sql = concat!(entries_by!("log_room_seq"), "ORDER BY seq DESC LIMIT ?4");
-                page.fill(&mut *conn.prepare_cached(sql)?, ask, None, &room_json)?;
-            }
-            // The root is older than every reply: it comes first, or last when reading backwards.
-            (Some(root), false) => {
-                page.root(conn, ask, root, &room_json)?;
-                let sql = concat!(entries_by!("log_thread"), "AND thread = ?5 AND seq <> ?5 ORDER BY seq LIMIT ?4");
-                page.fill(&mut *conn.prepare_cached(sql)?, ask, Some(root), &room_json)?;
-            }
-            (Some(root), true) => {
-                let sql =
-                    concat!(entries_by!("log_thread"), "AND thread = ?5 AND seq <> ?5 ORDER BY seq DESC LIMIT ?4");
-                page.fill(&mut *conn.prepare_cached(sql)?, ask, Some(root), &room_json)?;
-                page.root(conn, ask, root, &room_json)?;
-            }
-        }
-    }
-    let Growing { json, entries, more } = page;
-    Ok(if ask.newest { ascending(&json, entries, more) } else { Page::History { json, entries, more } })
-}
-
-impl Growing {
-    fn root(&mut self, conn: &Connection, ask: &Ask, root: Seq, room_json: &str) -> rusqlite::Result<()> {
-        if root <= ask.after || root >= ask.before {
-            return Ok(());
-        }
-        let mut statement = conn.prepare_cached(concat!(entries_by!("log_room_seq"), "LIMIT ?4"))?;
-        let only = Ask { after: root - 1, before: root + 1, ..*ask };
-        self.fill(&mut statement, &only, None, room_json)
-    }
-
-    fn fill(
-        &mut self,
-        statement: &mut Statement<'_>,
-        ask: &Ask,
-        thread: Option<Seq>,
-        room_json: &str,
-    ) -> rusqlite::Result<()> {
-        if self.more {
-            return Ok(());
-        }
-        // One more than fits, to know whether there is more.
-        let limit = (ask.limit - self.entries.len()) as i64 + 1;
-        let bounds = (signed(ask.room.0), signed(ask.after), signed(ask.before), limit);
-        let mut rows = match thread {
-            None => statement.query(bounds)?,
-            Some(root) => statement.query((bounds.0, bounds.1, bounds.2, bounds.3, signed(root)))?,
-        };
-        while let Some(row) = rows.next()? {
-            if self.entries.len() >= ask.limit || !self.push(row, ask.bytes_max, room_json)? {
-                self.more = true;
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds one entry; false when it does not fit.
-    fn push(&mut self, row: &Row<'_>, bytes_max: usize, room_json: &str) -> rusqlite::Result<bool> {
-        let (seq, ts) = (integer(row, 0)?, integer(row, 1)?);
-        let number: u8 = row.get(2)?;
-        let author = row.get_ref(3)?.as_str_or_null()?;
-        let event = LoggedEvent {
-            kind: EventKind::from_number(number).ok_or(rusqlite::Error::IntegralValueOutOfRange(2, number.into()))?,
-            room_json,
-            seq,
-            ts,
-            author: author.unwrap_or(""),
-            client_id: row.get_ref(4)?.as_str_or_null()?,
-            fields: row.get_ref(6)?.as_str()?,
-        };
-        let start = self.json.len();
-        event.write_json(&mut self.json);
-        if self.json.len() > bytes_max && !self.entries.is_empty() {
-            self.json.truncate(start);
-            return Ok(false);
-        }
-        let restricted = match (row.get_ref(5)?.as_str_or_null()?, author) {
-            (Some(text), Some(author)) => {
-                Some(Box::new(Restricted { author: user(author)?, audience: audience(text)? }))
-            }
-            _ => None,
-        };
-        self.entries.push(HistoryEntry { seq, ts, span: start as u32..self.json.len() as u32, restricted });
-        Ok(true)
-    }
-}
-
-/// A page that was read backwards, turned round.
-fn ascending(json: &[u8], mut entries: Vec<HistoryEntry>, more: bool) -> Page {
-    entries.reverse();
-    let mut turned = Vec::with_capacity(json.len());
-    for entry in &mut entries {
-        let start = turned.len() as u32;
-        turned.extend_from_slice(&json[entry.span.start as usize..entry.span.end as usize]);
-        entry.span = start..turned.len() as u32;
-    }
-    Page::History { json: turned, entries, more }
 }

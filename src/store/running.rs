@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::breaker::Breaker;
 use super::checkpoint::{Checkpointer, WalBounds};
 use super::fault::Faults;
+use super::heads::Heads;
 use super::open::{OpenError, OpenLog, Origin};
 use super::reader::{Reader, ToReader};
 use super::stats::{Counters, StoreStats};
@@ -117,6 +118,7 @@ impl RunningLog {
         let writer = Writer {
             conn,
             sequencer,
+            heads: Heads::default(),
             inbox: from_shards,
             listeners,
             window: CommitWindow::new(config.commit_window_us),

@@ -3,24 +3,19 @@
 use rusqlite::{Connection, Statement};
 
 use super::columns::{audience_text, priority_number, role_number, room_kind_number, signed};
+use super::heads::Heads;
+use super::schema::ANCHOR_EVERY;
 use crate::engine::event::Revocation;
 use crate::engine::sequencer::{Decided, Row};
 use crate::protocol::ids::{Position, UnixMillis, UserId};
 
 /// Writes everything, within the caller's transaction.
-pub(super) fn write(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
+pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlite::Result<()> {
     if !decided.rooms.is_empty() {
         write_rooms(conn, decided)?;
     }
     if !decided.rows.is_empty() {
-        // OR FAIL: the caller rolls everything back on an error, so SQLite need not keep a statement journal.
-        let mut insert = conn.prepare_cached(
-            "INSERT OR FAIL INTO log (position, room, seq, ts, kind, priority, author, client_id, thread, audience, fields)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        )?;
-        for (row, position) in decided.rows.iter().zip(decided.first..) {
-            insert_row(&mut insert, row, position, decided.ts)?;
-        }
+        write_log(conn, heads, decided)?;
     }
     if !decided.members.is_empty() {
         write_members(conn, decided)?;
@@ -40,11 +35,44 @@ pub(super) fn write(conn: &Connection, decided: &Decided) -> rusqlite::Result<()
     Ok(())
 }
 
-fn insert_row(insert: &mut Statement<'_>, row: &Row, position: Position, ts: UnixMillis) -> rusqlite::Result<()> {
+fn write_log(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlite::Result<()> {
+    // OR FAIL: the caller rolls everything back on an error, so SQLite need not keep a statement journal.
+    let mut insert = conn.prepare_cached(
+        "INSERT OR FAIL INTO log
+         (position, room, seq, prev, ts, kind, priority, author, client_id, thread, audience, fields)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+    )?;
+    let mut anchor = conn.prepare_cached("INSERT OR FAIL INTO anchors (room, seq, position) VALUES (?1, ?2, ?3)")?;
+    heads.begin(decided.first);
+    for (row, position) in decided.rows.iter().zip(decided.first..) {
+        let prev = heads.advance(conn, row.room, row.seq, position)?;
+        insert_row(&mut insert, row, position, prev, decided.ts)?;
+        if row.seq.is_multiple_of(ANCHOR_EVERY) {
+            anchor.execute((signed(row.room.0), signed(row.seq), signed(position)))?;
+        }
+    }
+    let mut upsert = conn.prepare_cached(
+        "INSERT INTO heads (room, seq, position) VALUES (?1, ?2, ?3)
+         ON CONFLICT (room) DO UPDATE SET seq = excluded.seq, position = excluded.position",
+    )?;
+    for (room, head) in heads.moved() {
+        upsert.execute((signed(room.0), signed(head.seq), signed(head.position)))?;
+    }
+    Ok(())
+}
+
+fn insert_row(
+    insert: &mut Statement<'_>,
+    row: &Row,
+    position: Position,
+    prev: Position,
+    ts: UnixMillis,
+) -> rusqlite::Result<()> {
     insert.execute(rusqlite::params![
         signed(position),
         signed(row.room.0),
         signed(row.seq),
+        signed(prev),
         signed(ts),
         row.kind as u8,
         priority_number(row.priority),

@@ -16,6 +16,7 @@ use super::breaker::{Breaker, Gate};
 use super::checkpoint::checkpoint;
 use super::facts::{SqlFacts, is_revoked, log_end};
 use super::fault::Faults;
+use super::heads::Heads;
 use super::schema::DirLock;
 use super::stats::Counters;
 use super::window::CommitWindow;
@@ -40,6 +41,7 @@ const PROBE_BYTES: u32 = 64 * 1_024;
 pub(super) struct Writer {
     pub conn: Connection,
     pub sequencer: Sequencer,
+    pub heads: Heads,
     pub inbox: flume::Receiver<ToWriter>,
     pub listeners: Arc<[Box<dyn LogListener>]>,
     pub window: CommitWindow,
@@ -85,17 +87,19 @@ impl Writer {
     pub fn run(mut self) {
         let mut stopping = false;
         loop {
-            match self.wait(&mut stopping) {
+            let wake = self.wait(&mut stopping);
+            self.bound_pages();
+            match wake {
                 Wake::Appends => self.turn(),
                 Wake::Probe => self.probe(),
                 Wake::End => break,
             }
             self.help_checkpoint();
         }
-        if !self.abandoned.load(Relaxed) {
-            if let Err(error) = checkpoint(&self.conn, "TRUNCATE") {
-                tracing::warn!(%error, "store: the last checkpoint failed; the log is replayed at the next start");
-            }
+        if !self.abandoned.load(Relaxed)
+            && let Err(error) = checkpoint(&self.conn, "TRUNCATE")
+        {
+            tracing::warn!(%error, "store: the last checkpoint failed; the log is replayed at the next start");
         }
     }
 
@@ -172,11 +176,6 @@ impl Writer {
 
     fn commit_turn(&mut self, lists: &mut Vec<Vec<Append>>, count: usize) {
         let began = Instant::now();
-        if let Some(pages) = self.faults.ordered_pages() {
-            self.conn.pragma_update(None, "max_page_count", pages).unwrap_or_else(|error| {
-                tracing::warn!(%error, "store: a test's bound of pages could not be set");
-            });
-        }
         let opened = self.execute("BEGIN IMMEDIATE");
         if let Err(error) = opened {
             let refused = self.sequencer.refuse(lists.drain(..).flatten(), &unknown_outcome());
@@ -194,17 +193,19 @@ impl Writer {
         };
         match self.write(&decided) {
             Ok(()) => {
-                let rows = decided.rows.len() as u64;
-                self.counters.commit_us.record(began.elapsed().as_micros() as u64);
+                let (took, rows, is_written) = (began.elapsed(), decided.rows.len() as u64, !decided.is_empty());
                 let batch = self.sequencer.commit(decided);
-                self.count_commit(rows, batch.bytes.len() as u64);
-                if self.breaker.on_success() {
-                    self.set_degraded(false);
+                if is_written {
+                    self.counters.commit_us.record(took.as_micros() as u64);
+                    self.count_commit(rows, batch.bytes.len() as u64);
+                    self.breaker.on_success();
                 }
+                self.counters.duplicates.store(self.sequencer.duplicates(), Relaxed);
                 self.publish(batch);
             }
             Err(error) => {
                 self.roll_back();
+                self.heads.forget();
                 let failed = self.sequencer.fail(decided, &unknown_outcome());
                 self.held = Some(failed.held);
                 self.publish_refused(failed.refused, count);
@@ -214,11 +215,11 @@ impl Writer {
     }
 
     /// Writes and commits. An error may come from a commit that is durable all the same.
-    fn write(&self, decided: &Decided) -> rusqlite::Result<()> {
+    fn write(&mut self, decided: &Decided) -> rusqlite::Result<()> {
         if decided.is_empty() {
             return self.execute("ROLLBACK");
         }
-        transaction::write(&self.conn, decided)?;
+        transaction::write(&self.conn, &mut self.heads, decided)?;
         self.faults.before_commit()?;
         self.execute("COMMIT")?;
         self.faults.after_commit()
@@ -370,7 +371,6 @@ impl Writer {
         Counters::add(&counters.batches, 1);
         Counters::add(&counters.rows, rows);
         Counters::add(&counters.bytes, bytes);
-        counters.duplicates.store(self.sequencer.duplicates(), Relaxed);
         counters.dedupe_entries.store(self.sequencer.dedupe_len() as u64, Relaxed);
         counters.dedupe_evicted.store(self.sequencer.dedupe_evicted_early(), Relaxed);
     }
@@ -383,6 +383,15 @@ impl Writer {
             Ok(_) => Counters::add(&self.counters.checkpoints, 1),
             Err(error) if is_fatal(&error) => self.on_trouble(error.into()),
             Err(error) => tracing::warn!(%error, "store: a checkpoint failed"),
+        }
+    }
+
+    /// Does what a test has ordered.
+    fn bound_pages(&self) {
+        if let Some(pages) = self.faults.ordered_pages()
+            && let Err(error) = self.conn.pragma_update(None, "max_page_count", pages)
+        {
+            tracing::warn!(%error, "store: the bound of pages that a test ordered could not be set");
         }
     }
 

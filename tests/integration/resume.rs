@@ -150,7 +150,7 @@ fn resuming_while_the_room_is_hot(shards: u16) {
                 let event = client.event("message:created");
                 assert_eq!(event["seq"], seen + 1);
                 seen += 1;
-                if seen % 7 == 0 {
+                if seen.is_multiple_of(7) {
                     break;
                 }
             }

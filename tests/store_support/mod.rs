@@ -159,6 +159,12 @@ impl Store {
         reply.result
     }
 
+    /// The head of a room that is there, as a reader sees it.
+    pub fn page_head(&self, name: &str) -> u64 {
+        let Page::Room { room: Some(row), .. } = self.page(Query::Room(room(name))) else { panic!("no room {name}") };
+        row.head
+    }
+
     pub fn position(&self) -> Position {
         self.heard.load(Ordering::Relaxed)
     }

@@ -20,7 +20,7 @@ pub fn findings(outcome: &Outcome) -> Findings {
 mod tests {
     use super::super::tests::outcome;
     use super::*;
-    use crate::verify::Tally;
+    use crate::tally::Tally;
 
     #[test]
     fn a_silent_run_fails() {

@@ -27,7 +27,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Scenario};
     use crate::run::ServerUse;
-    use crate::verify::Tally;
+    use crate::tally::Tally;
     use clap::Parser;
 
     #[test]

@@ -68,7 +68,7 @@ pub mod tests {
     use super::*;
     use crate::measure::{Meters, Schedule};
     use crate::proc::Spent;
-    use crate::verify::Tally;
+    use crate::tally::Tally;
 
     /// An outcome with these counts and nothing else.
     pub fn outcome(tally: Tally, windows: usize) -> Outcome {

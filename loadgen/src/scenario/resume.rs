@@ -51,7 +51,7 @@ mod tests {
     use super::super::tests::outcome;
     use super::*;
     use crate::cli::{Cli, Scenario};
-    use crate::verify::Tally;
+    use crate::tally::Tally;
     use clap::Parser;
 
     fn args(more: &[&str]) -> (ResumeArgs, Cast) {

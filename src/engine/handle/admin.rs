@@ -53,7 +53,7 @@ impl Shard {
             only: Vec::new(),
             meta: meta.as_ref().map(|meta| meta.to_string()),
         };
-        let trace = self.cx.rng.next();
+        let trace = self.cx.rng.next_u64();
         let entry = NewMessage {
             room: self.rooms.get(idx).key,
             author: author.clone(),

@@ -14,7 +14,7 @@ use crate::protocol::ids::{Role, RoomName, Seq};
 impl Shard {
     pub(in crate::engine) fn on_frame(&mut self, conn: ConnKey, request: &Request<'_>) {
         let id = request.id.as_ref();
-        let waiting = self.pending.len();
+        let waiting = self.pending.count();
         let result = match self.take_command_token(conn) {
             Ok(true) => self.on_command(conn, id, &request.command),
             Ok(false) => return,
@@ -22,7 +22,8 @@ impl Shard {
         };
         match result {
             // A command that waits for an answer has not succeeded yet.
-            Ok(()) if self.pending.len() > waiting || matches!(self.cx.out.list.last(), Some(Output::Park { .. })) => {}
+            Ok(())
+                if self.pending.count() > waiting || matches!(self.cx.out.list.last(), Some(Output::Park { .. })) => {}
             Ok(()) => self.forgive(Some(conn)),
             Err(refusal) => self.refuse(conn, id, &refusal),
         }

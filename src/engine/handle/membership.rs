@@ -58,6 +58,8 @@ impl Shard {
                 return Ok(());
             }
         }
+        // Now and not after the commit: a join that is refused must not have made a member.
+        self.check_subscriptions_max(conn)?;
         self.cx.may_append()?;
         let room = RoomName::parse(room).map_err(bad)?;
         let entry = Entry::Join { room: room.clone(), user, auto_create: self.cx.limits.auto_create };

@@ -27,7 +27,7 @@ impl Shard {
         let Some(session) = self.sessions.get(conn) else { return Ok(()) };
         let author = self.users.get(session.user).name.clone();
         let room = self.rooms.get(idx);
-        let trace = self.cx.rng.next();
+        let trace = self.cx.rng.next_u64();
         let entry = NewMessage {
             room: room.key,
             author,

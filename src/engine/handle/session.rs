@@ -35,7 +35,7 @@ impl Shard {
         if self.revoked.covers(&claims.user, claims.issued_at, claims.jti.as_deref()) {
             return Err((CloseCode::InvalidToken, "the token was revoked".into()));
         }
-        if self.sessions.len() >= self.cx.limits.shard_connections_max as usize {
+        if self.sessions.count() >= self.cx.limits.shard_connections_max as usize {
             return Err((CloseCode::OverCapacity, "too many connections".into()));
         }
         let known = self.users.find(claims.user.as_str());
@@ -62,7 +62,7 @@ impl Shard {
     }
 
     fn begin(&mut self, conn: ConnKey, opening: Opening, user: UserIdx) {
-        let id = self.cx.rng.next();
+        let id = self.cx.rng.next_u64();
         let mut session = Session::new(conn, opening, user, id, self.cx.now);
         // A random phase keeps the pings of a herd apart.
         session.ping_at = self.cx.now + u64::from(self.cx.rng.below(self.cx.limits.heartbeat_ms));

@@ -12,7 +12,7 @@ use super::super::sync;
 use super::{Call, OwnedCursor, Resume, Waiting};
 use crate::protocol::command::{CommandId, Cursor};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
-use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{Epoch, RoomKey, Seq};
 
 /// What a resume came to.
@@ -60,9 +60,8 @@ impl Shard {
     ) -> Result<Answer, Refusal> {
         self.check_right(call.conn, idx, Want::Read)?;
         let Some(session) = self.sessions.get(call.conn) else { return Ok(Answer::Given) };
-        let is_new = !session.is_subscribed(idx);
-        if is_new && session.subscriptions.len() >= self.cx.limits.subscriptions_max as usize {
-            return Err(Refusal::new(ErrorCode::LimitExceeded, "subscriptions_max is reached"));
+        if !session.is_subscribed(idx) {
+            self.check_subscriptions_max(call.conn)?;
         }
         let head = self.rooms.get(idx).head;
         let Some(cursor) = since.filter(|cursor| cursor.epoch == self.cx.epoch) else {
@@ -77,6 +76,18 @@ impl Shard {
         let room = self.rooms.get(idx).key;
         let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0 };
         self.go_on_resuming(resume)
+    }
+
+    /// Whether the connection may listen to one more room.
+    ///
+    /// # Errors
+    /// `limit_exceeded`.
+    pub(super) fn check_subscriptions_max(&self, conn: ConnKey) -> Result<(), Refusal> {
+        let held = self.sessions.get(conn).map_or(0, |session| session.subscriptions.len());
+        if held < self.cx.limits.subscriptions_max as usize {
+            return Ok(());
+        }
+        Err(Refusal::new(ErrorCode::LimitExceeded, "subscriptions_max is reached"))
     }
 
     /// Takes what the recent entries have; asks the store for what they do not reach.
@@ -225,21 +236,26 @@ impl Shard {
 
     /// A slow connection has room again: tell it what it missed, room by room.
     pub(in crate::engine) fn on_outbox_drained(&mut self, conn: ConnKey, gaps: &[(RoomKey, Seq)]) {
-        let Some(session) = self.sessions.get(conn) else { return };
+        if self.sessions.get(conn).is_none() {
+            return;
+        }
         for (key, last) in gaps {
-            let Some(idx) = self.rooms.find_key(*key) else { continue };
+            let Some(idx) = self.rooms.find_key(*key) else {
+                // Nobody here listens to it any more, so the entry that shut this connection out was
+                // among what was dropped; the room's name is gone as well.
+                return self.end(conn, Some((CloseCode::Gap, "events were lost; come back and resume".into())));
+            };
+            // Who no longer listens is told as well: they may have missed the very entry that shut
+            // them out, and nothing else would make them ask.
             let room = self.rooms.get(idx);
-            // Who no longer listens may have missed the very entry that shut them out. They are told
-            // that there was more, and not how much came after it.
-            let head = if session.is_subscribed(idx) { room.head } else { *last + 1 };
             self.cx.stats.gaps += 1;
             // In the messages' own lane: what was queued before the gap must arrive before it.
-            let class = Class::Log { room: *key, first: *last + 1, last: head };
+            let class = Class::Log { room: *key, first: *last + 1, last: room.head };
             self.cx.send(conn, class, |out| {
                 out.extend_from_slice(b"{\"type\":\"gap\",\"room\":");
                 string(out, room.name.as_str());
                 field_integer(out, "last", *last);
-                field_integer(out, "head", head);
+                field_integer(out, "head", room.head);
                 out.push(b'}');
             });
         }

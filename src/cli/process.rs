@@ -1,5 +1,5 @@
-//! The process's limits of open files and locked memory. Unsafe, because the system calls take
-//! pointers.
+//! What the process asks of the kernel for itself: limits of open files and locked memory, and no
+//! huge pages. Unsafe, because the system calls take pointers.
 
 #![allow(unsafe_code)]
 
@@ -44,6 +44,16 @@ pub fn raise_open_files() -> io::Result<Limit> {
         }
     }
     open_files()
+}
+
+/// Turns transparent huge pages off for this process, where the kernel knows how.
+///
+/// The allocator asks for them, and a heap of many small long-lived things is then resident in steps
+/// of 2 MiB: 15,000 idle connections took 3,700 bytes each with them and 2,050 without.
+pub fn disable_huge_pages() {
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: no pointers. An error leaves everything as it was.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, unused, unused, unused) };
 }
 
 fn get(resource: libc::__rlimit_resource_t) -> io::Result<Limit> {

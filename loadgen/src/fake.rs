@@ -1,0 +1,201 @@
+//! A tiny chat server for tests of the tool: correct unless told to commit one fault. It lives in
+//! threads and memory, knows just the frames that the tool sends, and stores nothing.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use antiphon::protocol::encode::frame_text;
+use serde_json::{Value, json};
+use tungstenite::Message;
+
+/// What goes wrong, once each unless said otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// One receiver misses one message.
+    Drop,
+    /// One receiver gets one message twice.
+    Double,
+    /// One receiver gets two messages in the wrong order.
+    Swap,
+    /// One receiver gets another body than the others.
+    Forge,
+    /// Everybody gets a body that was not sent.
+    ForgeForAll,
+    /// One ack names the number before.
+    WrongAck,
+    /// One ack never comes.
+    NoAck,
+    /// One receiver misses a message and is told by `gap`.
+    ToldGap,
+    /// One receiver misses a message and is told by a `gap` that lies about `last`.
+    WrongGap,
+    /// Every tenth message is refused with 113 at first.
+    Busy,
+    /// One message is refused for good.
+    Refuse,
+    /// One connection is closed with 4103.
+    Close,
+    /// Resumes are not recovered.
+    Forgetful,
+    /// A resume leaves out its first entry.
+    SilentResume,
+    /// One frame is not JSON.
+    Garbage,
+}
+
+/// The message of a room at which the fault is committed.
+const FAULT_AT: u64 = 40;
+
+#[derive(Default)]
+struct Room {
+    log: Vec<String>,
+    subscribers: Vec<(u64, Arc<Mutex<TcpStream>>)>,
+    held: Option<String>,
+}
+
+struct House {
+    fault: Fault,
+    rooms: Mutex<HashMap<String, Room>>,
+}
+
+/// A running fake server. Its threads end with their connections.
+pub struct Fake {
+    /// Where it listens.
+    pub address: SocketAddrV4,
+}
+
+impl Fake {
+    /// Starts one on a free port of loopback.
+    pub fn start(fault: Fault) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!("bound to IPv4") };
+        let house = Arc::new(House { fault, rooms: Mutex::default() });
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let (Ok(stream), house) = (stream, house.clone()) else { return };
+                // A connection that ends in any way just ends its thread.
+                std::thread::spawn(move || house.serve(number as u64, stream));
+            }
+        });
+        Self { address }
+    }
+}
+
+fn send(to: &Mutex<TcpStream>, text: &str) {
+    let mut frame = Vec::new();
+    frame_text(&mut frame, |out| out.extend_from_slice(text.as_bytes()));
+    // The receiver may be gone, which its own thread will see.
+    let _ = to.lock().unwrap().write_all(&frame);
+}
+
+impl House {
+    fn serve(&self, number: u64, stream: TcpStream) -> Option<()> {
+        stream.set_nodelay(true).ok()?;
+        let out = Arc::new(Mutex::new(stream.try_clone().ok()?));
+        let mut socket = tungstenite::accept(stream).ok()?;
+        send(&out, &json!({"type":"hello","epoch":"e1","rooms":[]}).to_string());
+        while let Ok(Message::Text(text)) = socket.read() {
+            let command: Value = serde_json::from_str(&text).unwrap();
+            self.obey(number, &command, &out);
+        }
+        let _ = out.lock().unwrap().shutdown(Shutdown::Both);
+        self.rooms.lock().unwrap().values_mut().for_each(|room| room.subscribers.retain(|(n, _)| *n != number));
+        None
+    }
+
+    fn obey(&self, number: u64, command: &Value, out: &Arc<Mutex<TcpStream>>) {
+        let mut rooms = self.rooms.lock().unwrap();
+        let room = rooms.entry(command["room"].as_str().unwrap().to_owned()).or_default();
+        let id = &command["id"];
+        match command["type"].as_str().unwrap() {
+            "room:create" => send(out, &json!({"type":"ok","id":id,"seq":0}).to_string()),
+            "room:join" | "room:subscribe" => self.enter(room, number, command, out),
+            "message:send" => self.post(room, command, out),
+            other => panic!("the tool does not send {other}"),
+        }
+    }
+
+    fn enter(&self, room: &mut Room, number: u64, command: &Value, out: &Arc<Mutex<TcpStream>>) {
+        let since = command["since"]["seq"].as_u64();
+        let recovered = since.is_some() && self.fault != Fault::Forgetful;
+        let head = room.log.len() as u64;
+        let ok = json!({"type":"ok","id":command["id"],"epoch":"e1","seq":head,"recovered":recovered});
+        send(out, &ok.to_string());
+        if let Some(since) = since.filter(|_| recovered) {
+            let skipped = usize::from(self.fault == Fault::SilentResume);
+            room.log.iter().skip(since as usize + skipped).for_each(|event| send(out, event));
+        }
+        room.subscribers.push((number, out.clone()));
+    }
+
+    fn post(&self, room: &mut Room, command: &Value, out: &Arc<Mutex<TcpStream>>) {
+        let (id, seq) = (&command["id"], room.log.len() as u64 + 1);
+        let is_time = seq == FAULT_AT;
+        let refusal = |code: u64, temporary: bool| {
+            json!({"type":"error","id":id,"code":code,"temporary":temporary,"retry_after_ms":5}).to_string()
+        };
+        if self.fault == Fault::Busy && id.as_u64().unwrap() % 10 == 9 {
+            return send(out, &refusal(113, true));
+        }
+        if self.fault == Fault::Refuse && is_time && room.held.is_none() {
+            room.held = Some(String::new());
+            return send(out, &refusal(103, false));
+        }
+        let body = command["body"].as_str().unwrap();
+        let event = |body: &str| {
+            let (room, client) = (&command["room"], &command["client_id"]);
+            json!({"type":"message:created","room":room,"seq":seq,"author":"u","client_id":client,"body":body})
+                .to_string()
+        };
+        let forged = event(&format!("{}!", &body[..body.len() - 1]));
+        let honest = if is_time && self.fault == Fault::ForgeForAll { forged.clone() } else { event(body) };
+        room.log.push(honest.clone());
+        let acked = if is_time && self.fault == Fault::WrongAck { seq - 1 } else { seq };
+        if !(is_time && self.fault == Fault::NoAck) {
+            send(out, &json!({"type":"ok","id":id,"seq":acked,"duplicate":false}).to_string());
+        }
+        let victim = room.subscribers.len() - 1;
+        let late = room.held.take().filter(|held| !held.is_empty());
+        for at in 0..room.subscribers.len() {
+            let to = room.subscribers[at].1.clone();
+            if at == victim && is_time {
+                self.wrong(room, &to, &honest, &forged, seq);
+            } else {
+                send(&to, &honest);
+            }
+        }
+        if let Some(late) = late {
+            send(&room.subscribers[victim].1, &late);
+        }
+    }
+
+    /// What the victim gets in place of the event.
+    fn wrong(&self, room: &mut Room, to: &Arc<Mutex<TcpStream>>, event: &str, forged: &str, seq: u64) {
+        let gap = |last: u64| json!({"type":"gap","room":"r","last":last,"head":seq}).to_string();
+        match self.fault {
+            Fault::Drop => {}
+            Fault::Double => {
+                send(to, event);
+                send(to, event);
+            }
+            Fault::Swap => room.held = Some(event.to_owned()),
+            Fault::Forge => send(to, forged),
+            Fault::ToldGap => send(to, &gap(seq - 1)),
+            Fault::WrongGap => send(to, &gap(seq - 2)),
+            Fault::Garbage => {
+                send(to, "[not an object");
+                send(to, event);
+            }
+            Fault::Close => {
+                // FIN, with the close code first: 4103.
+                let _ = to.lock().unwrap().write_all(&[0x88, 2, 0x10, 0x07]);
+                let _ = to.lock().unwrap().shutdown(Shutdown::Both);
+            }
+            _ => send(to, event),
+        }
+    }
+}

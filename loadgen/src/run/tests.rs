@@ -1,0 +1,133 @@
+//! Whole runs against the fake server: an honest one passes, and each fault is found and named.
+
+use super::*;
+use crate::fake::{Fake, Fault};
+use crate::plan::tests::plan;
+use crate::plan::{Absence, Traffic};
+use crate::world::tests::world;
+
+fn run_against(fault: Fault, clients: u32, rooms_of: u32, threads: u32, plan: Plan) -> Outcome {
+    let fake = Fake::start(fault);
+    let world = Arc::new(world(clients, rooms_of, threads, fake.address));
+    let options = RunOptions { server_pid: Some(std::process::id()), ..RunOptions::default() };
+    run(&world, &Arc::new(plan), &options).unwrap()
+}
+
+/// The failures of one room of five, and the tally.
+fn failures(fault: Fault) -> (Vec<String>, Tally) {
+    let outcome = run_against(fault, 5, 5, 1, plan());
+    assert!(outcome.tally.acked > 60, "{fault:?}: only {} messages", outcome.tally.acked);
+    (outcome.tally.failures(), outcome.tally)
+}
+
+#[test]
+fn an_honest_server_passes_and_is_measured() {
+    let plan = Plan { traffic: Traffic::Closed { in_flight: 3 }, ..plan() };
+    let outcome = run_against(Fault::None, 20, 5, 2, plan);
+    let tally = &outcome.tally;
+    assert_eq!(tally.failures(), [""; 0]);
+    assert!(tally.acked_in_window > 0 && tally.delivered == tally.acked * 5, "{tally:?}");
+    assert!(tally.sampled > 0 && tally.sent == tally.acked);
+    assert_eq!(outcome.meters.ack[0].len() * 5, outcome.meters.delivery[0].len());
+    assert_eq!(outcome.meters.connect.len(), 20);
+    let server = outcome.server.unwrap();
+    assert!(server.rss_ready > 0 && server.window.total_s > 0.0);
+    assert!((outcome.measured_s - 0.5).abs() < 0.3, "{}", outcome.measured_s);
+}
+
+#[test]
+fn a_room_may_span_threads() {
+    let plan = Plan { traffic: Traffic::Closed { in_flight: 4 }, ..plan() };
+    let outcome = run_against(Fault::None, 9, 9, 3, plan);
+    assert_eq!(outcome.tally.failures(), [""; 0]);
+    assert!(outcome.tally.acked > 0 && outcome.tally.delivered == outcome.tally.acked * 9);
+}
+
+#[test]
+fn threads_compare_what_they_saw() {
+    // The victim of the forgery is alone in its thread, so that only the digests can tell.
+    let outcome = run_against(Fault::Forge, 2, 2, 2, plan());
+    assert!(outcome.tally.differing > 0 || outcome.tally.wrong_bodies > 0, "{:?}", outcome.tally);
+}
+
+#[test]
+fn an_open_loop_keeps_its_rate() {
+    let plan = Plan { traffic: Traffic::Open { per_second: 400.0 }, ..plan() };
+    let outcome = run_against(Fault::None, 10, 5, 2, plan);
+    assert_eq!(outcome.tally.failures(), [""; 0]);
+    assert!((180..=220).contains(&outcome.meters.ack[0].len()), "{}", outcome.meters.ack[0].len());
+}
+
+#[test]
+fn each_joins_by_itself() {
+    let plan = Plan { setup: Setup::JoinEach, traffic: Traffic::None, warmup_s: 0.0, ..plan() };
+    let outcome = run_against(Fault::None, 40, 10, 1, plan);
+    assert_eq!(outcome.tally.failures(), [""; 0]);
+    assert_eq!(outcome.meters.connect.len(), 40);
+}
+
+#[test]
+fn every_fault_is_found_and_named() {
+    let cases = [
+        (Fault::Drop, "1 deliveries lost"),
+        (Fault::Double, "1 deliveries doubled"),
+        (Fault::Swap, "1 deliveries out of order"),
+        (Fault::ForgeForAll, "1 messages with a wrong body"),
+        (Fault::WrongAck, "1 acknowledgements that name another message"),
+        (Fault::WrongGap, "1 gap events with a wrong `last`"),
+        (Fault::Garbage, "1 frames the protocol does not allow"),
+        (Fault::Close, "1 connections closed unasked"),
+    ];
+    for (fault, words) in cases {
+        assert_eq!(failures(fault).0, [words], "{fault:?}");
+    }
+    // Whoever is read first is believed: the victim against the others, or they against it.
+    let (named, tally) = failures(Fault::Forge);
+    assert!(matches!((tally.differing, tally.wrong_bodies), (1, 0) | (4, 1)), "{named:?}");
+}
+
+#[test]
+fn lost_acks_and_refusals_end_a_message_not_the_run() {
+    // One message in flight: the room falls silent, and the run says why.
+    let no_ack = run_against(Fault::NoAck, 5, 5, 1, plan());
+    assert_eq!(no_ack.tally.failures(), ["1 commands without a reply"]);
+    let refused = run_against(Fault::Refuse, 5, 5, 1, plan());
+    assert_eq!(refused.tally.failures(), ["1 messages refused for good"]);
+    assert_eq!(refused.tally.errors.get(&103), Some(&1));
+}
+
+#[test]
+fn what_the_server_announces_is_no_failure() {
+    let (failed, tally) = failures(Fault::ToldGap);
+    assert_eq!((failed, tally.gaps, tally.excused), (Vec::new(), 1, 1));
+    let (failed, tally) = failures(Fault::Busy);
+    assert_eq!(failed, [""; 0]);
+    assert!(tally.errors[&113] > 0 && tally.sent == tally.acked + tally.errors[&113], "{tally:?}");
+}
+
+fn resume(fault: Fault) -> Tally {
+    let absence = Some(Absence { from_s: 0.15, to_s: 0.3 });
+    let traffic = Traffic::Open { per_second: 300.0 };
+    let plan = Plan { first_member_sends: true, absence, traffic, duration_s: 0.8, ..plan() };
+    run_against(fault, 10, 5, 1, plan).tally
+}
+
+#[test]
+fn resumes_close_the_gap_or_are_found_out() {
+    let good = resume(Fault::None);
+    assert_eq!((good.failures(), good.recovered, good.not_recovered), (Vec::new(), 8, 0));
+    assert!(good.resumed_entries > 8, "{good:?}");
+    let forgetful = resume(Fault::Forgetful);
+    assert_eq!((forgetful.failures(), forgetful.not_recovered), (Vec::new(), 8));
+    assert!(forgetful.excused > 0);
+    assert_eq!(resume(Fault::SilentResume).failures(), ["8 deliveries lost"]);
+}
+
+#[test]
+fn nobody_there_is_said_in_one_sentence() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let std::net::SocketAddr::V4(address) = free.local_addr().unwrap() else { panic!("bound to IPv4") };
+    drop(free);
+    let error = run(&Arc::new(world(3, 3, 1, address)), &Arc::new(plan()), &RunOptions::default()).unwrap_err();
+    assert!(error.contains("cannot connect") && error.contains("refused"), "{error}");
+}

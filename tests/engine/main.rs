@@ -1,0 +1,16 @@
+//! The engine of one shard, scenario by scenario: this input gives exactly these outputs. And its
+//! parts against small models.
+
+mod admin;
+mod bounds;
+mod events;
+mod harness;
+mod loading;
+#[path = "../support/log.rs"]
+mod log;
+mod messages;
+mod properties;
+mod resume;
+mod rooms;
+mod sessions;
+mod tokens;

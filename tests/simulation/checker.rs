@@ -1,0 +1,185 @@
+//! What is true: the log, who may read what, and what was promised. Every check that finds a
+//! promise broken panics with one sentence.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use antiphon::engine::event::{MembershipChange, Revocation};
+use antiphon::protocol::encode::hidden_event;
+use antiphon::protocol::ids::{Position, Role, RoomKey, RoomKind, Seq, UserId};
+
+use crate::log::TestLog;
+
+/// One entry of the log, as readers may see it.
+pub struct Truth {
+    pub position: Position,
+    pub author: Option<UserId>,
+    pub client_id: Option<Box<str>>,
+    pub json: Vec<u8>,
+    hidden: Vec<u8>,
+    change: Option<Box<MembershipChange>>,
+    audience: Option<std::sync::Arc<antiphon::engine::event::Audience>>,
+}
+
+pub struct RoomTruth {
+    pub kind: RoomKind,
+    pub entries: Vec<Truth>,
+    /// Role of each user from a position on.
+    roles: BTreeMap<UserId, Vec<(Position, Option<Role>)>>,
+}
+
+impl RoomTruth {
+    pub fn head(&self) -> Seq {
+        self.entries.len() as Seq
+    }
+}
+
+/// Who looks.
+pub struct Reader<'a> {
+    pub user: &'a UserId,
+    pub is_admin: bool,
+}
+
+#[derive(Default)]
+pub struct Checker {
+    pub rooms: BTreeMap<String, RoomTruth>,
+    names: BTreeMap<RoomKey, String>,
+    known: usize,
+    sent: BTreeSet<(UserId, Box<str>)>,
+    /// Read cursors that were acknowledged.
+    reads: BTreeMap<(UserId, String), Seq>,
+    pub acks: u64,
+    pub events: u64,
+    pub resumes: u64,
+    pub gaps: u64,
+}
+
+impl Checker {
+    /// Rows were written: positions and seqs are dense (the log asserts it), and no message twice.
+    pub fn on_rows(&mut self, log: &TestLog, changes: Vec<Option<Box<MembershipChange>>>) {
+        let rows = &log.kept.rows[self.known..];
+        assert_eq!(rows.len(), changes.len(), "a batch is written whole");
+        self.known = log.kept.rows.len();
+        for (row, change) in rows.iter().zip(changes) {
+            let kept = &log.kept.rooms[&row.room];
+            let name = self.names.entry(row.room).or_insert_with(|| kept.name.as_str().to_owned());
+            let room = self.rooms.entry(name.clone()).or_insert_with(|| RoomTruth {
+                kind: kept.kind,
+                entries: Vec::new(),
+                roles: BTreeMap::new(),
+            });
+            if let (Some(author), Some(client_id)) = (&row.author, &row.client_id) {
+                let is_new = self.sent.insert((author.clone(), client_id.clone()));
+                assert!(is_new, "P3: {author} {client_id} stands in the log twice");
+            }
+            if let Some(change) = &change {
+                room.roles.entry(change.user.clone()).or_default().push((row.position, change.role));
+            }
+            let mut hidden = Vec::new();
+            hidden_event(&mut hidden, &antiphon::protocol::encode::room_json(&kept.name), row.seq, row.ts);
+            assert_eq!(row.seq, room.head() + 1, "P2: seqs are dense");
+            room.entries.push(Truth {
+                position: row.position,
+                author: row.author.clone(),
+                client_id: row.client_id.clone(),
+                json: log.json_of(row),
+                hidden,
+                change,
+                audience: row.audience.clone(),
+            });
+        }
+    }
+
+    pub fn head(&self, room: &str) -> Seq {
+        self.rooms.get(room).map_or(0, RoomTruth::head)
+    }
+
+    pub fn entry(&self, room: &str, seq: Seq) -> Option<&Truth> {
+        self.rooms.get(room)?.entries.get((seq as usize).checked_sub(1)?)
+    }
+
+    /// As the log ends now.
+    pub fn may_read_now(&self, reader: &Reader<'_>, room: &str) -> bool {
+        self.may_read_at_or_after(reader, room, Position::MAX)
+    }
+
+    /// True when the reader may read the room at this place in the log, or at a later one.
+    fn may_read_at_or_after(&self, reader: &Reader<'_>, room: &str, from: Position) -> bool {
+        let Some(room) = self.rooms.get(room) else { return false };
+        let allows = |role: Option<Role>| match role {
+            Some(role) => role.is_member(),
+            None => reader.is_admin || room.kind == RoomKind::Public,
+        };
+        let changes = room.roles.get(reader.user).map_or(&[][..], Vec::as_slice);
+        let before = changes.iter().rev().find(|(at, _)| *at <= from).and_then(|(_, role)| *role);
+        allows(before) || changes.iter().any(|(at, role)| *at > from && allows(*role))
+    }
+
+    /// An entry came to a reader: it stands in the log with this content, and they may see it.
+    pub fn check_entry(&mut self, reader: &Reader<'_>, room: &str, seq: Seq, json: &[u8], how: &str) {
+        self.events += 1;
+        let user = reader.user;
+        let Some(entry) = self.entry(room, seq) else {
+            panic!("P1: {user} was shown {room} {seq} ({how}), which the log has not: {}", text(json));
+        };
+        let sees = match (&entry.audience, &entry.author) {
+            (Some(audience), Some(author)) => audience.admits(user.as_str(), author.as_str()),
+            _ => true,
+        };
+        let due = if sees { &entry.json } else { &entry.hidden };
+        assert!(
+            json == &due[..],
+            "P2: {user} was shown another {room} {seq} ({how}):\n is {}\n due {}",
+            text(json),
+            text(due)
+        );
+        assert!(
+            self.may_read_at_or_after(reader, room, entry.position - 1),
+            "P9: {user} was shown {room} {seq} ({how}) and had no right to it: {}",
+            text(json)
+        );
+    }
+
+    /// True when this entry ends the user's own membership.
+    pub fn shuts_out(&self, room: &str, seq: Seq, user: &UserId) -> bool {
+        let change = self.entry(room, seq).and_then(|entry| entry.change.as_deref());
+        change.is_some_and(|change| change.user == *user && change.role.is_none_or(|role| !role.is_member()))
+    }
+
+    /// A message was acknowledged: it stands there, from this author, with this content.
+    pub fn check_ack(&mut self, user: &UserId, client_id: &str, body: &str, room: &str, seq: Seq) {
+        self.acks += 1;
+        let entry = self.entry(room, seq).unwrap_or_else(|| panic!("P1: {room} {seq} was acked and is not in the log"));
+        let is_it = entry.author.as_ref() == Some(user) && entry.client_id.as_deref() == Some(client_id);
+        let json = text(&entry.json);
+        assert!(is_it, "P1: the ack of {client_id} names another entry: {json}");
+        assert!(json.contains(&format!("\"body\":\"{body}\"")), "P1: acked with another body: {json}");
+    }
+
+    pub fn note_read(&mut self, user: &UserId, room: &str, seq: Seq) {
+        let read = self.reads.entry((user.clone(), room.to_owned())).or_default();
+        *read = (*read).max(seq);
+    }
+
+    /// How far a user has read, by what was acknowledged.
+    pub fn reads_of(&self, user: &UserId) -> BTreeMap<String, Seq> {
+        let theirs = self.reads.iter().filter(|((reader, _), _)| reader == user);
+        theirs.map(|((_, room), seq)| (room.clone(), *seq)).collect()
+    }
+
+    /// True when the user's membership began once and never changed.
+    pub fn is_unbroken(&self, user: &UserId, room: &str) -> bool {
+        self.rooms.get(room).and_then(|room| room.roles.get(user)).is_none_or(|changes| changes.len() == 1)
+    }
+
+    /// True when a token of this user that was issued then is no longer valid.
+    pub fn is_revoked(revocations: &[Revocation], user: &UserId, issued_at: u64) -> bool {
+        revocations.iter().any(|revocation| match revocation {
+            Revocation::UserBefore(revoked, second) => revoked == user && issued_at <= *second,
+            Revocation::Jti(_) => false,
+        })
+    }
+}
+
+pub fn text(json: &[u8]) -> String {
+    String::from_utf8_lossy(json).into_owned()
+}

@@ -1,0 +1,191 @@
+//! The simulation: shards with the real engine, sequencer and outbox, a store, a mesh, a network and
+//! clients that fail by the dice, on one thread with a virtual clock. First safety, then healing.
+//!
+//! `ANTIPHON_SIM_SEEDS=n` runs that many seeds (500 when not set); `ANTIPHON_SIM_FROM=n` begins at
+//! another one; `ANTIPHON_SIM_SEED=n` runs just one. A seed that fails is run once more to print its
+//! last steps.
+
+mod checker;
+mod client;
+mod faults;
+mod link;
+#[path = "../support/log.rs"]
+mod log;
+mod plan;
+mod store;
+mod world;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use antiphon::engine::event::Input;
+use world::{DAWN, World};
+
+/// Steps that are printed of a run that failed.
+const TRACE_LINES: usize = 40;
+
+thread_local! {
+    static TRACE: RefCell<Option<VecDeque<String>>> = const { RefCell::new(None) };
+}
+
+/// Notes a step, when a failed run is being repeated.
+#[macro_export]
+macro_rules! trace {
+    ($($format:tt)*) => { $crate::note(|| format!($($format)*)) };
+}
+
+fn note(line: impl FnOnce() -> String) {
+    TRACE.with_borrow_mut(|trace| {
+        let Some(lines) = trace else { return };
+        if lines.len() == trace_lines() {
+            lines.pop_front();
+        }
+        lines.push_back(line());
+    });
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+fn trace_lines() -> usize {
+    number("ANTIPHON_SIM_LINES").map_or(TRACE_LINES, |lines| lines as usize)
+}
+
+/// What a run did, so that a test can tell a run that did something from one that did nothing.
+#[derive(Default)]
+struct Done {
+    acks: u64,
+    events: u64,
+    resumes: u64,
+    gaps: u64,
+}
+
+fn run(seed: u64) -> Done {
+    let mut world = World::new(seed);
+    world.run(DAWN + world.plan.run_ms);
+    world.heal();
+    settle(&mut world);
+    // One more word in each room, so that whoever fell off a fan-out list without being told shows.
+    world.last_words = true;
+    world.run(world.now + world.plan.pause_ms * 2);
+    world.last_words = false;
+    settle(&mut world);
+    check_quiet(&mut world);
+    Done {
+        acks: world.checker.acks,
+        events: world.checker.events,
+        resumes: world.checker.resumes,
+        gaps: world.checker.gaps,
+    }
+}
+
+/// Runs until nothing is under way, for a time within which every wait must have ended.
+fn settle(world: &mut World) {
+    // Longer than a stalled client, an unnoticed end of a connection or a retry can take.
+    world.run(world.now + 10_000);
+    let patience = world.now + 300_000;
+    let mut calm = 0;
+    while world.now < patience && calm < 3 {
+        let is_calm = world.store.is_idle() && world.clients.iter().all(|client| is_settled(world, client));
+        calm = if is_calm { calm + 1 } else { 0 };
+        world.run(world.now + 1_000);
+    }
+}
+
+/// Whoever finds no room within the bounds on connections waits outside for ever.
+fn is_settled(world: &World, client: &client::Client) -> bool {
+    let is_full = world.plan.limits.shard_connections_max < 100;
+    client.is_settled() && client.is_greeted() || is_full && !client.is_greeted()
+}
+
+/// Nothing waits, everybody has everything, and all that was taken is given back.
+fn check_quiet(world: &mut World) {
+    assert!(world.store.is_idle(), "the store has work left");
+    assert!(world.admin_asked.is_empty(), "the admin API was not answered");
+    for (number, client) in world.clients.iter().enumerate() {
+        assert!(is_settled(world, client), "client waits for ever: {}", client.describe());
+        client.check_converged(&world.checker);
+        if let Some(link) = world.uses[number] {
+            let it = &world.links[link];
+            assert!(!it.is_parked, "client {number} is parked for ever");
+            let is_revoked =
+                checker::Checker::is_revoked(&world.store.log.kept.revocations, &client.user, it.issued_at);
+            assert!(!is_revoked, "P9: client {number} is here with a revoked token");
+        }
+    }
+    for shard in 0..world.shards.len() {
+        let engine = &mut world.shards[shard].engine;
+        assert_eq!(engine.unanswered(), 0, "shard {shard} waits for ever");
+        let stats = engine.stats();
+        assert_eq!((stats.appends_pending, stats.reads_pending), (0, 0));
+    }
+    // Everybody leaves.
+    for link in 0..world.links.len() {
+        let (shard, key) = (world.links[link].shard, world.links[link].key);
+        if world.links[link].phase == link::Phase::Open && world.link_of(shard, key) == Some(link) {
+            world.handle(shard, Input::Closed(key));
+        }
+    }
+    for shard in 0..world.shards.len() {
+        // First the users go, and some time later the rooms that were kept for them.
+        for _ in 0..4 {
+            world.now += u64::from(world.plan.limits.idle_unload_ms) + 6_000;
+            world.handle(shard, Input::Tick);
+        }
+        let stats = world.shards[shard].engine.stats();
+        let left = (stats.sessions, stats.users_loaded, stats.rooms_loaded, stats.subscriptions);
+        assert_eq!(left, (0, 0, 0, 0), "shard {shard} keeps sessions, users, rooms, subscriptions");
+    }
+}
+
+/// Runs a seed; when it fails, once more with its steps written down.
+fn run_or_explain(seed: u64) -> Done {
+    match catch_unwind(AssertUnwindSafe(|| run(seed))) {
+        Ok(done) => done,
+        Err(_) => {
+            TRACE.set(Some(VecDeque::new()));
+            let _ = catch_unwind(AssertUnwindSafe(|| run(seed)));
+            for line in TRACE.take().into_iter().flatten() {
+                println!("{}", line.chars().take(600).collect::<String>());
+            }
+            panic!("seed {seed} failed: ANTIPHON_SIM_SEED={seed} runs it alone");
+        }
+    }
+}
+
+#[test]
+fn seeds() {
+    let seeds = match number("ANTIPHON_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => {
+            let from = number("ANTIPHON_SIM_FROM").unwrap_or(0);
+            from..from + number("ANTIPHON_SIM_SEEDS").unwrap_or(500)
+        }
+    };
+    let is_many = seeds.end - seeds.start >= 100;
+    let mut all = Done::default();
+    for seed in seeds {
+        let done = run_or_explain(seed);
+        all.acks += done.acks;
+        all.events += done.events;
+        all.resumes += done.resumes;
+        all.gaps += done.gaps;
+    }
+    println!("{} acks, {} events, {} resumes, {} gaps", all.acks, all.events, all.resumes, all.gaps);
+    if is_many {
+        assert!(all.acks > 10_000 && all.events > 50_000 && all.resumes > 500 && all.gaps > 10, "too tame");
+    }
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    let [first, second] = [0, 0].map(|_| {
+        let mut world = World::new(7);
+        world.run(DAWN + 3_000);
+        let rows: Vec<_> = world.store.log.kept.rows.iter().map(|row| (row.seq, row.ts, row.fields.clone())).collect();
+        (world.steps, rows)
+    });
+    assert_eq!(first, second);
+}

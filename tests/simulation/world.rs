@@ -1,0 +1,684 @@
+//! The whole system on one thread with a virtual clock: shards with the real engine, the store, the
+//! mesh, the links and the clients, driven by one queue of events. One seed, one run.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use antiphon::engine::event::{Claims, ConnKey, Input, MeshMessage, Output, Outputs, ReadReply, ReadRequest, Token};
+use antiphon::engine::event::{Class, Frames, StoreEvent};
+use antiphon::engine::limits::Limits;
+use antiphon::engine::shard::Shard;
+use antiphon::engine::shard_of;
+use antiphon::gateway::outbox::{Ladder, Pushed};
+use antiphon::protocol::encode;
+use antiphon::protocol::error::{CloseCode, ErrorCode, Refusal};
+use antiphon::protocol::ids::UserId;
+use antiphon::protocol::parse::Parser;
+
+use crate::checker::{Checker, text};
+use crate::client::{Client, Scene};
+use crate::link::{Heard, Link, Phase, take_frame};
+use crate::plan::{Dice, Plan};
+use crate::store::Store;
+use crate::trace;
+
+/// When runs begin: some day of 2020, so that no time is near 0.
+pub const DAWN: u64 = 1_600_000_000_000;
+const CLOSING_MS: u64 = 3_000;
+
+/// What is to happen at some time. `u32`: the incarnation of the server it belongs to.
+pub enum Event {
+    Wake(usize),
+    Open(usize, Claims),
+    Up(usize, String),
+    GoOn(usize),
+    Flush(usize),
+    Read(usize),
+    Pong(usize),
+    Stall(usize),
+    PeerGone(usize),
+    Drop(usize),
+    StoreTurn(u32),
+    StoreDone(u32),
+    Log(u32, usize),
+    Snapshot(u32, ReadRequest),
+    Answer(u32, usize, ReadReply),
+    Mesh(u32, usize, MeshMessage),
+    Verified(u32, usize, ConnKey, Token, Result<Claims, Refusal>),
+    Tick(u32, usize),
+    Second,
+    CloseAll(u32),
+    Restart(u32),
+    Recover(u32),
+}
+
+/// One shard of the present incarnation.
+pub struct ShardSim {
+    pub engine: Shard,
+    log: std::collections::VecDeque<StoreEvent>,
+    log_at: u64,
+    tick_at: u64,
+    /// Generation of each slot; the links that hold them.
+    slots: Vec<(u32, Option<usize>)>,
+}
+
+pub struct World {
+    pub now: u64,
+    count: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    pub dice: Dice,
+    pub plan: Plan,
+    limits: Arc<Limits>,
+    ladder: Ladder,
+    pub incarnation: u32,
+    pub shards: Vec<ShardSim>,
+    pub links: Vec<Link>,
+    pub clients: Vec<Client>,
+    /// The link that each client uses.
+    pub uses: Vec<Option<usize>>,
+    issued_at: Vec<u64>,
+    pub store: Store,
+    pub checker: Checker,
+    pub tokens: Vec<Claims>,
+    parser: Option<Parser>,
+    outputs: Outputs,
+    /// Connections that were closed while the engine could not be told.
+    ended: Vec<(usize, ConnKey)>,
+    pub heals: bool,
+    pub last_words: bool,
+    pub admin_asked: std::collections::BTreeSet<Token>,
+    pub steps: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let plan = Plan::draw(&mut dice);
+        trace!("{plan:?}");
+        let clients: Vec<Client> = (0..plan.clients as usize)
+            .map(|number| {
+                let user = number as u64 % plan.users;
+                Client::new(number, UserId::parse(&format!("u{user}")).unwrap(), seed % 4 == 0 && user == 0)
+            })
+            .collect();
+        let mut world = Self {
+            now: DAWN,
+            count: 0,
+            queue: BTreeMap::new(),
+            limits: Arc::new(plan.limits.clone()),
+            ladder: Ladder::of(&plan.limits),
+            incarnation: 0,
+            shards: Vec::new(),
+            links: Vec::new(),
+            uses: vec![None; clients.len()],
+            issued_at: vec![DAWN / 1_000; clients.len()],
+            store: Store::new(&plan),
+            checker: Checker::default(),
+            tokens: Vec::new(),
+            parser: Some(Parser::new(16 * 1024)),
+            outputs: Outputs::default(),
+            ended: Vec::new(),
+            heals: false,
+            last_words: false,
+            admin_asked: Default::default(),
+            steps: 0,
+            clients,
+            dice,
+            plan,
+        };
+        world.start_server();
+        for client in 0..world.clients.len() {
+            let at = world.dice.below(200);
+            world.after(at, Event::Wake(client));
+        }
+        world.after(1_000, Event::Second);
+        world
+    }
+
+    pub fn start_server(&mut self) {
+        self.shards = (0..self.plan.shards)
+            .map(|shard| {
+                let seed = self.dice.bits();
+                let engine = Shard::new(self.store.log.genesis(shard, seed), self.limits.clone(), self.now);
+                ShardSim { engine, log: Default::default(), log_at: 0, tick_at: u64::MAX, slots: Vec::new() }
+            })
+            .collect();
+        for shard in 0..self.shards.len() {
+            self.set_tick(shard);
+        }
+    }
+
+    pub fn after(&mut self, ms: u64, event: Event) {
+        self.at(self.now + ms, event);
+    }
+
+    fn at(&mut self, at: u64, event: Event) {
+        self.count += 1;
+        self.queue.insert((at.max(self.now), self.count), event);
+    }
+
+    /// Runs until `until`.
+    pub fn run(&mut self, until: u64) {
+        while let Some(entry) = self.queue.first_entry() {
+            if entry.key().0 > until {
+                break;
+            }
+            let ((at, _), event) = entry.remove_entry();
+            self.now = at;
+            self.steps += 1;
+            assert!(self.steps < 2_000_000, "a run without end");
+            self.step(event);
+        }
+        self.now = until;
+    }
+
+    fn step(&mut self, event: Event) {
+        let alive = self.incarnation;
+        match event {
+            Event::Wake(client) => self.wake(client),
+            Event::Open(link, claims) => self.opened(link, claims),
+            Event::Up(link, frame) => self.on_frame(link, frame),
+            Event::GoOn(link) => self.go_on(link),
+            Event::Flush(link) => self.flush(link),
+            Event::Read(link) => self.client_reads(link),
+            Event::Pong(link) => self.note_heard(link),
+            Event::Stall(link) => self.on_stall(link),
+            Event::PeerGone(link) => self.on_peer_gone(link),
+            Event::Drop(link) => self.kill(link),
+            Event::StoreTurn(of) if of == alive => self.store_turn(),
+            Event::StoreDone(of) if of == alive => {
+                if let Some(event) = self.store.end(&mut self.checker) {
+                    self.publish(event);
+                }
+                self.after(0, Event::StoreTurn(alive));
+            }
+            Event::Log(of, shard) if of == alive => {
+                if let Some(event) = self.shards[shard].log.pop_front() {
+                    self.handle(shard, Input::Store(event));
+                }
+            }
+            Event::Snapshot(of, request) if of == alive => self.snapshot(request),
+            Event::Answer(of, shard, reply) if of == alive => self.handle(shard, Input::Read(reply)),
+            Event::Mesh(of, shard, message) if of == alive => self.handle(shard, Input::Mesh(message)),
+            Event::Verified(of, shard, conn, token, result) if of == alive => {
+                self.handle(shard, Input::TokenVerified(conn, token, result));
+            }
+            Event::Tick(of, shard) if of == alive && self.shards[shard].tick_at <= self.now => {
+                self.shards[shard].tick_at = u64::MAX;
+                self.handle(shard, Input::Tick);
+            }
+            Event::Second => self.each_second(),
+            Event::CloseAll(of) if of == alive => {
+                (0..self.shards.len()).for_each(|shard| self.handle(shard, Input::CloseAll));
+                self.after(200, Event::Restart(alive));
+            }
+            Event::Restart(of) if of == alive => self.crash(),
+            Event::Recover(of) if of == alive => self.degrade(false),
+            _ => {}
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // The engine and what it asks for
+
+    pub fn handle(&mut self, shard: usize, input: Input<'_>) {
+        if self.shards.is_empty() {
+            return;
+        }
+        let engine = &mut self.shards[shard].engine;
+        engine.handle(input, self.now);
+        let mut outputs = std::mem::take(&mut self.outputs);
+        engine.drain_outputs(&mut outputs);
+        for output in std::mem::take(&mut outputs.list) {
+            self.perform(shard, output, &outputs);
+        }
+        outputs.clear();
+        self.outputs = outputs;
+        self.set_tick(shard);
+        while let Some((shard, conn)) = self.ended.pop() {
+            self.handle(shard, Input::Closed(conn));
+        }
+    }
+
+    fn set_tick(&mut self, shard: usize) {
+        let sim = &mut self.shards[shard];
+        if let Some(at) = sim.engine.next_deadline()
+            && at < sim.tick_at
+        {
+            sim.tick_at = at;
+            self.at(at, Event::Tick(self.incarnation, shard));
+        }
+    }
+
+    pub fn link_of(&self, shard: usize, conn: ConnKey) -> Option<usize> {
+        let (generation, link) = self.shards[shard].slots.get(conn.slot as usize)?;
+        link.filter(|_| *generation == conn.generation)
+    }
+
+    fn perform(&mut self, shard: usize, output: Output, outputs: &Outputs) {
+        let alive = self.incarnation;
+        match output {
+            Output::Send { conn, class, frames } => self.push(shard, conn, class, &frames, outputs),
+            Output::Fanout { targets, class, frames } => {
+                if let Class::Log { room, last, .. } = class {
+                    let head = self.store.log.kept.rooms[&room].head;
+                    assert!(last <= head, "P1: fanned out before its commit: {room:?} {last}");
+                }
+                for conn in &outputs.targets[targets.start as usize..targets.end as usize] {
+                    self.push(shard, *conn, class, &frames, outputs);
+                }
+            }
+            Output::Ping(conn) => {
+                let ladder = self.ladder;
+                self.with_link(shard, conn, |link| {
+                    link.outbox.push_critical(&[0x89, 0], &ladder);
+                });
+            }
+            Output::Close { conn, code, .. } => self.close(shard, conn, code),
+            Output::Park { conn, again } => {
+                self.with_link(shard, conn, |link| {
+                    assert!(!link.is_parked, "a connection is parked twice");
+                    link.is_parked = true;
+                    if again {
+                        link.again = Some(String::new());
+                    }
+                });
+            }
+            Output::Unpark(conn) => {
+                if let Some(link) = self.link_of(shard, conn) {
+                    let it = &mut self.links[link];
+                    assert!(it.is_parked || it.phase != Phase::Open, "a connection is unparked that was not parked");
+                    it.is_parked = false;
+                    let ms = self.dice.below(2);
+                    self.after(ms, Event::GoOn(link));
+                }
+            }
+            Output::VerifyToken { conn, token, jwt } => {
+                let refused = || Refusal::new(ErrorCode::Unauthorized, "no such token");
+                let claims = jwt.parse().ok().and_then(|at: usize| self.tokens.get(at).cloned()).ok_or_else(refused);
+                let ms = self.dice.below(3);
+                self.after(ms, Event::Verified(alive, shard, conn, token, claims));
+            }
+            Output::Append(append) => {
+                self.store.push(append);
+                self.after(0, Event::StoreTurn(alive));
+            }
+            Output::Read(request) => {
+                let ms = self.dice.below(self.plan.read_ms + 1);
+                self.after(ms, Event::Snapshot(alive, request));
+            }
+            Output::Mesh(message) => {
+                for other in (0..self.shards.len()).filter(|other| *other != shard) {
+                    if !self.dice.chance(self.plan.mesh_lost) {
+                        let ms = self.dice.below(20);
+                        self.after(ms, Event::Mesh(alive, other, message.clone()));
+                    }
+                }
+            }
+            Output::AdminReply(token, _) => assert!(self.admin_asked.remove(&token), "an admin answer too many"),
+            Output::StatsReply { conn, id, fields } => {
+                let mut frame = Vec::new();
+                let fields = &outputs.bytes[fields.start as usize..fields.end as usize];
+                encode::frame_text(&mut frame, |out| encode::ok(out, &id, |out| out.extend_from_slice(fields)));
+                self.push(shard, conn, Class::Critical, &Frames::Owned(frame.into()), outputs);
+            }
+            Output::Note(_) => {}
+        }
+    }
+
+    fn with_link(&mut self, shard: usize, conn: ConnKey, change: impl FnOnce(&mut Link)) {
+        if let Some(link) = self.link_of(shard, conn) {
+            change(&mut self.links[link]);
+            self.dirty(link);
+        }
+    }
+
+    fn dirty(&mut self, link: usize) {
+        if !std::mem::replace(&mut self.links[link].is_dirty, true) {
+            let ms = self.dice.below(2);
+            self.after(ms, Event::Flush(link));
+        }
+    }
+
+    fn push(&mut self, shard: usize, conn: ConnKey, class: Class, frames: &Frames, outputs: &Outputs) {
+        let Some(link) = self.link_of(shard, conn) else { return };
+        let it = &mut self.links[link];
+        if it.phase != Phase::Open {
+            return;
+        }
+        let pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        let client = it.client;
+        trace!("  -> {client} {class:?} {pushed:?} {}", text(frames.as_slice(&outputs.bytes)));
+        self.dirty(link);
+        if pushed == Pushed::Overflow {
+            self.close_slow(link);
+            self.ended.push((shard, conn));
+        }
+    }
+
+    fn close_slow(&mut self, link: usize) {
+        let ladder = self.ladder;
+        self.links[link].close(CloseCode::SlowConsumer.number(), &ladder, true);
+        self.dirty(link);
+        self.after(CLOSING_MS, Event::Drop(link));
+    }
+
+    fn close(&mut self, shard: usize, conn: ConnKey, code: CloseCode) {
+        let Some(link) = self.link_of(shard, conn) else { return };
+        trace!("  -> {} close {code}", self.links[link].client);
+        let ladder = self.ladder;
+        self.links[link].close(code.number(), &ladder, false);
+        self.dirty(link);
+        self.after(CLOSING_MS, Event::Drop(link));
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // Store
+
+    fn store_turn(&mut self) {
+        let (told, is_committing) = self.store.begin(&self.plan, &mut self.dice, self.now);
+        told.into_iter().for_each(|event| self.publish(event));
+        if is_committing {
+            let ms = self.dice.below(self.plan.commit_ms + 1);
+            self.after(ms, Event::StoreDone(self.incarnation));
+        }
+    }
+
+    pub fn publish(&mut self, event: StoreEvent) {
+        trace!("store: {}", describe(&event));
+        for shard in 0..self.shards.len() {
+            let at = (self.now + self.dice.below(self.plan.log_ms + 1)).max(self.shards[shard].log_at);
+            self.shards[shard].log_at = at;
+            self.shards[shard].log.push_back(event.clone());
+            self.at(at, Event::Log(self.incarnation, shard));
+        }
+    }
+
+    fn snapshot(&mut self, request: ReadRequest) {
+        let result = if self.dice.chance(self.plan.read_fails) {
+            Err(Refusal::new(ErrorCode::Degraded, "the store cannot be read").retry_after(500))
+        } else {
+            Ok(self.store.log.answer(&request.query))
+        };
+        trace!("reader: {:?} {}", request, result.is_ok());
+        let reply = ReadReply { token: request.token, result };
+        let ms = self.dice.below(self.plan.read_ms + 1);
+        self.after(ms, Event::Answer(self.incarnation, usize::from(request.shard.0), reply));
+    }
+
+    // --------------------------------------------------------------------------------------------
+    // Links
+
+    fn wake(&mut self, client: usize) {
+        let pause = self.dice.between(1, self.plan.pause_ms * 2);
+        self.after(pause, Event::Wake(client));
+        let Some(link) = self.uses[client] else { return self.connect(client) };
+        if self.dice.chance(self.plan.client_drops) {
+            return self.abandon(client, link);
+        }
+        if self.dice.chance(self.plan.client_stalls) {
+            self.links[link].stalled_until = self.now + self.dice.between(100, 6_000);
+        }
+        self.clients[client].wants_refresh = !self.heals && self.dice.chance(20);
+        let frames = self.with_client(client, Client::act);
+        self.say(link, frames);
+    }
+
+    fn with_client<T>(&mut self, client: usize, act: impl FnOnce(&mut Client, &mut Scene<'_>) -> T) -> T {
+        let mut scene = Scene {
+            checker: &mut self.checker,
+            dice: &mut self.dice,
+            plan: &self.plan,
+            heals: self.heals,
+            last_words: self.last_words,
+            now: self.now,
+        };
+        act(&mut self.clients[client], &mut scene)
+    }
+
+    fn claims(&mut self, client: usize) -> Claims {
+        let lasts_ms = if self.heals { 3_600_000 } else { self.dice.pick(&[3_000, 60_000, 3_600_000]) };
+        let claims = Claims {
+            user: self.clients[client].user.clone(),
+            expires_at: self.now + lasts_ms,
+            issued_at: Some(self.issued_at[client]),
+            jti: None,
+            admin: self.clients[client].is_admin,
+            rooms: None,
+        };
+        self.tokens.push(claims.clone());
+        claims
+    }
+
+    fn connect(&mut self, client: usize) {
+        let claims = self.claims(client);
+        let shard = usize::from(shard_of(&claims.user, self.plan.shards).0);
+        let slots = &mut self.shards[shard].slots;
+        let link = self.links.len();
+        let slot = slots.iter().position(|(_, link)| link.is_none()).unwrap_or_else(|| {
+            slots.push((0, None));
+            slots.len() - 1
+        });
+        slots[slot].0 += 1;
+        slots[slot].1 = Some(link);
+        let key = ConnKey { slot: slot as u32, generation: slots[slot].0 };
+        let mut it = Link::new(client, shard, key, self.issued_at[client], self.plan.window);
+        it.up_at = self.now + self.dice.below(self.plan.net_ms + 1);
+        let at = it.up_at;
+        self.links.push(it);
+        self.uses[client] = Some(link);
+        self.at(at, Event::Open(link, claims));
+        let frames = self.with_client(client, Client::on_connect);
+        self.say(link, frames);
+    }
+
+    fn opened(&mut self, link: usize, claims: Claims) {
+        let it = &mut self.links[link];
+        if it.phase != Phase::Opening {
+            return;
+        }
+        it.phase = Phase::Open;
+        let device = antiphon::protocol::ids::DeviceId::parse(&format!("d{}", it.client)).unwrap();
+        trace!("open {} {:?} {}", it.client, it.key, claims.user);
+        let (shard, key) = (it.shard, it.key);
+        self.handle(shard, Input::Opened(key, antiphon::engine::event::Opening { claims, device, batch: false }));
+    }
+
+    fn say(&mut self, link: usize, frames: Vec<String>) {
+        for frame in frames {
+            let frame = if frame.contains("TOKEN") {
+                self.claims(self.links[link].client);
+                frame.replace("TOKEN", &(self.tokens.len() - 1).to_string())
+            } else {
+                frame
+            };
+            let at = (self.now + self.dice.below(self.plan.net_ms + 1)).max(self.links[link].up_at);
+            self.links[link].up_at = at;
+            self.at(at, Event::Up(link, frame));
+        }
+    }
+
+    fn note_heard(&mut self, link: usize) {
+        let it = &self.links[link];
+        if it.phase == Phase::Open && !it.is_abandoned {
+            self.shards[it.shard].engine.note_heard(it.key, self.now);
+        }
+    }
+
+    fn on_frame(&mut self, link: usize, frame: String) {
+        if self.links[link].phase != Phase::Open {
+            return;
+        }
+        self.note_heard(link);
+        let it = &mut self.links[link];
+        if it.is_parked || it.again.is_some() || !it.backlog.is_empty() {
+            it.backlog.push_back(frame);
+        } else {
+            self.feed(link, &frame);
+        }
+    }
+
+    fn feed(&mut self, link: usize, frame: &str) {
+        let (shard, key) = (self.links[link].shard, self.links[link].key);
+        trace!("frame {} {frame}", self.links[link].client);
+        let mut parser = self.parser.take().expect("frames are fed one at a time");
+        match parser.parse(frame.as_bytes()) {
+            Ok(request) => self.handle(shard, Input::Frame(key, &request)),
+            Err(bad) => self.handle(shard, Input::BadFrame(key, bad.id, bad.refusal)),
+        }
+        self.parser = Some(parser);
+        if let Some(again) = &mut self.links[link].again
+            && again.is_empty()
+        {
+            again.push_str(frame);
+        }
+    }
+
+    fn go_on(&mut self, link: usize) {
+        while self.links[link].phase == Phase::Open && !self.links[link].is_parked {
+            let it = &mut self.links[link];
+            let Some(frame) = it.again.take().or_else(|| it.backlog.pop_front()) else { return };
+            self.feed(link, &frame);
+        }
+    }
+
+    pub fn flush(&mut self, link: usize) {
+        let it = &mut self.links[link];
+        it.is_dirty = false;
+        if matches!(it.phase, Phase::Dead | Phase::Opening) {
+            return;
+        }
+        let was_blocked = it.is_blocked;
+        let all = it.send(self.now);
+        let (shard, key) = (it.shard, it.key);
+        if !all && !was_blocked {
+            self.after(u64::from(self.plan.limits.stall_ms), Event::Stall(link));
+        }
+        if all
+            && self.links[link].phase == Phase::Open
+            && let Some(gaps) = self.links[link].outbox.take_gaps(&self.ladder)
+        {
+            trace!("drained {} {gaps:?}", self.links[link].client);
+            self.handle(shard, Input::OutboxDrained(key, gaps));
+        }
+        self.wish_to_read(link);
+    }
+
+    fn wish_to_read(&mut self, link: usize) {
+        let it = &mut self.links[link];
+        if !it.wire.is_empty() && !it.is_read_due {
+            it.is_read_due = true;
+            let at = (self.now + self.dice.below(self.plan.net_ms + 1)).max(it.stalled_until);
+            self.at(at, Event::Read(link));
+        }
+    }
+
+    fn client_reads(&mut self, link: usize) {
+        let it = &mut self.links[link];
+        it.is_read_due = false;
+        it.arrived.append(&mut it.wire);
+        while !self.links[link].is_abandoned && self.links[link].phase != Phase::Dead {
+            let Some(heard) = take_frame(&mut self.links[link].arrived) else { break };
+            let client = self.links[link].client;
+            match heard {
+                Heard::Text(json) => {
+                    trace!("{client} hears {}", text(&json));
+                    let frames = self.with_client(client, |client, scene| client.hear(&json, scene));
+                    self.say(link, frames);
+                }
+                Heard::Ping => {
+                    let ms = self.dice.below(self.plan.net_ms + 1);
+                    self.after(ms, Event::Pong(link));
+                }
+                Heard::Close(code) => self.on_close(client, link, code),
+            }
+        }
+        if self.links[link].phase != Phase::Dead && !self.links[link].is_abandoned {
+            self.dirty(link);
+        }
+    }
+
+    fn on_close(&mut self, client: usize, link: usize, code: u16) {
+        if code == CloseCode::InvalidToken.number() {
+            self.issued_at[client] = self.now / 1_000 + 2;
+        }
+        self.kill(link);
+    }
+
+    /// The client is gone, and the server learns of it or not.
+    fn abandon(&mut self, client: usize, link: usize) {
+        trace!("{client} drops its connection");
+        self.links[link].is_abandoned = true;
+        self.uses[client] = None;
+        self.clients[client].on_disconnect();
+        if !self.dice.chance(self.plan.half_open) {
+            let ms = self.dice.below(200);
+            self.after(ms, Event::PeerGone(link));
+        }
+    }
+
+    fn on_peer_gone(&mut self, link: usize) {
+        let it = &self.links[link];
+        let (shard, key, phase) = (it.shard, it.key, it.phase);
+        if phase == Phase::Open {
+            self.handle(shard, Input::Closed(key));
+        }
+        self.kill(link);
+    }
+
+    fn on_stall(&mut self, link: usize) {
+        let it = &self.links[link];
+        if it.phase != Phase::Open || !it.is_blocked {
+            return;
+        }
+        let due = it.progress_at + u64::from(self.plan.limits.stall_ms);
+        if due > self.now {
+            return self.at(due, Event::Stall(link));
+        }
+        let (shard, key) = (it.shard, it.key);
+        self.close_slow(link);
+        self.handle(shard, Input::Closed(key));
+    }
+
+    /// Nothing is left of a link; its slot is free.
+    pub fn kill(&mut self, link: usize) {
+        let it = &mut self.links[link];
+        if std::mem::replace(&mut it.phase, Phase::Dead) == Phase::Dead {
+            return;
+        }
+        it.wire.clear();
+        let (shard, slot, client) = (it.shard, it.key.slot as usize, it.client);
+        if let Some(entry) = self.shards.get_mut(shard).and_then(|shard| shard.slots.get_mut(slot))
+            && entry.1 == Some(link)
+        {
+            entry.1 = None;
+        }
+        if self.uses[client] == Some(link) {
+            self.uses[client] = None;
+            self.clients[client].on_disconnect();
+        }
+    }
+
+    /// The process dies; a new one comes up after a while.
+    pub fn crash(&mut self) {
+        trace!("crash");
+        self.incarnation += 1;
+        self.admin_asked.clear();
+        for link in 0..self.links.len() {
+            self.kill(link);
+        }
+        self.shards.clear();
+        self.store.crash(&mut self.checker, &mut self.dice);
+        self.start_server();
+    }
+}
+
+fn describe(event: &StoreEvent) -> String {
+    match event {
+        StoreEvent::Degraded(is_on) => format!("degraded {is_on}"),
+        StoreEvent::Batch(batch) => {
+            let runs: Vec<_> = batch.runs.iter().map(|run| (run.name.as_str(), run.last_seq())).collect();
+            format!("{}..={} {runs:?} reads {:?} outcomes {:?}", batch.first, batch.last, batch.reads, batch.outcomes)
+        }
+    }
+}
