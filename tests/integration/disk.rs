@@ -18,8 +18,7 @@ fn a_full_disk_refuses_and_loses_nothing() {
     let body = "x".repeat(8_000);
     for number in 0..2_000 {
         let id = format!("c{number}");
-        let reply =
-            alice.ask(json!({"type": "message:send", "room": "room", "body": body, "client_id": id}));
+        let reply = alice.ask(json!({"type": "message:send", "room": "room", "body": body, "client_id": id}));
         if reply["type"] == "ok" {
             assert_eq!(refused, 0, "none before, one after: {reply}");
             acked.insert(id, reply["seq"].as_u64().unwrap());
@@ -54,6 +53,7 @@ fn a_full_disk_refuses_and_loses_nothing() {
         let again = alice.ok(json!({"type": "message:send", "room": "room", "body": body, "client_id": id}));
         assert_eq!((&again["seq"], &again["duplicate"]), (&json!(seq), &json!(true)), "{id}");
     }
-    let retried = alice.ok(json!({"type": "message:send", "room": "room", "body": body, "client_id": format!("c{}", acked.len())}));
+    let retried = alice
+        .ok(json!({"type": "message:send", "room": "room", "body": body, "client_id": format!("c{}", acked.len())}));
     assert!(retried["seq"].as_u64().unwrap() > acked.len() as u64);
 }

@@ -72,8 +72,11 @@ fn connections_that_come_and_go_disturb_nobody() {
 
 #[test]
 fn few_and_small_buffers_are_enough() {
-    let server =
-        Options::shards(2).with("--ring-buffers", "16").with("--ring-buffer-bytes", "512").with("--ring-entries", "16").start();
+    let server = Options::shards(2)
+        .with("--ring-buffers", "16")
+        .with("--ring-buffer-bytes", "512")
+        .with("--ring-entries", "16")
+        .start();
     const CLIENTS: usize = 60;
     const EACH: usize = 20;
     let mut clients: Vec<Client> = (0..CLIENTS).map(|number| server.client(&format!("user-{number}"))).collect();
