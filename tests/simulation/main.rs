@@ -63,6 +63,7 @@ struct Done {
     events: u64,
     resumes: u64,
     gaps: u64,
+    amended: u64,
 }
 
 fn run(seed: u64) -> Done {
@@ -81,6 +82,7 @@ fn run(seed: u64) -> Done {
         events: world.checker.events,
         resumes: world.checker.resumes,
         gaps: world.checker.gaps,
+        amended: world.checker.amended,
     }
 }
 
@@ -175,10 +177,12 @@ fn seeds() {
         all.events += done.events;
         all.resumes += done.resumes;
         all.gaps += done.gaps;
+        all.amended += done.amended;
     }
-    println!("{} acks, {} events, {} resumes, {} gaps", all.acks, all.events, all.resumes, all.gaps);
+    let Done { acks, events, resumes, gaps, amended } = all;
+    println!("{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {amended} edits");
     if is_many {
-        assert!(all.acks > 10_000 && all.events > 50_000 && all.resumes > 500 && all.gaps > 10, "too tame");
+        assert!(acks > 10_000 && events > 50_000 && resumes > 500 && gaps > 10 && amended > 500, "too tame");
     }
 }
 
