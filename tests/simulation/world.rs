@@ -85,6 +85,7 @@ pub struct World {
     pub ended: Vec<(usize, ConnKey)>,
     pub heals: bool,
     pub last_words: bool,
+    pub is_final: bool,
     pub admin_asked: std::collections::BTreeSet<Token>,
     pub steps: u64,
 }
@@ -119,6 +120,7 @@ impl World {
             ended: Vec::new(),
             heals: false,
             last_words: false,
+            is_final: false,
             admin_asked: Default::default(),
             steps: 0,
             clients,
