@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use antiphon::engine::event::{Append, Entry, NewMessage, ReadReply, ShardId, StoreEvent, Token};
+use antiphon::engine::event::{Append, Entry, NewMessage, Query, ReadReply, ReadRequest, ShardId, StoreEvent, Token};
 use antiphon::protocol::ids::{Priority, RoomKey, RoomName, UserId};
 use antiphon::store::{LogListener, Origin, RoomLog, RunningLog, SqliteLog, StoreConfig};
 use rusqlite::Connection;
@@ -122,20 +122,23 @@ fn bare(size: usize, indexed: bool, limit: Duration) {
     line(size, what, n, began.elapsed(), cpu_us() - cpu, commits);
 }
 
-struct Ear(flume::Sender<StoreEvent>);
+struct Ear(flume::Sender<StoreEvent>, flume::Sender<ReadReply>);
 
 impl LogListener for Ear {
     fn on_store(&self, event: StoreEvent) {
         let _ = self.0.send(event);
     }
 
-    fn on_read(&self, _reply: ReadReply) {}
+    fn on_read(&self, reply: ReadReply) {
+        let _ = self.1.send(reply);
+    }
 }
 
 /// A store with its rooms made, and the ear of its one shard.
 struct Bench {
     running: RunningLog,
     ear: flume::Receiver<StoreEvent>,
+    replies: flume::Receiver<ReadReply>,
     user: UserId,
     n: u64,
 }
@@ -143,10 +146,10 @@ struct Bench {
 impl Bench {
     fn open(config: &StoreConfig) -> (Self, Origin) {
         let (open, origin) = SqliteLog::open(config).expect("a store");
-        let (to_ear, ear) = flume::unbounded();
-        let running = open.start(vec![Box::new(Ear(to_ear))]).expect("threads");
+        let ((to_ear, ear), (to_replies, replies)) = (flume::unbounded(), flume::unbounded());
+        let running = open.start(vec![Box::new(Ear(to_ear, to_replies))]).expect("threads");
         let user = UserId::parse("author-0001").expect("a name");
-        let bench = Self { running, ear, user, n: origin.position };
+        let bench = Self { running, ear, replies, user, n: origin.position };
         for room in 0..ROOMS {
             let room = RoomName::parse(&format!("room-{room}")).expect("a name");
             let owner = UserId::parse(&format!("owner-{room}")).expect("a name");
@@ -166,6 +169,21 @@ impl Bench {
             Ok(StoreEvent::Batch(batch)) => batch.outcomes.iter().map(Vec::len).sum(),
             other => panic!("no batch: {other:?}"),
         }
+    }
+
+    /// Asks for pages of 50 entries, one after the other; µs a page within the store.
+    fn read_pages(&self, what: &str, before: impl Fn(u64) -> u64) {
+        for n in 0..2_000 {
+            let (room, before) = (RoomKey(n % ROOMS + 1), before(n));
+            let query =
+                Query::History { room, after: 0, before, newest: true, thread: None, limit: 50, bytes_max: 1 << 20 };
+            let request = ReadRequest { shard: ShardId(0), token: Token(n), query };
+            self.running.log().read(request).expect("room in the queue");
+            let reply = self.replies.recv().expect("an answer");
+            assert!(reply.result.is_ok());
+        }
+        let read_us = self.running.stats().read_us;
+        println!("{what}: mean {:.0} µs, p99 {} µs", read_us.mean(), read_us.value_at_quantile(0.99));
     }
 
     /// Submits `size` messages, spread over the rooms.
@@ -239,6 +257,10 @@ fn fill(rows: u64) {
     for what in ["opened again", "and again"] {
         let (bench, origin) = Bench::open(&config);
         println!("{what} in {:?}: {} pairs remembered", origin.took, origin.dedupe_entries);
+        match what {
+            "opened again" => bench.read_pages("the newest 50 of a room", |_| u64::MAX),
+            _ => bench.read_pages("50 from anywhere in a room", |n| 2 + n * 7_919 % (rows / ROOMS)),
+        }
         bench.running.stop();
     }
 }

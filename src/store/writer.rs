@@ -193,13 +193,14 @@ impl Writer {
         };
         match self.write(&decided) {
             Ok(()) => {
-                let rows = decided.rows.len() as u64;
-                self.counters.commit_us.record(began.elapsed().as_micros() as u64);
+                let (took, rows, is_written) = (began.elapsed(), decided.rows.len() as u64, !decided.is_empty());
                 let batch = self.sequencer.commit(decided);
-                self.count_commit(rows, batch.bytes.len() as u64);
-                if self.breaker.on_success() {
-                    self.set_degraded(false);
+                if is_written {
+                    self.counters.commit_us.record(took.as_micros() as u64);
+                    self.count_commit(rows, batch.bytes.len() as u64);
+                    self.breaker.on_success();
                 }
+                self.counters.duplicates.store(self.sequencer.duplicates(), Relaxed);
                 self.publish(batch);
             }
             Err(error) => {
@@ -370,7 +371,6 @@ impl Writer {
         Counters::add(&counters.batches, 1);
         Counters::add(&counters.rows, rows);
         Counters::add(&counters.bytes, bytes);
-        counters.duplicates.store(self.sequencer.duplicates(), Relaxed);
         counters.dedupe_entries.store(self.sequencer.dedupe_len() as u64, Relaxed);
         counters.dedupe_evicted.store(self.sequencer.dedupe_evicted_early(), Relaxed);
     }

@@ -49,6 +49,7 @@ impl Shard {
         if batch.last >= batch.first && !batch.runs.is_empty() {
             debug_assert_eq!(batch.first, self.cx.position + 1, "batches are contiguous");
             self.cx.position = batch.last;
+            self.cx.stats.batches += 1;
             self.cx.stats.batch_entries += batch.last - batch.first + 1;
             // Kept first: a room that this batch brings in is caught up from what is kept.
             self.recent.push(batch.clone(), self.cx.now);
