@@ -358,8 +358,7 @@ impl World {
     }
 
     pub fn close_slow(&mut self, link: usize) {
-        let ladder = self.ladder;
-        self.links[link].close(CloseCode::SlowConsumer.number(), &ladder, true);
+        self.links[link].close(CloseCode::SlowConsumer.number(), true);
         self.dirty(link);
         self.after(CLOSING_MS, Event::Drop(link));
     }
@@ -367,8 +366,7 @@ impl World {
     pub fn close(&mut self, shard: usize, conn: ConnKey, code: CloseCode) {
         let Some(link) = self.link_of(shard, conn) else { return };
         trace!("  -> {} close {code}", self.links[link].client);
-        let ladder = self.ladder;
-        self.links[link].close(code.number(), &ladder, false);
+        self.links[link].close(code.number(), false);
         self.dirty(link);
         self.after(CLOSING_MS, Event::Drop(link));
     }
