@@ -4,6 +4,7 @@
 mod admin;
 mod bounds;
 mod events;
+mod filters;
 mod harness;
 mod loading;
 #[path = "../support/log.rs"]
