@@ -1,7 +1,12 @@
 //! Subscriptions with a filter: what they see, what stands in for the rest, and what resumes say.
 
 use antiphon::engine::limits::Limits;
+use antiphon::protocol::command::Command;
 use antiphon::protocol::ids::Priority;
+use antiphon::protocol::parse::Parser;
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use crate::harness::Table;
 
@@ -154,4 +159,120 @@ fn critical_entries_are_marked_and_keep_the_rooms_order() {
     let stats = table.engine.stats();
     assert_eq!((stats.events_in_low, stats.events_in_critical, stats.events_in_normal), (1, 1, 1));
     assert_eq!((stats.considered_low, stats.considered_critical), (2, 2));
+}
+
+/// The grammar once more, slowly: against the parsed value of the whole `meta`.
+fn holds(filter: &Value, meta: &Value) -> bool {
+    if let Some(parts) = filter.get("all") {
+        return parts.as_array().unwrap().iter().all(|part| holds(part, meta));
+    }
+    if let Some(parts) = filter.get("any") {
+        return parts.as_array().unwrap().iter().any(|part| holds(part, meta));
+    }
+    if let Some(part) = filter.get("not") {
+        return !holds(part, meta);
+    }
+    let value = meta.get(filter["field"].as_str().unwrap());
+    let same = |wanted: &Value| {
+        value.is_some_and(|value| match (value.as_f64(), wanted.as_f64()) {
+            (Some(a), Some(b)) => a == b,
+            _ => value == wanted,
+        })
+    };
+    let number = |ok: fn(f64, f64) -> bool, bound: &Value| {
+        value.and_then(Value::as_f64).is_some_and(|value| ok(value, bound.as_f64().unwrap()))
+    };
+    let (operator, operand) = filter.as_object().unwrap().iter().find(|(name, _)| *name != "field").unwrap();
+    match operator.as_str() {
+        "eq" => same(operand),
+        "in" => operand.as_array().unwrap().iter().any(same),
+        "prefix" => value.and_then(Value::as_str).is_some_and(|text| text.starts_with(operand.as_str().unwrap())),
+        "gt" => number(|a, b| a > b, operand),
+        "gte" => number(|a, b| a >= b, operand),
+        "lt" => number(|a, b| a < b, operand),
+        "lte" => number(|a, b| a <= b, operand),
+        "exists" => value.is_some() == operand.as_bool().unwrap(),
+        other => panic!("no operator {other}"),
+    }
+}
+
+fn texts() -> impl Strategy<Value = String> {
+    prop_oneof![
+        prop::sample::select(vec![
+            "", "a", "de", "de-AT", "a\"b", "\\", "\n", "\u{1}", "\u{2028}", "größe", "😀", "meta"
+        ])
+        .prop_map(str::to_owned),
+        "[ab\"\\\\\u{e9}]{0,4}",
+    ]
+}
+
+fn scalars() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        texts().prop_map(Value::from),
+        (-3i64..4).prop_map(Value::from),
+        prop::sample::select(vec![0.5, -1.5, 2.0, 1e3, u64::MAX as f64]).prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+    ]
+}
+
+fn names() -> impl Strategy<Value = String> {
+    prop_oneof![3 => prop::sample::select(vec!["a", "b", "c"]).prop_map(str::to_owned), 1 => "[a\"\\\\ü]{1,2}"]
+}
+
+fn metas() -> impl Strategy<Value = Value> {
+    let values = scalars().prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            Just(Value::Null),
+            vec(inner.clone(), 0..3).prop_map(Value::from),
+            btree_map(names(), inner, 0..3).prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    });
+    btree_map(names(), values, 0..4).prop_map(|map| Value::Object(map.into_iter().collect()))
+}
+
+fn filters() -> impl Strategy<Value = Value> {
+    let numbers = prop_oneof![(-3i64..4).prop_map(Value::from), Just(Value::from(0.5))];
+    let operators = prop_oneof![
+        scalars().prop_map(|value| ("eq", value)),
+        vec(scalars(), 0..4).prop_map(|list| ("in", Value::from(list))),
+        texts().prop_map(|text| ("prefix", Value::from(text))),
+        (prop::sample::select(vec!["gt", "gte", "lt", "lte"]), numbers),
+        any::<bool>().prop_map(|wanted| ("exists", Value::from(wanted))),
+    ];
+    let tests =
+        (names(), operators).prop_map(|(field, (operator, operand))| json!({"field": field, operator: operand}));
+    tests.prop_recursive(4, 8, 2, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 1..3).prop_map(|parts| json!({"all": parts})),
+            vec(inner.clone(), 1..3).prop_map(|parts| json!({"any": parts})),
+            inner.prop_map(|part| json!({"not": part})),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The compiled filter says of the event on the wire what the grammar says of the parsed value.
+    #[test]
+    fn a_filter_is_its_grammar(filter in filters(), meta in metas(), body in texts()) {
+        let mut parser = Parser::new(64 * 1024);
+        let frame = json!({"type": "room:subscribe", "room": "a", "filter": filter}).to_string();
+        let Ok(request) = parser.parse(frame.as_bytes()) else { return Ok(()) };
+        let Command::RoomSubscribe { filter: Some(compiled), .. } = request.command else { panic!("another command") };
+        // As the server writes it (escaped by its own rules), and as serde does.
+        let mut parser = Parser::new(64 * 1024);
+        let frame = json!({"type": "message:send", "room": "a", "body": "x", "meta": meta}).to_string();
+        let request = parser.parse(frame.as_bytes()).unwrap();
+        let Command::MessageSend(send) = request.command else { panic!("another command") };
+        for text in [send.meta.unwrap(), meta.to_string()] {
+            let body = Value::from(body.clone());
+            let event = format!(r#"{{"type":"message:created","room":"a","seq":1,"body":{body},"meta":{text},"trace":"0"}}"#);
+            prop_assert_eq!(compiled.admits(event.as_bytes()), holds(&filter, &meta), "{} on {}", filter, text);
+        }
+        let without = br#"{"type":"message:created","room":"a","seq":1,"body":"x"}"#;
+        prop_assert_eq!(compiled.admits(without), holds(&filter, &json!({})));
+        let joined = br#"{"type":"room:joined","room":"a","seq":1}"#;
+        prop_assert!(compiled.admits(joined), "memberships pass");
+    }
 }
