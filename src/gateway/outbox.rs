@@ -1,7 +1,8 @@
 //! What waits to be sent to one connection: three lanes, and the ladder for slow consumers.
 //!
 //! Pure: it is handed frames and asked for slices; who sends them says how many bytes went.
-//! Order of sending: whatever a send has cut in the middle, then critical, then normal, then low.
+//! Order of sending: whatever a send has cut in the middle, then critical, then normal, then low,
+//! then the close frame, after which nothing may come (RFC 6455 section 5.5.1).
 //!
 //! The ladder, by bytes that wait:
 //! 1. a low frame replaces a waiting one of the same key (always)
@@ -132,6 +133,10 @@ pub struct Outbox {
     normal_composed: usize,
     /// Likewise of `low`.
     low_composed: usize,
+    /// The close frame, once there is one.
+    last: Vec<u8>,
+    /// Bytes of `last` that were sent.
+    last_sent: usize,
     /// All bytes that wait.
     bytes: usize,
     /// Rooms whose entries were dropped, with the last seq that was not.
@@ -257,6 +262,12 @@ impl Outbox {
         Pushed::Queued
     }
 
+    /// Puts the close frame behind all that waits. It is small and comes once, so there is always room.
+    pub fn push_last(&mut self, frame: &[u8]) {
+        self.last.extend_from_slice(frame);
+        self.bytes += frame.len();
+    }
+
     fn push_low(&mut self, key: u64, frames: &Frames, scratch: &[u8], ladder: &Ladder) -> Pushed {
         let bytes = match frames {
             Frames::Owned(bytes) => bytes.clone(),
@@ -306,6 +317,7 @@ impl Outbox {
         add(&self.critical[self.critical_sent..]);
         normal.for_each(|waiting| add(waiting.piece.as_slice()));
         low.for_each(|(_, bytes)| add(bytes));
+        add(&self.last[self.last_sent..]);
         filled
     }
 
@@ -333,6 +345,7 @@ impl Outbox {
         while left > 0 && !self.low.is_empty() {
             left = self.advance_low(left);
         }
+        self.last_sent += left;
     }
 
     fn advance_normal(&mut self, left: usize) -> usize {
@@ -399,8 +412,9 @@ impl Outbox {
         self.low.clear();
         self.low.shrink_to(16);
         self.gaps = Vec::new();
-        (self.critical_sent, self.normal_sent, self.low_sent, self.bytes) = (0, 0, 0, 0);
         (self.normal_composed, self.low_composed) = (0, 0);
+        self.last.clear();
+        (self.critical_sent, self.normal_sent, self.low_sent, self.last_sent, self.bytes) = (0, 0, 0, 0, 0);
     }
 }
 

@@ -19,12 +19,14 @@ macro_rules! with_1_2_4_shards {
 mod admin;
 mod broadcast;
 mod crowd;
+mod disk;
 mod drain;
 mod frames;
 mod handshake;
 mod limits;
 mod members;
 mod resume;
+mod ring;
 mod rooms;
 mod slow;
 mod start;

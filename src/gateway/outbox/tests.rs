@@ -51,6 +51,20 @@ fn lanes_leave_in_order_whatever_the_sends_take() {
 }
 
 #[test]
+fn the_close_frame_leaves_last() {
+    for step in 1..40 {
+        let mut outbox = Outbox::default();
+        outbox.push(log(1, 1), &frame("n1"), &[], &LADDER);
+        outbox.push_last(frame("bye").as_slice(&[]));
+        outbox.push(Class::Low { key: 0 }, &frame("low"), &[], &LADDER);
+        outbox.push(Class::Critical, &frame("c1"), &[], &LADDER);
+        assert_eq!(drain(&mut outbox, step), ["c1", "n1", "low", "bye"], "step {step}");
+        outbox.clear();
+        assert_eq!((outbox.bytes(), drain(&mut outbox, step).len()), (0, 0));
+    }
+}
+
+#[test]
 fn a_cut_frame_is_finished_before_critical_ones() {
     let mut outbox = Outbox::default();
     outbox.push(log(1, 1), &frame("abcdef"), &[], &LADDER);
