@@ -65,7 +65,13 @@ impl Client {
     fn hear_entry(&mut self, json: &[u8], scene: &mut Scene<'_>) {
         let (room, seq) = room_and_seq(json);
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        scene.checker.check_entry(&reader, room, seq, json, "live");
+        let from = scene.checker.check_entry(&reader, self.filter, room, seq, json, "live");
+        for seq in from..=seq {
+            self.hear_seq(room, seq, scene);
+        }
+    }
+
+    fn hear_seq(&mut self, room: &str, seq: Seq, scene: &mut Scene<'_>) {
         let number = self.number;
         let view = self.views.get_mut(room).unwrap_or_else(|| panic!("client {number} never asked for {room}"));
         assert!(
@@ -193,8 +199,9 @@ impl Client {
         for event in events(json) {
             let (named, seq) = room_and_seq(event);
             assert_eq!(named, room);
-            scene.checker.check_entry(&reader, room, seq, event, how);
-            seqs.push(seq);
+            let filter = self.filter.filter(|_| how == "resume");
+            let from = scene.checker.check_entry(&reader, filter, room, seq, event, how);
+            seqs.extend(from..=seq);
         }
         seqs
     }
