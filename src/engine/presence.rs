@@ -103,13 +103,7 @@ pub struct DevicePresence {
 impl DevicePresence {
     /// A device that has just come.
     pub const fn new(now: UnixMillis) -> Self {
-        Self {
-            active_at: now,
-            chosen: Status::Online,
-            activity: Activity::Active,
-            is_idle: false,
-            said_goodbye: false,
-        }
+        Self { active_at: now, chosen: Status::Online, activity: Activity::Active, is_idle: false, said_goodbye: false }
     }
 
     /// What counts for the user's status.

@@ -10,6 +10,7 @@ mod loading;
 #[path = "../support/log.rs"]
 mod log;
 mod messages;
+mod presence;
 mod properties;
 mod resume;
 mod rooms;

@@ -24,6 +24,7 @@ mod frames;
 mod handshake;
 mod limits;
 mod members;
+mod presence;
 mod resume;
 mod ring;
 mod rooms;

@@ -9,6 +9,7 @@ use antiphon::protocol::ids::{Seq, UserId};
 use crate::checker::{Checker, Reader};
 use crate::log::EPOCH;
 use crate::plan::{Dice, Plan};
+use crate::presence::PresenceView;
 
 /// What a client has at hand while it acts.
 pub struct Scene<'a> {
@@ -36,6 +37,10 @@ pub enum Asked {
     Unsubscribe { room: String },
     History { room: String, after: Option<Seq> },
     Read { room: String },
+    Choose { status: &'static str },
+    WatchUsers { users: Vec<String> },
+    UnwatchUsers { users: Vec<String> },
+    WatchRoom { room: String },
     Other,
 }
 
@@ -100,6 +105,7 @@ pub struct Client {
     pub quiet_until: u64,
     /// What was read, and acknowledged, before this connection.
     pub read_before: BTreeMap<String, Seq>,
+    pub presence: PresenceView,
 }
 
 impl Client {
@@ -122,6 +128,7 @@ impl Client {
             wants_refresh: false,
             quiet_until: 0,
             read_before: BTreeMap::new(),
+            presence: PresenceView::default(),
         }
     }
 
@@ -147,6 +154,7 @@ impl Client {
             view.live = 0;
         }
         self.acked.clear();
+        self.presence = PresenceView::default();
         self.had_hello = false;
         (self.nameless, self.nameless_maybe, self.nameless_got) = (0, 0, 0);
     }
@@ -250,6 +258,10 @@ impl Client {
             frames.push(self.ask(Asked::Other, "\"type\":\"auth:refresh\",\"token\":\"TOKEN\""));
         }
         frames.extend(self.resume(scene.now));
+        let is_choosing = self.asked.values().any(|asked| matches!(asked, Asked::Choose { .. }));
+        if scene.heals && self.presence.chosen.is_none() && !is_choosing && scene.now >= self.quiet_until {
+            frames.push(self.choose(scene.dice));
+        }
         if scene.last_words {
             let listens = |view: &View| view.listening == Listening::On;
             let rooms: Vec<String> =
@@ -276,6 +288,9 @@ impl Client {
             return self.moderate(&room, &other, dice);
         }
         let named = |kind: &str| format!("\"type\":\"{kind}\",\"room\":\"{room}\"");
+        if dice.chance(150) {
+            return self.something_of_presence(&room, &other, dice);
+        }
         match dice.below(100) {
             0..45 => {
                 let audience = match dice.below(10) {
@@ -327,6 +342,30 @@ impl Client {
                 "{\"type\":\"ping\"}".to_owned()
             }
             _ => self.ask(Asked::Other, "\"type\":\"ping\""),
+        }
+    }
+
+    fn choose(&mut self, dice: &mut Dice) -> String {
+        let status = dice.pick(&["online", "online", "away", "busy", "offline"]);
+        self.ask(Asked::Choose { status }, &format!("\"type\":\"presence:set\",\"status\":\"{status}\""))
+    }
+
+    fn something_of_presence(&mut self, room: &str, other: &str, dice: &mut Dice) -> String {
+        let of_users = |verb: &str| format!("\"type\":\"presence:{verb}\",\"users\":[\"{other}\",\"u0\"]");
+        let users = || vec![other.to_owned(), "u0".to_owned()];
+        match dice.below(8) {
+            0 | 1 => self.choose(dice),
+            2 | 3 => self.ask(Asked::WatchUsers { users: users() }, &of_users("subscribe")),
+            4 => self.ask(Asked::UnwatchUsers { users: users() }, &of_users("unsubscribe")),
+            5 => {
+                let fields = format!("\"type\":\"presence:subscribe\",\"room\":\"{room}\"");
+                self.ask(Asked::WatchRoom { room: room.to_owned() }, &fields)
+            }
+            6 => self.ask(Asked::Other, &of_users("get")),
+            _ => {
+                let fields = format!("\"type\":\"activity\",\"room\":\"{room}\",\"kind\":\"typing\"");
+                self.ask(Asked::Other, &fields)
+            }
         }
     }
 

@@ -34,7 +34,8 @@ impl Client {
             "ok" => self.hear_ok(&value, json, scene),
             "error" => self.hear_error(&value, scene.now),
             "gap" => self.hear_gap(&value, scene),
-            "event" | "read:advanced" | "goaway" | "degraded" => {}
+            "presence:changed" => self.presence.hear_changed(&value),
+            "event" | "read:advanced" | "goaway" | "degraded" | "activity" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
@@ -115,6 +116,10 @@ impl Client {
             Asked::Read { room } => {
                 scene.checker.note_read(&self.user, &room, value["seq"].as_u64().unwrap());
             }
+            Asked::Choose { status } => self.presence.chosen = Some(status),
+            Asked::WatchUsers { users } => self.presence.watch_users(users, value),
+            Asked::UnwatchUsers { users } => self.presence.unwatch_users(&users),
+            Asked::WatchRoom { room } => self.presence.watch_room(&room, value),
             Asked::Other => {}
         }
     }

@@ -15,6 +15,7 @@ mod link;
 mod log;
 mod network;
 mod plan;
+mod presence;
 mod store;
 mod world;
 
@@ -63,6 +64,8 @@ struct Done {
     events: u64,
     resumes: u64,
     gaps: u64,
+    /// Views of presence that were compared with the truth.
+    watches: u64,
 }
 
 fn run(seed: u64) -> Done {
@@ -75,12 +78,17 @@ fn run(seed: u64) -> Done {
     world.run(world.now + world.plan.pause_ms * 2);
     world.last_words = false;
     settle(&mut world);
+    let limits = &world.plan.limits;
+    let calm_ms = limits.grace_ms + limits.presence_tick_ms + 3 * limits.presence_refresh_ms + 3_000;
+    world.run(world.now + u64::from(calm_ms));
+    let watches = presence::check_converged(&world);
     check_quiet(&mut world);
     Done {
         acks: world.checker.acks,
         events: world.checker.events,
         resumes: world.checker.resumes,
         gaps: world.checker.gaps,
+        watches,
     }
 }
 
@@ -133,7 +141,7 @@ fn check_quiet(world: &mut World) {
     }
     for shard in 0..world.shards.len() {
         // First the users go, and some time later the rooms that were kept for them.
-        for _ in 0..4 {
+        for _ in 0..8 {
             world.now += u64::from(world.plan.limits.idle_unload_ms) + 6_000;
             world.handle(shard, Input::Tick);
         }
@@ -175,10 +183,15 @@ fn seeds() {
         all.events += done.events;
         all.resumes += done.resumes;
         all.gaps += done.gaps;
+        all.watches += done.watches;
     }
-    println!("{} acks, {} events, {} resumes, {} gaps", all.acks, all.events, all.resumes, all.gaps);
+    println!(
+        "{} acks, {} events, {} resumes, {} gaps, {} watches",
+        all.acks, all.events, all.resumes, all.gaps, all.watches
+    );
     if is_many {
         assert!(all.acks > 10_000 && all.events > 50_000 && all.resumes > 500 && all.gaps > 10, "too tame");
+        assert!(all.watches > 500, "nobody watches");
     }
 }
 

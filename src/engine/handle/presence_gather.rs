@@ -36,6 +36,13 @@ pub enum Sought {
     Members { members: Vec<(UserId, Role)>, more: bool, found: HashMap<UserId, Status, ahash::RandomState> },
 }
 
+/// Who asked for a snapshot, of users or of this room.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker {
+    pub conn: ConnKey,
+    pub room: Option<RoomKey>,
+}
+
 #[derive(Debug)]
 struct Gather {
     call: Call,
@@ -184,6 +191,16 @@ impl Shard {
         }
     }
 
+    /// Who waits for this snapshot: what is in it they are told by the answer.
+    pub(super) fn asker(&self, gather: u64) -> Option<Asker> {
+        let waiting = self.gathers.waiting.get(&gather)?;
+        match waiting.what {
+            Sought::Users(_) => Some(Asker { conn: waiting.call.conn, room: None }),
+            Sought::Room(key) => Some(Asker { conn: waiting.call.conn, room: Some(key) }),
+            Sought::People { .. } | Sought::Members { .. } => None,
+        }
+    }
+
     pub(super) fn on_gather_late(&mut self, gather: u64) {
         if self.gathers.waiting.contains_key(&gather) {
             self.cx.stats.presence_partial += 1;
@@ -302,10 +319,13 @@ impl Shard {
             return;
         };
         let is_covered = |key: &RoomKey| {
-            self.presence.watching.rooms.get(key).is_some_and(|room| session.rights.covers(room.name.as_str(), Want::Read))
+            self.presence
+                .watching
+                .rooms
+                .get(key)
+                .is_some_and(|room| session.rights.covers(room.name.as_str(), Want::Read))
         };
         let lost: Vec<RoomKey> = watches.rooms.iter().copied().filter(|key| !is_covered(key)).collect();
         lost.into_iter().for_each(|room| self.unwatch_room(conn, room));
     }
-
 }

@@ -13,6 +13,7 @@ use super::super::shard::Shard;
 use super::super::shard_of;
 use super::super::timers::Timer;
 use super::super::users::{User, UserIdx};
+use super::presence_gather::Asker;
 use crate::protocol::command::Status;
 use crate::protocol::encode::field_string;
 use crate::protocol::ids::{RoomKey, UserId};
@@ -41,7 +42,8 @@ impl Shard {
                 known.rooms.retain(|room, _| !interest.rooms.contains_key(room));
             }
             Mail::Cards { entries, counts, is_all, clock, gather } => {
-                self.on_cards(from, entries, &counts, is_all.then_some(clock));
+                let asker = self.asker(gather);
+                self.on_cards(from, entries, &counts, is_all.then_some(clock), asker);
                 if gather > 0 {
                     self.on_part(gather, Vec::new());
                 }
@@ -49,6 +51,7 @@ impl Shard {
             Mail::Probe { interest, held } => self.on_probe(from, interest, held),
             Mail::AskInterest => self.tell_interest(from),
             Mail::Get { users, is_brief, gather } => {
+                self.look_at_asked(users.iter());
                 let people = self.people(users, is_brief);
                 self.post(from, Mail::Got { gather, people });
             }
@@ -61,6 +64,7 @@ impl Shard {
     // As owner
 
     fn on_watch(&mut self, from: ShardId, interest: Interest, is_all: bool, gather: u64) {
+        self.look_at_asked(interest.users.iter());
         let Some(known) = self.presence.interest_of(from) else { return };
         if is_all {
             known.clone_from(&interest);
@@ -103,7 +107,8 @@ impl Shard {
                 }
             }
         }
-        let counted: BTreeSet<RoomKey> = of.rooms.iter().filter(|(_, counted)| **counted).map(|(key, _)| *key).collect();
+        let counted: BTreeSet<RoomKey> =
+            of.rooms.iter().filter(|(_, counted)| **counted).map(|(key, _)| *key).collect();
         (entries, self.count_rooms(&counted).into_iter().collect())
     }
 
@@ -131,6 +136,25 @@ impl Shard {
                 self.look_at(user, &dirty, &mut parts);
             }
         }
+        self.send_parts(parts);
+    }
+
+    /// Looks now at those of these users with whom something happened: an answer about them is due.
+    fn look_at_asked<'a>(&mut self, users: impl Iterator<Item = &'a UserId>) {
+        let mut parts: BTreeMap<ShardId, Vec<Entry>> = BTreeMap::new();
+        for user in users {
+            if self.presence.dirty.is_empty() {
+                break;
+            }
+            let Some(idx) = self.users.find(user.as_str()) else { continue };
+            if let Some(dirty) = self.presence.dirty.remove(&idx) {
+                self.look_at(idx, &dirty, &mut parts);
+            }
+        }
+        self.send_parts(parts);
+    }
+
+    fn send_parts(&mut self, parts: BTreeMap<ShardId, Vec<Entry>>) {
         let clock = self.presence.clock;
         for (shard, entries) in parts {
             self.cx.stats.presence_told += entries.len() as u64;
@@ -287,7 +311,12 @@ impl Shard {
                 switched.push(*key);
             }
         }
-        switched.iter().for_each(|key| self.presence.watching.drop_room_cards(*key));
+        // Who watched in the other way begins anew, from nothing.
+        for key in &switched {
+            self.presence.watching.drop_room_cards(*key);
+            let conns = self.presence.watching.rooms.get(key).map(|room| room.conns.clone());
+            conns.into_iter().flatten().for_each(|conn| self.say_watched(conn));
+        }
         !switched.is_empty()
     }
 
@@ -296,7 +325,14 @@ impl Shard {
         self.post(owner, Mail::Watch { interest, is_all: true, gather: 0 });
     }
 
-    fn on_cards(&mut self, owner: ShardId, entries: Vec<Entry>, counts: &[(RoomKey, Counts)], all: Option<u64>) {
+    fn on_cards(
+        &mut self,
+        owner: ShardId,
+        entries: Vec<Entry>,
+        counts: &[(RoomKey, Counts)],
+        all: Option<u64>,
+        asker: Option<Asker>,
+    ) {
         if self.presence.watching.conns.is_empty() {
             // The word that nobody watches any more was lost.
             if owner != self.cx.shard && !entries.is_empty() {
@@ -304,7 +340,7 @@ impl Shard {
             }
             return;
         }
-        let mut news = News::default();
+        let mut news = News { asker, ..News::default() };
         if let Some(clock) = all {
             let named: BTreeSet<UserId> = entries.iter().map(|entry| entry.card.user.clone()).collect();
             for entry in self.presence.watching.missing(owner, clock, &|user| named.contains(user)) {
@@ -332,8 +368,11 @@ impl Shard {
             return;
         }
         if told.is_for_user {
-            for conn in self.presence.watching.users.get(&card.user).into_iter().flatten() {
-                news.conns.entry(*conn).or_default().push(card.clone());
+            let conns = self.presence.watching.users.get(&card.user).into_iter().flatten();
+            for conn in conns.copied() {
+                if news.is_told(conn, None) {
+                    news.conns.entry(conn).or_default().push(card.clone());
+                }
             }
         }
         for room in told.rooms {
@@ -354,8 +393,9 @@ impl Shard {
             let Some(room) = self.presence.watching.rooms.get(key) else { continue };
             for part in chunks(cards) {
                 self.cx.stats.presence_events += (part.len() * room.conns.len()) as u64;
+                let conns = room.conns.iter().copied().filter(|conn| news.is_told(*conn, Some(*key)));
                 let frame = Cx::frame(|out| write_changed(out, Some(room.name.as_str()), part));
-                self.cx.fanout(room.conns.iter().copied(), class, Frames::Owned(frame));
+                self.cx.fanout(conns, class, Frames::Owned(frame));
             }
         }
         for key in &news.counted {
@@ -369,7 +409,8 @@ impl Shard {
                 watching.write_counts(out, *key);
                 out.push(b'}');
             });
-            self.cx.fanout(room.conns.iter().copied(), class, Frames::Owned(frame));
+            let conns = room.conns.iter().copied().filter(|conn| news.is_told(*conn, Some(*key)));
+            self.cx.fanout(conns, class, Frames::Owned(frame));
         }
     }
 
@@ -424,6 +465,15 @@ struct News {
     conns: BTreeMap<ConnKey, Vec<Arc<Card>>>,
     rooms: BTreeMap<RoomKey, Vec<Arc<Card>>>,
     counted: BTreeSet<RoomKey>,
+    /// Gets what they asked for in their answer.
+    asker: Option<Asker>,
+}
+
+impl News {
+    /// Whether this connection is told of watched users (none) or of this room by an event.
+    fn is_told(&self, conn: ConnKey, room: Option<RoomKey>) -> bool {
+        !self.asker.is_some_and(|asker| asker.conn == conn && asker.room == room)
+    }
 }
 
 /// The rooms of a user that are watched in detail.

@@ -36,6 +36,7 @@ impl Card {
     /// Appends it as a JSON object without its closing brace.
     pub fn write_open(&self, out: &mut Vec<u8>) {
         write_open(out, &self.user, self.status, self.custom.as_deref());
+        field_integer(out, "version", self.version);
         if self.seen_at > 0 {
             field_integer(out, "last_seen", self.seen_at);
         }
