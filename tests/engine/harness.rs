@@ -177,7 +177,7 @@ impl Table {
         self.says(conn, &json)
     }
 
-    pub fn from_mesh(&mut self, message: MeshMessage) -> Given {
+    pub fn hears_from_mesh(&mut self, message: MeshMessage) -> Given {
         self.give(Input::Mesh(message))
     }
 

@@ -247,7 +247,7 @@ fn another_shard_is_asked_once_and_late_news_is_ignored() {
     table.has("a2", "alice");
     table.passes(200).whatever();
     table.says("a", r#"{"type":"presence:subscribe","id":1,"users":["dave"]}"#).gives("mesh to 1 watch {\"dave\"} {}");
-    table.from_mesh(cards(&table, Status::Away, 3)).gives(
+    table.hears_from_mesh(cards(&table, Status::Away, 3)).gives(
         r#"
         a ! {"type":"ok","id":1,"presence":[{"user":"dave","status":"away","version":3}]}
         "#,
@@ -258,8 +258,8 @@ fn another_shard_is_asked_once_and_late_news_is_ignored() {
         a2 ! {"type":"ok","id":2,"presence":[{"user":"dave","status":"away","version":3}]}
         "#,
     );
-    table.from_mesh(cards(&table, Status::Online, 2)).gives_nothing();
-    table.from_mesh(cards(&table, Status::Busy, 4)).gives(
+    table.hears_from_mesh(cards(&table, Status::Online, 2)).gives_nothing();
+    table.hears_from_mesh(cards(&table, Status::Busy, 4)).gives(
         r#"
         a ~ {"type":"presence:changed","presence":[{"user":"dave","status":"busy","version":4}]}
         a2 ~ {"type":"presence:changed","presence":[{"user":"dave","status":"busy","version":4}]}

@@ -97,6 +97,11 @@ impl Checker {
         self.rooms.get(room)?.entries.get((seq as usize).checked_sub(1)?)
     }
 
+    /// The role of a user as the log ends now.
+    pub fn role(&self, room: &str, user: &UserId) -> Option<Role> {
+        self.rooms.get(room)?.roles.get(user)?.last()?.1
+    }
+
     /// As the log ends now.
     pub fn may_read_now(&self, reader: &Reader<'_>, room: &str) -> bool {
         self.may_read_at_or_after(reader, room, Position::MAX)

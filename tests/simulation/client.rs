@@ -19,6 +19,8 @@ pub struct Scene<'a> {
     pub heals: bool,
     /// Send one more message into each room that is listened to.
     pub last_words: bool,
+    /// Nothing is under way any more: what the server says now is how things stand.
+    pub is_final: bool,
     pub now: u64,
 }
 
@@ -32,15 +34,40 @@ pub struct Message {
 
 #[derive(Debug)]
 pub enum Asked {
-    Send { message: Message, order: u64 },
-    Subscribe { room: String, since: Option<Seq> },
-    Unsubscribe { room: String },
-    History { room: String, after: Option<Seq> },
-    Read { room: String },
-    Choose { status: &'static str },
-    WatchUsers { users: Vec<String> },
-    UnwatchUsers { users: Vec<String> },
-    WatchRoom { room: String },
+    Send {
+        message: Message,
+        order: u64,
+    },
+    Subscribe {
+        room: String,
+        since: Option<Seq>,
+    },
+    Unsubscribe {
+        room: String,
+    },
+    History {
+        room: String,
+        after: Option<Seq>,
+    },
+    Read {
+        room: String,
+    },
+    /// A subscription that must agree with the log.
+    Probe {
+        room: String,
+    },
+    Choose {
+        status: &'static str,
+    },
+    WatchUsers {
+        users: Vec<String>,
+    },
+    UnwatchUsers {
+        users: Vec<String>,
+    },
+    WatchRoom {
+        room: String,
+    },
     Other,
 }
 
@@ -135,7 +162,7 @@ impl Client {
     /// A new connection; some talk before they are greeted.
     pub fn on_connect(&mut self, scene: &mut Scene<'_>) -> Vec<String> {
         self.read_before = scene.checker.reads_of(&self.user);
-        if scene.dice.chance(300) { self.resume(scene.now) } else { Vec::new() }
+        if !scene.is_final && scene.dice.chance(300) { self.resume(scene.now) } else { Vec::new() }
     }
 
     /// The connection is over: what was not answered may or may not have happened.
@@ -160,7 +187,11 @@ impl Client {
     }
 
     pub fn is_settled(&self) -> bool {
-        self.asked.is_empty() && self.unsent.is_empty() && self.nameless_got >= self.nameless
+        self.is_answered() && self.unsent.is_empty()
+    }
+
+    pub fn is_answered(&self) -> bool {
+        self.asked.is_empty() && self.nameless_got >= self.nameless
     }
 
     pub fn is_greeted(&self) -> bool {
@@ -246,9 +277,18 @@ impl Client {
         Message { body: format!("{client_id}{padding}"), client_id, room: room.to_owned(), audience }
     }
 
+    /// Asks for every room, to hear whether the server knows how this user stands there.
+    pub fn probe(&mut self, rooms: u64) -> Vec<String> {
+        let mut ask = |room: String| {
+            let fields = format!("\"type\":\"room:subscribe\",\"room\":\"{room}\"");
+            self.ask(Asked::Probe { room }, &fields)
+        };
+        (0..rooms).map(|room| ask(format!("r{room}"))).collect()
+    }
+
     /// What it does when it is its turn: frames to send.
     pub fn act(&mut self, scene: &mut Scene<'_>) -> Vec<String> {
-        if !self.had_hello {
+        if !self.had_hello || scene.is_final {
             return Vec::new();
         }
         let mut frames = Vec::new();

@@ -85,6 +85,7 @@ pub struct World {
     pub ended: Vec<(usize, ConnKey)>,
     pub heals: bool,
     pub last_words: bool,
+    pub is_final: bool,
     pub admin_asked: std::collections::BTreeSet<Token>,
     pub steps: u64,
 }
@@ -119,6 +120,7 @@ impl World {
             ended: Vec::new(),
             heals: false,
             last_words: false,
+            is_final: false,
             admin_asked: Default::default(),
             steps: 0,
             clients,
@@ -362,8 +364,7 @@ impl World {
     }
 
     pub fn close_slow(&mut self, link: usize) {
-        let ladder = self.ladder;
-        self.links[link].close(CloseCode::SlowConsumer.number(), &ladder, true);
+        self.links[link].close(CloseCode::SlowConsumer.number(), true);
         self.dirty(link);
         self.after(CLOSING_MS, Event::Drop(link));
     }
@@ -371,8 +372,7 @@ impl World {
     pub fn close(&mut self, shard: usize, conn: ConnKey, code: CloseCode) {
         let Some(link) = self.link_of(shard, conn) else { return };
         trace!("  -> {} close {code}", self.links[link].client);
-        let ladder = self.ladder;
-        self.links[link].close(code.number(), &ladder, false);
+        self.links[link].close(code.number(), false);
         self.dirty(link);
         self.after(CLOSING_MS, Event::Drop(link));
     }
