@@ -60,7 +60,7 @@ fn who_returns_within_the_grace_shows_nobody_anything() {
     table.passes(9_000).only(&["a ~"]).gives_nothing();
     let claims = table.claims("bob");
     table.opens_with("b2", "b", claims).whatever();
-    table.passes(60_000).only(&["a ~"]).gives_nothing();
+    table.passes(20_000).only(&["a ~"]).gives_nothing();
     assert!(table.says("a", r#"{"type":"presence:get","id":2,"users":["bob"]}"#).has(r#""status":"busy""#));
     // Gone for good: after the grace, once, with the cause.
     table.closes("b2").gives_nothing();
@@ -216,7 +216,7 @@ fn typing_is_passed_on_once_a_second_and_not_of_the_invisible() {
 /// What the other shard of two says of its user `bob`.
 fn cards(table: &Table, status: antiphon::protocol::command::Status, version: u64) -> MeshMessage {
     let card = antiphon::engine::presence::mail::Card {
-        user: user("dave"),
+        user: user("frank"),
         status,
         custom: None,
         version,
@@ -242,32 +242,34 @@ fn cards(table: &Table, status: antiphon::protocol::command::Status, version: u6
 fn another_shard_is_asked_once_and_late_news_is_ignored() {
     use antiphon::protocol::command::Status;
     let mut table = Table::of_shards(Limits::default(), 2);
-    assert_eq!(antiphon::engine::shard_of(&user("dave"), 2), ShardId(1), "dave lives elsewhere");
+    assert_eq!(antiphon::engine::shard_of(&user("frank"), 2), ShardId(1), "frank lives elsewhere");
     table.has("a", "alice");
     table.has("a2", "alice");
     table.passes(200).whatever();
-    table.says("a", r#"{"type":"presence:subscribe","id":1,"users":["dave"]}"#).gives("mesh to 1 watch {\"dave\"} {}");
+    table
+        .says("a", r#"{"type":"presence:subscribe","id":1,"users":["frank"]}"#)
+        .gives("mesh to 1 watch {\"frank\"} {}");
     table.hears_from_mesh(cards(&table, Status::Away, 3)).gives(
         r#"
-        a ! {"type":"ok","id":1,"presence":[{"user":"dave","status":"away","version":3}]}
+        a ! {"type":"ok","id":1,"presence":[{"user":"frank","status":"away","version":3}]}
         "#,
     );
     // A second watcher costs the other shard nothing.
-    table.says("a2", r#"{"type":"presence:subscribe","id":2,"users":["dave"]}"#).gives(
+    table.says("a2", r#"{"type":"presence:subscribe","id":2,"users":["frank"]}"#).gives(
         r#"
-        a2 ! {"type":"ok","id":2,"presence":[{"user":"dave","status":"away","version":3}]}
+        a2 ! {"type":"ok","id":2,"presence":[{"user":"frank","status":"away","version":3}]}
         "#,
     );
     table.hears_from_mesh(cards(&table, Status::Online, 2)).gives_nothing();
     table.hears_from_mesh(cards(&table, Status::Busy, 4)).gives(
         r#"
-        a ~ {"type":"presence:changed","presence":[{"user":"dave","status":"busy","version":4}]}
-        a2 ~ {"type":"presence:changed","presence":[{"user":"dave","status":"busy","version":4}]}
+        a ~ {"type":"presence:changed","presence":[{"user":"frank","status":"busy","version":4}]}
+        a2 ~ {"type":"presence:changed","presence":[{"user":"frank","status":"busy","version":4}]}
         "#,
     );
     table.passes(5_000).only(&["mesh"]).gives("mesh to 1 probe");
     table.closes("a").gives_nothing();
-    table.closes("a2").gives("mesh to 1 unwatch {\"dave\"} {}");
+    table.closes("a2").gives("mesh to 1 unwatch {\"frank\"} {}");
 }
 
 #[test]
@@ -275,11 +277,11 @@ fn a_question_whose_part_is_lost_is_answered_with_what_is_there() {
     let mut table = Table::of_shards(Limits::default(), 2);
     table.has("a", "alice");
     table.passes(200).whatever();
-    table.says("a", r#"{"type":"presence:get","id":1,"users":["dave"]}"#).gives("mesh to 1 get [\"dave\"]");
+    table.says("a", r#"{"type":"presence:get","id":1,"users":["frank"]}"#).gives("mesh to 1 get [\"frank\"]");
     table.passes(249).gives_nothing();
     table.passes(1).gives(
         r#"
-        a ! {"type":"ok","id":1,"presence":[{"user":"dave","status":"offline","devices":[]}]}
+        a ! {"type":"ok","id":1,"presence":[{"user":"frank","status":"offline","devices":[]}]}
         "#,
     );
     assert_eq!(table.engine.stats().presence_partial, 1);
