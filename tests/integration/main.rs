@@ -26,6 +26,7 @@ mod frames;
 mod handshake;
 mod limits;
 mod members;
+mod presence;
 mod resume;
 mod ring;
 mod rooms;

@@ -307,6 +307,15 @@ impl Checker {
         theirs.map(|((_, room), seq)| (room.clone(), *seq)).collect()
     }
 
+    /// Who is a member now.
+    pub fn members(&self, room: &str) -> Vec<UserId> {
+        let roles = self.rooms.get(room).into_iter().flat_map(|room| &room.roles);
+        let is_in = |changes: &[(Position, Option<Role>)]| {
+            changes.last().and_then(|(_, role)| *role).is_some_and(|role| role.is_member())
+        };
+        roles.filter(|(_, changes)| is_in(changes)).map(|(user, _)| user.clone()).collect()
+    }
+
     /// True when the user's membership began once and never changed.
     pub fn is_unbroken(&self, user: &UserId, room: &str) -> bool {
         self.rooms.get(room).and_then(|room| room.roles.get(user)).is_none_or(|changes| changes.len() == 1)
