@@ -22,6 +22,7 @@ mod disk;
 mod drain;
 mod frames;
 mod handshake;
+mod idle;
 mod limits;
 mod members;
 mod resume;
