@@ -24,6 +24,7 @@ mod drain;
 mod edits;
 mod frames;
 mod handshake;
+mod idle;
 mod limits;
 mod members;
 mod presence;
