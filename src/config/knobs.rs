@@ -245,6 +245,16 @@ section! {
         idle_unload_ms: u32 = "60000" in 0 to 86400000, "idle-unload-ms" "ANTIPHON_IDLE_UNLOAD_MS" [hide_short_help = true];
         /// read:advanced waits for a later one, milliseconds
         read_coalesce_ms: u32 = "200" in 0 to 60000, "read-coalesce-ms" "ANTIPHON_READ_COALESCE_MS" [hide_short_help = true];
+        /// Without activity for so long a device counts as away, milliseconds
+        idle_after_ms: u32 = "300000" in 1000 to 86400000, "idle-after-ms" "ANTIPHON_IDLE_AFTER_MS" [hide_short_help = true];
+        /// A device that lost its connection still counts as present for so long, milliseconds
+        grace_ms: u32 = "10000" in 0 to 600000, "grace-ms" "ANTIPHON_GRACE_MS" [hide_short_help = true];
+        /// Changes of presence are gathered for so long, milliseconds
+        presence_tick_ms: u32 = "100" in 10 to 60000, "presence-tick-ms" "ANTIPHON_PRESENCE_TICK_MS" [hide_short_help = true];
+        /// Shards compare their views of presence at this interval, milliseconds
+        presence_refresh_ms: u32 = "5000" in 500 to 600000, "presence-refresh-ms" "ANTIPHON_PRESENCE_REFRESH_MS" [hide_short_help = true];
+        /// Members of a room above which watchers of its presence get counts only
+        presence_room_max: u32 = "1000" in 0 to 10000, "presence-room-max" "ANTIPHON_PRESENCE_ROOM_MAX" [hide_short_help = true];
         /// Waiting bytes of a connection past which low events are merged and dropped
         outbox_low_bytes_max: u32 = "262144" in 4096 to 1073741824, "outbox-low-bytes-max" "ANTIPHON_OUTBOX_LOW_BYTES_MAX" [hide_short_help = true];
         /// Waiting bytes of a connection past which messages are dropped for a gap event

@@ -541,6 +541,13 @@ pub enum MeshMessage {
         /// Lane.
         priority: Priority,
     },
+    /// About presence.
+    Presence {
+        /// Who says it.
+        from: ShardId,
+        /// What.
+        mail: Arc<crate::engine::presence::mail::Mail>,
+    },
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -593,7 +600,7 @@ pub enum Input<'a> {
     /// The connection is gone.
     Closed(ConnKey),
     /// The outbox of a connection dropped events of these rooms (last seq that was sent in each),
-    /// and has room again.
+    /// or low events, and has room again.
     OutboxDrained(ConnKey, Vec<(RoomKey, Seq)>),
     /// From the persistence core.
     Store(StoreEvent),
@@ -650,6 +657,8 @@ pub enum AdminAct {
     },
     /// Revoke tokens, durably, everywhere.
     Revoke(Revocation),
+    /// How many of this shard's users are present.
+    Presence,
 }
 
 /// The answer to an [`AdminRequest`].
@@ -666,6 +675,23 @@ pub enum AdminAnswer {
     Disconnected(u32),
     /// The revocation is committed.
     Revoked,
+    /// Who is present, in numbers.
+    Presence(PresenceCount),
+}
+
+/// How many users are present, each counted once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PresenceCount {
+    /// Shown as online.
+    pub online: u64,
+    /// Shown as away.
+    pub away: u64,
+    /// Shown as busy.
+    pub busy: u64,
+    /// Connected, and shown as offline by their own wish.
+    pub invisible: u64,
+    /// Users with one device, two, three, and more.
+    pub devices: [u64; 4],
 }
 
 /// Frames to be sent as they are.
@@ -789,6 +815,8 @@ pub enum Output {
     Read(ReadRequest),
     /// To every other shard.
     Mesh(MeshMessage),
+    /// To one other shard.
+    MeshTo(ShardId, MeshMessage),
     /// To the admin API.
     AdminReply(Token, Result<AdminAnswer, Refusal>),
     /// Answer `stats`: the driver adds what only it knows (outbox, ladder) to these fields.

@@ -49,6 +49,16 @@ pub struct Limits {
     pub idle_unload_ms: u32,
     /// `read:advanced` waits so long for a later one of the same user and room, ms.
     pub read_coalesce_ms: u32,
+    /// Without activity for so long a device is away, ms.
+    pub idle_after_ms: u32,
+    /// A device that is gone still counts as present for so long, ms.
+    pub grace_ms: u32,
+    /// Changes of presence are gathered for so long, ms.
+    pub presence_tick_ms: u32,
+    /// Interval at which shards compare their views of presence, ms.
+    pub presence_refresh_ms: u32,
+    /// Members of a room above which its watchers get counts only.
+    pub presence_room_max: u32,
     /// Outbox bytes past which low events are conflated and dropped.
     pub outbox_low_bytes_max: u32,
     /// Outbox bytes past which messages are dropped for a `gap`.
@@ -108,6 +118,11 @@ impl Default for Limits {
             recent_ttl_ms: 120_000,
             idle_unload_ms: 60_000,
             read_coalesce_ms: 200,
+            idle_after_ms: 300_000,
+            grace_ms: 10_000,
+            presence_tick_ms: 100,
+            presence_refresh_ms: 5_000,
+            presence_room_max: 1_000,
             outbox_low_bytes_max: 256 * 1024,
             outbox_normal_bytes_max: 2 * 1024 * 1024,
             outbox_bytes_max: 4 * 1024 * 1024,

@@ -10,6 +10,7 @@ pub mod event;
 mod handle;
 pub mod limits;
 pub mod pending;
+pub mod presence;
 pub mod rng;
 pub mod rooms;
 pub mod sequencer;

@@ -81,6 +81,10 @@ readings!(
         Gauge appends_pending;
         /// Reads that the store has not answered.
         Gauge reads_pending;
+        /// Users and rooms whose presence connections watch.
+        Gauge presence_watches;
+        /// Users whose presence is kept here for local watchers.
+        Gauge presence_cards;
 
         /// Connections that were accepted.
         Counter accepted;
@@ -156,6 +160,20 @@ readings!(
         Counter ephemeral_in;
         /// Ephemeral events times connections they went to.
         Counter ephemeral_out;
+        /// Changes of what others see of a user of this shard.
+        Counter presence_changes;
+        /// Changes of presence times shards that were told.
+        Counter presence_told;
+        /// Changes of presence times connections that were told.
+        Counter presence_events;
+        /// Views of another shard's users that had to be sent anew since something was lost.
+        Counter presence_refreshes;
+        /// Questions of presence that were answered without some shard's part.
+        Counter presence_partial;
+        /// Activities that were passed on to a room.
+        Counter activities_passed;
+        /// Activities that came too soon after another of the same user and room, and went nowhere.
+        Counter activities_held;
 
         /// Low-lane frames that a later one with the same key replaced (ladder step 1).
         Counter slow_conflated;
@@ -374,6 +392,11 @@ command_table! {
     EventSend: Command::EventSend { .. } => "event:send",
     SyncCheck: Command::SyncCheck { .. } => "sync:check",
     Stats: Command::Stats => "stats",
+    PresenceSet: Command::PresenceSet { .. } => "presence:set",
+    PresenceSubscribe: Command::PresenceSubscribe(_) => "presence:subscribe",
+    PresenceUnsubscribe: Command::PresenceUnsubscribe(_) => "presence:unsubscribe",
+    PresenceGet: Command::PresenceGet { .. } => "presence:get",
+    Activity: Command::Activity { .. } => "activity",
 }
 
 /// How many commands of each type were handled. Invite, kick, ban and role are `room:manage`,

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::event::ConnKey;
+use super::users::UserIdx;
 use crate::protocol::ids::UnixMillis;
 
 /// What is due.
@@ -18,6 +19,16 @@ pub enum Timer {
     FlushReads,
     /// Rooms and users without connections are unloaded, old batches dropped.
     Sweep,
+    /// A gone device of this user counts no longer.
+    Grace(UserIdx),
+    /// Changes of presence go out.
+    PresenceTick,
+    /// Counts of large rooms go out.
+    PresenceCounts,
+    /// Views of presence are compared.
+    PresenceProbe,
+    /// A question of presence is answered with what is there.
+    Gather(u64),
 }
 
 /// Deadlines of things of one kind.

@@ -18,6 +18,7 @@ use antiphon::engine::event::{
     MeshMessage, Opening, Output, Outputs, Query, ReadReply, ReadRequest, StoreEvent, Token,
 };
 use antiphon::engine::limits::Limits;
+use antiphon::engine::presence::mail::{Interest, Mail};
 use antiphon::engine::sequencer::SequencerConfig;
 use antiphon::engine::shard::Shard;
 use antiphon::protocol::error::{ErrorCode, Refusal};
@@ -174,6 +175,14 @@ impl Table {
     pub fn comes_again(&mut self, conn: &str) -> Given {
         let json = self.again.remove(conn).expect("a frame was parked");
         self.says(conn, &json)
+    }
+
+    pub fn hears_from_mesh(&mut self, message: MeshMessage) -> Given {
+        self.give(Input::Mesh(message))
+    }
+
+    pub fn key(&self, conn: &str) -> ConnKey {
+        self.conns[conn]
     }
 
     pub fn closes(&mut self, conn: &str) -> Given {
@@ -350,8 +359,18 @@ impl Table {
                 line
             }
             Output::Mesh(message) => {
-                let MeshMessage::Ephemeral { room, frame, priority } = &message;
-                let line = format!("mesh {} {} {}", room.0, priority.as_str(), texts(frame).join(" "));
+                let line = match &message {
+                    MeshMessage::Ephemeral { room, frame, priority } => {
+                        format!("mesh {} {} {}", room.0, priority.as_str(), texts(frame).join(" "))
+                    }
+                    MeshMessage::Presence { mail, .. } => format!("mesh {}", mail_text(mail)),
+                };
+                self.mesh.push(message);
+                line
+            }
+            Output::MeshTo(to, message) => {
+                let MeshMessage::Presence { mail, .. } = &message else { panic!("only presence is for one shard") };
+                let line = format!("mesh to {} {}", to.0, mail_text(mail));
                 self.mesh.push(message);
                 line
             }
@@ -409,6 +428,26 @@ fn plain(text: String, key: &str) -> String {
     out
 }
 
+fn mail_text(mail: &Mail) -> String {
+    let named = |interest: &Interest| format!("{:?} {:?}", interest.users, interest.rooms);
+    match mail {
+        Mail::Watch { interest, is_all, .. } => {
+            format!("watch{} {}", if *is_all { " only" } else { "" }, named(interest))
+        }
+        Mail::Unwatch(interest) => format!("unwatch {}", named(interest)),
+        Mail::Cards { entries, counts, is_all, .. } => {
+            let cards = entries.iter().map(|e| format!("{} {} {:?}", e.card.user, e.card.status.as_str(), e.rooms));
+            let cards: Vec<String> = cards.collect();
+            format!("cards{} {} {counts:?}", if *is_all { " all" } else { "" }, cards.join(", "))
+        }
+        Mail::Probe { .. } => "probe".to_owned(),
+        Mail::AskInterest => "ask interest".to_owned(),
+        Mail::Get { users, .. } => format!("get {users:?}"),
+        Mail::Got { people, .. } => format!("got {people:?}"),
+        Mail::Activity { room, frame, .. } => format!("activity {} {}", room.0, texts(frame).join(" ")),
+    }
+}
+
 fn entry_text(entry: &Entry) -> String {
     match entry {
         Entry::Message(message) => {
@@ -454,6 +493,7 @@ fn admin_text(result: &Result<AdminAnswer, Refusal>) -> String {
         Ok(AdminAnswer::Published { room, committed }) => format!("published {room} {}", committed.seq),
         Ok(AdminAnswer::Disconnected(count)) => format!("disconnected {count}"),
         Ok(AdminAnswer::Revoked) => "revoked".to_owned(),
+        Ok(AdminAnswer::Presence(count)) => format!("{count:?}"),
         Err(refusal) => format!("refused {}", refusal.code),
     }
 }

@@ -12,6 +12,7 @@ mod loading;
 #[path = "../support/log.rs"]
 mod log;
 mod messages;
+mod presence;
 mod properties;
 mod resume;
 mod rooms;

@@ -247,14 +247,14 @@ fn members_and_rooms_are_listed_in_pages() {
     );
     table.answer().gives(
         r#"
-        a ! {"type":"ok","id":1,"members":[{"user":"alice","role":"owner"}],"next":"alice"}
+        a ! {"type":"ok","id":1,"members":[{"user":"alice","role":"owner","status":"online"}],"next":"alice"}
         a unpark
         "#,
     );
     table.says("a", r#"{"type":"room:members","id":2,"room":"one","after":"alice"}"#).whatever();
     table.answer().gives(
         r#"
-        a ! {"type":"ok","id":2,"members":[{"user":"bob","role":"member"}]}
+        a ! {"type":"ok","id":2,"members":[{"user":"bob","role":"member","status":"online"}]}
         a unpark
         "#,
     );

@@ -22,6 +22,11 @@ impl Shard {
                 self.admin_reply(token, Ok(AdminAnswer::Disconnected(count)));
                 Ok(())
             }
+            AdminAct::Presence => {
+                let count = self.count_presence();
+                self.admin_reply(token, Ok(AdminAnswer::Presence(count)));
+                Ok(())
+            }
             AdminAct::Revoke(revocation) => self.revoke(token, revocation.clone()),
         };
         if let Err(refusal) = result {

@@ -175,6 +175,7 @@ impl Shard {
         let room = self.rooms.get_mut(idx);
         room.standings = room.standings.saturating_add_signed(difference);
         room.touch(self.cx.now);
+        self.note_membership(user, run.room, ends_membership(change));
         if ends_membership(change) {
             self.unsubscribe_user(change.user.as_str(), idx);
         }
@@ -322,6 +323,6 @@ fn ends_membership(change: &MembershipChange) -> bool {
 }
 
 /// Key under which a waiting low event is replaced by a later one; never 0.
-fn conflation_key(room: u64, user: &str, device: Option<&str>) -> u64 {
+pub(super) fn conflation_key(room: u64, user: &str, device: Option<&str>) -> u64 {
     ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((room, user, device)) | 1
 }

@@ -56,7 +56,7 @@ impl Shard {
                 self.on_history_page(&call, &room, &json, &entries, more);
             }
             (Waiting::Members { call }, Ok(Page::Members { members, more })) => {
-                self.on_members_page(&call, &members, more);
+                self.on_members_page(call, members, more);
             }
             (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
             (
@@ -210,6 +210,7 @@ impl Shard {
                 }
             }
         }
+        self.presence.passed.retain(|_, at| *at + super::presence::PASSED_MS > now);
         for room in self.rooms.idle_since(before) {
             self.rooms.remove(room);
         }

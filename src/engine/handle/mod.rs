@@ -10,6 +10,9 @@ mod history;
 mod load;
 mod membership;
 mod message;
+mod presence;
+pub(super) mod presence_gather;
+mod presence_mesh;
 mod session;
 mod subscribe;
 

@@ -256,6 +256,7 @@ impl Shard {
         if self.sessions.get(conn).is_none() {
             return;
         }
+        self.resend_watched(conn);
         for (key, last) in gaps {
             let Some(idx) = self.rooms.find_key(*key) else {
                 // Nobody here listens to it any more, so the entry that shut this connection out was

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::command::{Command, HistoryFrom, Manage, MessageSend};
+use super::super::command::{Activity, Command, HistoryFrom, Manage, MessageSend, PresenceOf, Status};
 use super::super::error::{ErrorCode, Refusal};
 use super::super::filter::Filter;
 use super::super::ids::{Priority, Role, RoomKind, RoomName};
@@ -23,6 +23,8 @@ const FILTER_MAX: usize = 64;
 const EVENT_NAME_BYTES_MAX: usize = 64;
 const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
+const PRESENCE_USERS_MAX: usize = 1_000;
+const CUSTOM_CHARS_MAX: usize = 128;
 
 const KINDS: &str = "public, private, direct";
 const PRIORITIES: &str = "critical, normal, low";
@@ -87,6 +89,17 @@ pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
             Ok(Command::AuthRefresh { token })
         }
         "stats" => Ok(Command::Stats),
+        "presence:set" => Ok(Command::PresenceSet {
+            status: required("status", frame.word("status", Status::parse, "online, away, busy, offline")?)?,
+            custom: frame.text("custom", Length::Chars(0, CUSTOM_CHARS_MAX))?,
+        }),
+        "presence:subscribe" => Ok(Command::PresenceSubscribe(presence_of(frame)?)),
+        "presence:unsubscribe" => Ok(Command::PresenceUnsubscribe(presence_of(frame)?)),
+        "presence:get" => Ok(Command::PresenceGet { users: presence_users(frame)? }),
+        "activity" => Ok(Command::Activity {
+            room: frame.name("room", RoomName::is_valid, RoomName::bad())?,
+            kind: required("kind", frame.word("kind", Activity::parse, "typing, reading, idle, active")?)?,
+        }),
         _ => Err(unknown_type()),
     }
 }
@@ -187,6 +200,19 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
 
 fn subscription_filter(frame: Object<'_, '_>) -> Result<Option<Arc<Filter>>, Refusal> {
     frame.find("filter").map(|value| super::filter::read(value).map(Arc::new)).transpose()
+}
+
+fn presence_of<'s>(frame: Object<'_, 's>) -> Result<PresenceOf<'s>, Refusal> {
+    match (frame.find("users"), frame.find("room")) {
+        (Some(_), None) => Ok(PresenceOf::Users(presence_users(frame)?)),
+        (None, Some(_)) => Ok(PresenceOf::Room(frame.room()?)),
+        _ => Err(bad("name either users or a room")),
+    }
+}
+
+fn presence_users<'s>(frame: Object<'_, 's>) -> Result<Vec<&'s str>, Refusal> {
+    let users = frame.users("users", PRESENCE_USERS_MAX)?;
+    if users.is_empty() { Err(bad("users must name 1 to 1000 users")) } else { Ok(users) }
 }
 
 fn priority(frame: Object<'_, '_>) -> Result<Priority, Refusal> {
