@@ -239,7 +239,6 @@ impl Shard {
         if self.sessions.get(conn).is_none() {
             return;
         }
-        self.resend_watched(conn);
         for (key, last) in gaps {
             let Some(idx) = self.rooms.find_key(*key) else {
                 // Nobody here listens to it any more, so the entry that shut this connection out was
@@ -260,6 +259,8 @@ impl Shard {
                 out.push(b'}');
             });
         }
+        // After the gaps: the whole of a large view may leave no room for messages.
+        self.resend_watched(conn);
     }
 }
 
