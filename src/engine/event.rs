@@ -112,6 +112,20 @@ pub enum Entry {
         /// Up to and with this entry.
         seq: Seq,
     },
+    /// `user`'s `device` has `room` up to `seq`. Moves forward only; at least what is read, capped at
+    /// the room's head.
+    Delivered {
+        /// The room.
+        room: RoomKey,
+        /// Whose device.
+        user: UserId,
+        /// Which device.
+        device: DeviceId,
+        /// Up to and with this entry.
+        seq: Seq,
+    },
+    /// A message is edited or deleted, or a reaction comes or goes. The core decides whose version wins.
+    Amend(Box<Amend>),
     /// Tokens lose their validity, durably.
     Revoke(Revocation),
 }
@@ -133,6 +147,39 @@ pub struct NewMessage {
     pub audience: Option<Arc<Audience>>,
     /// Lane.
     pub priority: Priority,
+}
+
+/// A change to a message that stands in the log, as its author's shard hands it over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Amend {
+    /// The room.
+    pub room: RoomKey,
+    /// Seq of the message.
+    pub target: Seq,
+    /// Who does it.
+    pub by: UserId,
+    /// May change any message (the `admin` claim).
+    pub by_admin: bool,
+    /// What is done.
+    pub act: AmendAct,
+}
+
+/// What is done to a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AmendAct {
+    /// A new body.
+    Edit {
+        /// The body as a JSON string, quotes included.
+        body_json: Box<str>,
+        /// The version that was edited. Another one stands: refused with `conflict`.
+        version: Option<u64>,
+    },
+    /// A tombstone.
+    Delete,
+    /// A reaction of `by` comes. No entry when it is there.
+    React(Box<str>),
+    /// A reaction of `by` goes. No entry when it is not there.
+    Unreact(Box<str>),
 }
 
 /// Who may see an entry.
@@ -191,7 +238,7 @@ pub struct CommittedBatch {
     pub bytes: Bytes,
     /// One for each room that has entries here, ascending by key.
     pub runs: Vec<RoomRun>,
-    /// Read cursors that moved: the latest for each room and user.
+    /// Cursors that moved: the latest for each room, user and device.
     pub reads: Vec<ReadAdvance>,
     /// Tokens revoked by this batch.
     pub revocations: Vec<Revocation>,
@@ -250,6 +297,11 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
+    /// True when it may not be dropped for a gap.
+    pub fn is_critical(&self) -> bool {
+        self.priority == Priority::Critical
+    }
+
     /// The JSON object within the frame, header left out.
     pub fn json_span(&self) -> Range<usize> {
         let (start, end) = (self.span.start as usize, self.span.end as usize);
@@ -281,14 +333,16 @@ pub struct MembershipChange {
     pub role: Option<Role>,
 }
 
-/// A read cursor that moved.
+/// A cursor that moved: of a user (read), or of one of their devices (delivered).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadAdvance {
     /// The room.
     pub room: RoomKey,
     /// The reader.
     pub user: UserId,
-    /// Everything up to and with this seq is read.
+    /// The device that has the entries; none: the user has read them.
+    pub device: Option<DeviceId>,
+    /// Everything up to and with this seq is read, or on the device.
     pub seq: Seq,
 }
 
@@ -312,6 +366,8 @@ pub struct Committed {
     pub ts: UnixMillis,
     /// The `client_id` was known: this is the first entry's number.
     pub duplicate: bool,
+    /// For [`Entry::Amend`]: the message's version, or how many have the reaction. Else 0.
+    pub value: u64,
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -348,6 +404,8 @@ pub enum Query {
         newest: bool,
         /// Only the messages of this thread (its root included).
         thread: Option<Seq>,
+        /// Messages as they stand now, with reactions; else each entry as it was logged.
+        current: bool,
         /// At most so many entries.
         limit: u32,
         /// At most so many bytes of JSON, but at least one entry.
@@ -672,6 +730,16 @@ pub enum Class {
         /// Last seq of the frames.
         last: Seq,
     },
+    /// The same for entries of `priority: critical`: they keep their room's order, and are never
+    /// dropped for a `gap`. When the room is in one, the gap is told first, in their place.
+    CriticalLog {
+        /// The room.
+        room: RoomKey,
+        /// First seq of the frames.
+        first: Seq,
+        /// Last seq of the frames.
+        last: Seq,
+    },
     /// Ephemeral events of normal priority: dropped when normal is.
     Normal,
     /// May be dropped, and replaces a waiting frame with the same non-zero key (conflation).
@@ -679,6 +747,14 @@ pub enum Class {
         /// 0: not conflated.
         key: u64,
     },
+}
+
+impl Class {
+    /// The class of the entries from `first` to `last` of a room, which are all critical or none.
+    pub fn of_log(room: RoomKey, first: &LogEntry, last: &LogEntry) -> Self {
+        let (is_critical, first, last) = (first.is_critical(), first.seq, last.seq);
+        if is_critical { Self::CriticalLog { room, first, last } } else { Self::Log { room, first, last } }
+    }
 }
 
 /// Everything that an engine can ask for.

@@ -26,7 +26,7 @@ use super::sync::Recent;
 use super::timers::{Timer, Timers};
 use super::users::{Users, Waiter};
 use crate::protocol::error::Refusal;
-use crate::protocol::ids::{RoomKey, RoomName, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{DeviceId, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// One shard's state and rules.
 #[derive(Debug)]
@@ -42,7 +42,9 @@ pub struct Shard {
     /// Who waits for a room to be loaded.
     pub(super) loading: HashMap<RoomName, Vec<Waiter>, ahash::RandomState>,
     /// Read cursors that moved and are to be told, the latest of each.
-    pub(super) reads_due: HashMap<(RoomKey, UserId), Seq, ahash::RandomState>,
+    pub(super) reads_due: HashMap<(RoomKey, UserId, Option<DeviceId>), Seq, ahash::RandomState>,
+    /// Where the `meta` of the entries at hand lie; kept for its memory.
+    pub(super) filter_metas: Vec<Option<std::ops::Range<usize>>>,
     pub(super) presence: Presence,
     /// Questions of presence that other shards have a part of.
     pub(super) gathers: Gathers,
@@ -82,6 +84,7 @@ impl Shard {
             revoked,
             loading: HashMap::default(),
             reads_due: HashMap::default(),
+            filter_metas: Vec::new(),
             presence: Presence::new(genesis.shards),
             gathers: Gathers::default(),
             draining: None,

@@ -3,6 +3,9 @@
 //! A [`Command`] has passed every check that needs no state: names are valid, numbers are in
 //! range, texts are within their bounds. `parse` (see [`super::parse`]) is the only maker.
 
+use std::sync::Arc;
+
+use super::filter::Filter;
 use super::ids::{Priority, Role, RoomKind, Seq};
 
 /// The `id` that a client gives a command and finds again in its reply.
@@ -59,6 +62,8 @@ pub enum Command<'a> {
         room: &'a str,
         /// Where to resume.
         since: Option<Cursor<'a>>,
+        /// What the subscription wants to see; none: everything.
+        filter: Option<Arc<Filter>>,
     },
     /// `room:subscribe`: this connection only.
     RoomSubscribe {
@@ -66,6 +71,8 @@ pub enum Command<'a> {
         room: &'a str,
         /// Where to resume.
         since: Option<Cursor<'a>>,
+        /// What the subscription wants to see; none: everything.
+        filter: Option<Arc<Filter>>,
     },
     /// `room:unsubscribe`: this connection only.
     RoomUnsubscribe {
@@ -123,6 +130,42 @@ pub enum Command<'a> {
         room: &'a str,
         /// At least 1.
         seq: Seq,
+    },
+    /// `message:delivered`: everything up to `seq` is on this device.
+    MessageDelivered {
+        /// The room.
+        room: &'a str,
+        /// At least 1.
+        seq: Seq,
+    },
+    /// `message:edit`
+    MessageEdit {
+        /// The room.
+        room: &'a str,
+        /// The message.
+        seq: Seq,
+        /// 1 byte to 8 KiB.
+        body: &'a str,
+        /// The version that the client changes; none: whatever stands.
+        version: Option<u64>,
+    },
+    /// `message:delete`
+    MessageDelete {
+        /// The room.
+        room: &'a str,
+        /// The message.
+        seq: Seq,
+    },
+    /// `reaction:add`, `reaction:remove`
+    Reaction {
+        /// The room.
+        room: &'a str,
+        /// The message.
+        seq: Seq,
+        /// 1–32 bytes without control characters.
+        emoji: &'a str,
+        /// True: added; false: removed.
+        is_added: bool,
     },
     /// `event:send`: ephemeral broadcast.
     EventSend {

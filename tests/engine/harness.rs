@@ -33,7 +33,7 @@ pub const DAWN: u64 = 1_000_000;
 /// The lines that an input gave.
 #[must_use = "what comes out is what is tested"]
 #[derive(Debug)]
-pub struct Given(Vec<String>);
+pub struct Given(pub Vec<String>);
 
 impl Given {
     /// Exactly these lines, in this order; white space at their ends is no matter.
@@ -389,9 +389,10 @@ impl Table {
             Class::Critical => "!".to_owned(),
             Class::Normal => "=".to_owned(),
             Class::Low { .. } => "~".to_owned(),
-            Class::Log { room, first, last } => {
+            Class::Log { room, first, last } | Class::CriticalLog { room, first, last } => {
                 let name = self.log.kept.rooms[&room].name.as_str();
-                if first == last { format!("{name} {first}") } else { format!("{name} {first}..{last}") }
+                let mark = if matches!(class, Class::CriticalLog { .. }) { "!" } else { "" };
+                if first == last { format!("{name} {first}{mark}") } else { format!("{name} {first}..{last}{mark}") }
             }
         };
         format!("{} {lane} {}", self.name(conn), texts(frames.as_slice(&outputs.bytes)).join(" "))
@@ -465,6 +466,11 @@ fn entry_text(entry: &Entry) -> String {
             format!("manage {room} {user} {act:?} by {by}{}", if *by_admin { " (admin)" } else { "" })
         }
         Entry::Read { room, user, seq } => format!("read mark {} {user} {seq}", room.0),
+        Entry::Delivered { room, user, device, seq } => format!("delivered mark {} {user} {device} {seq}", room.0),
+        Entry::Amend(amend) => {
+            let admin = if amend.by_admin { " (admin)" } else { "" };
+            format!("amend {} {} by {}{admin}: {:?}", amend.room.0, amend.target, amend.by, amend.act)
+        }
         Entry::Revoke(revocation) => format!("revoke {revocation:?}"),
     }
 }

@@ -4,7 +4,9 @@
 
 mod admin;
 mod bounds;
+mod edits;
 mod events;
+mod filters;
 mod harness;
 mod loading;
 #[path = "../support/log.rs"]

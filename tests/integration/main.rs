@@ -17,11 +17,14 @@ macro_rules! with_1_2_4_shards {
 }
 
 mod admin;
+mod broadcast;
 mod crowd;
 mod disk;
 mod drain;
+mod edits;
 mod frames;
 mod handshake;
+mod idle;
 mod limits;
 mod members;
 mod presence;

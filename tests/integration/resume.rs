@@ -229,3 +229,42 @@ fn sent_twice_at_once_is_stored_once(shards: u16) {
     let head = devices[0].ok(json!({"type": "sync:check", "rooms": [{"room": "room", "seq": 51}]}));
     assert_eq!(head["rooms"][0]["state"], "ok");
 }
+
+#[test]
+fn a_resume_of_too_many_bytes_is_told() {
+    let server = Options::shards(2).with("--resume-bytes-max", "20000").start();
+    let mut alice = server.client("alice");
+    alice.join("room");
+    let mut seq = 1;
+    for _ in 0..5 {
+        seq = alice.send("room", &"x".repeat(8_000))["seq"].as_u64().unwrap();
+    }
+    let mut bob = server.client("bob");
+    assert_eq!(seqs(&resume(&mut bob, "room", seq - 2)["events"]), [seq - 1, seq]);
+    let reply = resume(&mut bob, "room", seq - 4);
+    assert_eq!((&reply["recovered"], &reply["events"]), (&json!(false), &json!([])));
+    // A page of history is cut at the same bound, and says that there is more.
+    let page = bob.ok(json!({"type": "message:history", "room": "room", "after": 1}));
+    let first = seqs(&page["events"]);
+    assert!((1..=3).contains(&first.len()) && page["more"] == true, "{first:?}");
+}
+
+#[test]
+fn a_client_id_is_remembered_for_its_window() {
+    let mut server = Options::shards(2).with("--dedupe-window-ms", "1500").start();
+    let mut alice = server.client("alice");
+    alice.join("room");
+    let send = |alice: &mut Client, id: &str| {
+        let ack = alice.ok(json!({"type": "message:send", "room": "room", "body": "x", "client_id": id}));
+        (ack["seq"].as_u64().unwrap(), ack["duplicate"] == true)
+    };
+    assert_eq!(send(&mut alice, "a"), (2, false));
+    assert_eq!(send(&mut alice, "a"), (2, true));
+    std::thread::sleep(Duration::from_millis(1_600));
+    assert_eq!(send(&mut alice, "a"), (3, false));
+    assert_eq!(send(&mut alice, "a"), (3, true), "the newer one counts");
+    server.kill();
+    server.restart();
+    let mut alice = server.client("alice");
+    assert_eq!(send(&mut alice, "a"), (3, true));
+}

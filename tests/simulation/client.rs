@@ -56,6 +56,10 @@ pub enum Asked {
     Probe {
         room: String,
     },
+    Amend {
+        room: String,
+        target: Seq,
+    },
     Choose {
         status: &'static str,
     },
@@ -130,6 +134,8 @@ pub struct Client {
     pub wants_refresh: bool,
     /// The server asked for patience until then.
     pub quiet_until: u64,
+    /// It listens with a filter: messages whose `meta` has this `k`.
+    pub filter: Option<u64>,
     /// What was read, and acknowledged, before this connection.
     pub read_before: BTreeMap<String, Seq>,
     pub presence: PresenceView,
@@ -154,6 +160,7 @@ impl Client {
             nameless_got: 0,
             wants_refresh: false,
             quiet_until: 0,
+            filter: (number % 3 == 1).then_some(number as u64 % 2),
             read_before: BTreeMap::new(),
             presence: PresenceView::default(),
         }
@@ -231,9 +238,11 @@ impl Client {
     fn subscribe(&mut self, room: &str, verb: &str) -> String {
         let since = self.views.get(room).and_then(|view| view.cursor);
         let cursor = since.map_or(String::new(), |seq| format!(",\"since\":{{\"epoch\":\"{EPOCH}\",\"seq\":{seq}}}"));
+        let filter = |k| format!(",\"filter\":{{\"all\":[{{\"field\":\"k\",\"in\":[{k},\"no\"]}}]}}");
+        let filter = self.filter.map_or(String::new(), filter);
         self.ask(
             Asked::Subscribe { room: room.to_owned(), since },
-            &format!("\"type\":\"room:{verb}\",\"room\":\"{room}\"{cursor}"),
+            &format!("\"type\":\"room:{verb}\",\"room\":\"{room}\"{cursor}{filter}"),
         )
     }
 
@@ -274,6 +283,8 @@ impl Client {
         self.next_message += 1;
         let padding = "x".repeat(dice.pick(&[0, 0, 0, 40, 200]));
         let client_id = format!("{}-{number}", self.number);
+        let meta = dice.pick(&["", ",\"meta\":{\"k\":0}", ",\"meta\":{\"x\":[1,{\"k\":0}],\"k\":1}"]);
+        let audience = format!("{audience}{meta}");
         Message { body: format!("{client_id}{padding}"), client_id, room: room.to_owned(), audience }
     }
 
@@ -332,7 +343,8 @@ impl Client {
             return self.something_of_presence(&room, &other, dice);
         }
         match dice.below(100) {
-            0..45 => {
+            0..10 => self.amend(&room, scene),
+            10..47 => {
                 let audience = match dice.below(10) {
                     0 => format!(",\"exclude\":[\"{other}\"]"),
                     1 => format!(",\"only\":[\"{other}\"]"),
@@ -342,7 +354,7 @@ impl Client {
                 let message = self.new_message(&room, audience, dice);
                 self.send(message)
             }
-            45..60 => self.subscribe(&room, "join"),
+            47..60 => self.subscribe(&room, "join"),
             60..68 => self.subscribe(&room, "subscribe"),
             68..72 => self.ask(Asked::Unsubscribe { room: room.clone() }, &named("room:unsubscribe")),
             72..78 => {
@@ -382,6 +394,28 @@ impl Client {
                 "{\"type\":\"ping\"}".to_owned()
             }
             _ => self.ask(Asked::Other, "\"type\":\"ping\""),
+        }
+    }
+
+    /// Something is done to one of the room's last entries, often to one that others change as well.
+    fn amend(&mut self, room: &str, scene: &mut Scene<'_>) -> String {
+        let (dice, head) = (&mut *scene.dice, scene.checker.head(room));
+        let target = head.saturating_sub(dice.below(6)).max(1);
+        let of = |verb: &str| format!("\"type\":\"{verb}\",\"room\":\"{room}\",\"seq\":{target}");
+        let emoji = dice.pick(&["+", "-"]);
+        match dice.below(10) {
+            0 => self.ask(Asked::Amend { room: room.to_owned(), target }, &of("message:delete")),
+            1..6 => {
+                let version = match dice.below(3) {
+                    0 => String::new(),
+                    _ => format!(",\"version\":{}", dice.between(1, 3)),
+                };
+                let fields = format!("{},\"body\":\"e{}\"{version}", of("message:edit"), dice.below(1_000_000));
+                self.ask(Asked::Amend { room: room.to_owned(), target }, &fields)
+            }
+            6 => self.ask(Asked::Other, &of("message:delivered")),
+            7 => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:remove"))),
+            _ => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:add"))),
         }
     }
 

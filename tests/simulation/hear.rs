@@ -15,7 +15,8 @@ impl Client {
     pub fn hear(&mut self, json: &[u8], scene: &mut Scene<'_>) -> Vec<String> {
         let is_hello = json.starts_with(b"{\"type\":\"hello\"");
         assert!(is_hello != self.had_hello, "hello comes first and once: {}", text(json));
-        if json.starts_with(b"{\"type\":\"message:") || json.starts_with(b"{\"type\":\"room:") {
+        let entries = [&b"{\"type\":\"message:"[..], b"{\"type\":\"room:", b"{\"type\":\"reaction:"];
+        if entries.iter().any(|start| json.starts_with(start)) {
             self.hear_entry(json, scene);
             return Vec::new();
         }
@@ -39,7 +40,7 @@ impl Client {
             "error" => self.hear_error(&value, scene),
             "gap" => self.hear_gap(&value, scene),
             "presence:changed" => self.presence.hear_changed(&value),
-            "event" | "read:advanced" | "goaway" | "degraded" | "activity" => {}
+            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
@@ -65,7 +66,13 @@ impl Client {
     fn hear_entry(&mut self, json: &[u8], scene: &mut Scene<'_>) {
         let (room, seq) = room_and_seq(json);
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        scene.checker.check_entry(&reader, room, seq, json, "live");
+        let from = scene.checker.check_entry(&reader, self.filter, room, seq, json, "live");
+        for seq in from..=seq {
+            self.hear_seq(room, seq, scene);
+        }
+    }
+
+    fn hear_seq(&mut self, room: &str, seq: Seq, scene: &mut Scene<'_>) {
         let number = self.number;
         let view = self.views.get_mut(room).unwrap_or_else(|| panic!("client {number} never asked for {room}"));
         assert!(
@@ -137,6 +144,11 @@ impl Client {
             Asked::Read { room } => {
                 scene.checker.note_read(&self.user, &room, value["seq"].as_u64().unwrap());
             }
+            Asked::Amend { room, target } => {
+                assert_eq!(value["room"], room);
+                let (seq, version) = (value["seq"].as_u64().unwrap(), value["version"].as_u64().unwrap());
+                scene.checker.check_amended(&self.user, &room, target, seq, version);
+            }
             Asked::Choose { status } => self.presence.chosen = Some(status),
             Asked::WatchUsers { users } => self.presence.watch_users(users, value),
             Asked::UnwatchUsers { users } => self.presence.unwatch_users(users, value),
@@ -192,8 +204,9 @@ impl Client {
         for event in events(json) {
             let (named, seq) = room_and_seq(event);
             assert_eq!(named, room);
-            scene.checker.check_entry(&reader, room, seq, event, how);
-            seqs.push(seq);
+            let filter = self.filter.filter(|_| how == "resume");
+            let from = scene.checker.check_entry(&reader, filter, room, seq, event, how);
+            seqs.extend(from..=seq);
         }
         seqs
     }

@@ -64,6 +64,8 @@ struct Done {
     events: u64,
     resumes: u64,
     gaps: u64,
+    hidden: u64,
+    amended: u64,
     /// Views of presence that were compared with the truth.
     watches: u64,
 }
@@ -98,6 +100,8 @@ fn run(seed: u64) -> Done {
         events: world.checker.events,
         resumes: world.checker.resumes,
         gaps: world.checker.gaps,
+        hidden: world.checker.hidden,
+        amended: world.checker.amended,
         watches,
     }
 }
@@ -202,15 +206,18 @@ fn seeds() {
         all.events += done.events;
         all.resumes += done.resumes;
         all.gaps += done.gaps;
+        all.hidden += done.hidden;
+        all.amended += done.amended;
         all.watches += done.watches;
     }
+    let Done { acks, events, resumes, gaps, hidden, amended, watches } = all;
     println!(
-        "{} acks, {} events, {} resumes, {} gaps, {} watches",
-        all.acks, all.events, all.resumes, all.gaps, all.watches
+        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden, {amended} edits, {watches} watches"
     );
     if is_many {
-        assert!(all.acks > 10_000 && all.events > 50_000 && all.resumes > 500 && all.gaps > 10, "too tame");
-        assert!(all.watches > 500, "nobody watches");
+        assert!(acks > 10_000 && events > 50_000 && resumes > 500 && gaps > 10, "too tame");
+        assert!(hidden > 10_000 && amended > 500, "too tame");
+        assert!(watches > 500, "nobody watches");
     }
 }
 

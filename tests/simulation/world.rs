@@ -261,7 +261,7 @@ impl World {
         match output {
             Output::Send { conn, class, frames } => self.push(shard, conn, class, &frames, outputs),
             Output::Fanout { targets, class, frames } => {
-                if let Class::Log { room, last, .. } = class {
+                if let Class::Log { room, last, .. } | Class::CriticalLog { room, last, .. } = class {
                     let head = self.store.log.kept.rooms[&room].head;
                     assert!(last <= head, "P1: fanned out before its commit: {room:?} {last}");
                 }
@@ -353,7 +353,14 @@ impl World {
         if it.phase != Phase::Open {
             return;
         }
-        let pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        let mut pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        if let (Pushed::BehindGap(last), Class::CriticalLog { room, first, .. }) = (pushed, class) {
+            // As the driver does it: the gap first, then the entry behind it.
+            let mut gap = Vec::new();
+            assert!(self.shards[shard].engine.write_gap(&mut gap, room, last, first - 1), "a fan-out of no room");
+            it.outbox.close_gap(room, gap.into());
+            pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        }
         let client = it.client;
         trace!("  -> {client} {class:?} {pushed:?} {}", text(frames.as_slice(&outputs.bytes)));
         self.dirty(link);

@@ -7,19 +7,20 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::event::{
-    AdminAnswer, Class, Committed, CommittedBatch, ConnKey, Frames, MembershipChange, Note, Outcome, Output,
+    AdminAnswer, Class, Committed, CommittedBatch, ConnKey, Frames, LogEntry, MembershipChange, Note, Outcome, Output,
     ReadAdvance, RoomRun, StoreEvent,
 };
 use super::super::rooms::RoomIdx;
 use super::super::session::State;
 use super::super::shard::Shard;
+use super::super::stats::Stats;
 use super::super::sync::{self, RecentRun};
 use super::super::timers::Timer;
 use super::load::row_before;
 use super::{Call, Waiting};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{Position, RoomName};
+use crate::protocol::ids::{DeviceId, Position, RoomName};
 
 impl Shard {
     pub(in crate::engine) fn on_store(&mut self, event: StoreEvent) {
@@ -124,18 +125,24 @@ impl Shard {
     /// Sends a part of a run to those who listen.
     fn fan_out(&mut self, idx: RoomIdx, batch: &Arc<CommittedBatch>, run: &RoomRun, part: Range<usize>) {
         let room = self.rooms.get(idx);
-        if room.subscribers.is_empty() {
+        if !room.filters.is_empty() {
+            self.fan_out_filtered(idx, batch, run, part.clone());
+        }
+        let room = self.rooms.get(idx);
+        let subscribers = room.plain_subscribers();
+        if subscribers.is_empty() {
             return;
         }
         let part = &run.entries[part];
         for stretch in sync::stretches(part) {
             let entries = &part[stretch];
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
-            let class = Class::Log { room: run.room, first: first.seq, last: last.seq };
+            let class = Class::of_log(run.room, first, last);
             let frames = Frames::Batch(batch.clone(), first.span.start..last.span.end);
-            self.cx.stats.deliveries += (room.subscribers.len() * entries.len()) as u64;
+            self.cx.stats.deliveries += (subscribers.len() * entries.len()) as u64;
             let Some(restricted) = &first.restricted else {
-                self.cx.fanout(room.subscribers.iter().copied(), class, frames);
+                count_considered(&mut self.cx.stats, entries, subscribers.len());
+                self.cx.fanout(subscribers.iter().copied(), class, frames);
                 continue;
             };
             let admits = |conn: &ConnKey| {
@@ -144,11 +151,13 @@ impl Shard {
                     restricted.audience.admits(user, restricted.author.as_str())
                 })
             };
-            let (seeing, blind): (Vec<ConnKey>, Vec<ConnKey>) = room.subscribers.iter().copied().partition(admits);
+            let (seeing, blind): (Vec<ConnKey>, Vec<ConnKey>) = subscribers.iter().copied().partition(admits);
             self.cx.stats.hidden += blind.len() as u64;
+            self.cx.stats.count_fanout(first.priority, subscribers.len() as u64, blind.len() as u64);
             self.cx.fanout(seeing, class, frames);
             let json = room.json();
             let span = self.cx.scratch(|out| encode::hidden_event(out, &json, first.seq, first.ts));
+            let class = Class::Log { room: run.room, first: first.seq, last: first.seq };
             self.cx.fanout(blind, class, Frames::Scratch(span));
         }
     }
@@ -180,7 +189,9 @@ impl Shard {
     }
 
     fn on_read_advance(&mut self, read: &ReadAdvance) {
-        if let Some(user) = self.users.find(read.user.as_str()) {
+        if read.device.is_none()
+            && let Some(user) = self.users.find(read.user.as_str())
+        {
             self.users.get_mut(user).advance_read(read.room, read.seq);
         }
         let Some(room) = self.rooms.find_key(read.room) else { return };
@@ -190,23 +201,32 @@ impl Shard {
         if self.reads_due.is_empty() {
             self.timers.set(self.cx.now + u64::from(self.cx.limits.read_coalesce_ms), Timer::FlushReads);
         }
-        self.reads_due.insert((read.room, read.user.clone()), read.seq);
+        self.reads_due.insert((read.room, read.user.clone(), read.device.clone()), read.seq);
     }
 
     /// Tells listeners how far others have read: the latest of each, in the low lane.
     pub(super) fn flush_reads(&mut self) {
         let mut due: Vec<_> = self.reads_due.drain().collect();
         due.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        for ((key, user), seq) in due {
+        for ((key, user, device), seq) in due {
             let Some(room) = self.rooms.find_key(key).map(|idx| self.rooms.get(idx)) else { continue };
             let span = self.cx.scratch(|out| {
-                out.extend_from_slice(b"{\"type\":\"read:advanced\",\"room\":");
+                out.extend_from_slice(match &device {
+                    None => b"{\"type\":\"read:advanced\",\"room\":",
+                    Some(_) => b"{\"type\":\"delivered:advanced\",\"room\":",
+                });
                 string(out, room.name.as_str());
                 field_string(out, "user", user.as_str());
-                field_integer(out, "read", seq);
+                match &device {
+                    None => field_integer(out, "read", seq),
+                    Some(device) => {
+                        field_string(out, "device", device.as_str());
+                        field_integer(out, "delivered", seq);
+                    }
+                }
                 out.push(b'}');
             });
-            let class = Class::Low { key: conflation_key(key.0, user.as_str()) };
+            let class = Class::Low { key: conflation_key(key.0, user.as_str(), device.as_ref().map(DeviceId::as_str)) };
             self.cx.fanout(room.subscribers.iter().copied(), class, Frames::Scratch(span));
         }
     }
@@ -219,8 +239,8 @@ impl Shard {
         }
         match (waiting, &outcome.result) {
             (Waiting::Ack { call, room, trace }, Ok(committed)) => self.acknowledge(&call, &room, trace, committed),
-            (Waiting::Join { call, room, since }, Ok(_)) => {
-                self.on_joined(call, &room, since);
+            (Waiting::Join { call, room, since, filter }, Ok(_)) => {
+                self.on_joined(call, &room, since, filter);
             }
             (Waiting::Membership { call, room }, Ok(committed)) => {
                 self.cx.ok(call.conn, call.id.as_ref(), |out| {
@@ -234,6 +254,9 @@ impl Shard {
                     field_string(out, "room", room.as_str());
                     field_integer(out, "seq", committed.seq);
                 });
+            }
+            (Waiting::Amend { call, room, is_reaction }, result) => {
+                self.on_amended(&call, &room, is_reaction, result);
             }
             (Waiting::AdminPublish { token, room }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Published { room, committed: *committed }));
@@ -279,11 +302,18 @@ impl Shard {
         });
     }
 
-    fn refuse_outcome(&mut self, call: &Call, refusal: &Refusal) {
+    pub(super) fn refuse_outcome(&mut self, call: &Call, refusal: &Refusal) {
         if refusal.code == ErrorCode::Busy {
             self.cx.stats.busy += 1;
         }
         self.refuse_call(call, refusal);
+    }
+}
+
+/// Counts entries that went to every listener. One priority is the rule.
+fn count_considered(stats: &mut Stats, entries: &[LogEntry], listeners: usize) {
+    for alike in entries.chunk_by(|a, b| a.priority == b.priority) {
+        stats.count_fanout(alike[0].priority, (alike.len() * listeners) as u64, 0);
     }
 }
 
@@ -293,6 +323,6 @@ fn ends_membership(change: &MembershipChange) -> bool {
 }
 
 /// Key under which a waiting low event is replaced by a later one; never 0.
-pub(super) fn conflation_key(room: u64, user: &str) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((room, user)) | 1
+pub(super) fn conflation_key(room: u64, user: &str, device: Option<&str>) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((room, user, device)) | 1
 }

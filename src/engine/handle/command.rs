@@ -106,8 +106,10 @@ impl Shard {
             Command::RoomCreate { room, kind, members, title } => {
                 self.on_room_create(conn, id, room, *kind, members, *title)
             }
-            Command::RoomJoin { room, since } => self.on_room_join(conn, id, room, *since),
-            Command::RoomSubscribe { room, since } => self.on_room_subscribe(conn, id, room, *since),
+            Command::RoomJoin { room, since, filter } => self.on_room_join(conn, id, room, *since, filter.as_ref()),
+            Command::RoomSubscribe { room, since, filter } => {
+                self.on_room_subscribe(conn, id, room, *since, filter.as_ref())
+            }
             Command::RoomUnsubscribe { room } => self.on_room_unsubscribe(conn, id, room),
             Command::RoomLeave { room } => self.on_room_leave(conn, id, room),
             Command::RoomManage { room, user, act } => self.on_room_manage(conn, id, room, user, *act),
@@ -118,6 +120,14 @@ impl Shard {
                 self.on_message_history(conn, id, room, *from, *thread, *limit)
             }
             Command::MessageRead { room, seq } => self.on_message_read(conn, id, room, *seq),
+            Command::MessageDelivered { room, seq } => self.on_message_delivered(conn, id, room, *seq),
+            Command::MessageEdit { room, seq, body, version } => {
+                self.on_message_edit(conn, id, (room, *seq), body, *version)
+            }
+            Command::MessageDelete { room, seq } => self.on_message_delete(conn, id, (room, *seq)),
+            Command::Reaction { room, seq, emoji, is_added } => {
+                self.on_reaction(conn, id, (room, *seq), emoji, *is_added)
+            }
             Command::EventSend { room, name, data, priority } => {
                 self.on_event_send(conn, id, room, name, data, *priority)
             }

@@ -3,7 +3,9 @@
 mod admin;
 mod batch;
 mod command;
+mod edits;
 mod ephemeral;
+mod filter;
 mod history;
 mod load;
 mod membership;
@@ -14,9 +16,12 @@ mod presence_mesh;
 mod session;
 mod subscribe;
 
+use std::sync::Arc;
+
 use super::event::{ConnKey, Token};
 use super::users::UserIdx;
 use crate::protocol::command::CommandId;
+use crate::protocol::filter::Filter;
 use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq};
 
 /// How often idle rooms and users and old batches are looked for, ms.
@@ -28,9 +33,11 @@ pub enum Waiting {
     /// A message's commit.
     Ack { call: Call, room: RoomName, trace: u64 },
     /// A join's commit; the connection is parked.
-    Join { call: Call, room: RoomName, since: Option<OwnedCursor> },
+    Join { call: Call, room: RoomName, since: Option<OwnedCursor>, filter: Option<Arc<Filter>> },
     /// The commit of a create, leave, invite, kick, ban or role; the connection is parked.
     Membership { call: Call, room: RoomName },
+    /// An edit's, a deletion's or a reaction's commit.
+    Amend { call: Call, room: RoomName, is_reaction: bool },
     /// A read cursor's commit.
     ReadMark { call: Call, room: RoomName },
     /// The admin API's message.
@@ -61,6 +68,7 @@ impl Waiting {
             | Self::Join { call, .. }
             | Self::Membership { call, .. }
             | Self::ReadMark { call, .. }
+            | Self::Amend { call, .. }
             | Self::Resume(Resume { call, .. })
             | Self::History { call, .. }
             | Self::Members { call }
@@ -94,6 +102,10 @@ pub struct Resume {
     pub upto: Seq,
     /// Events so far, comma-separated objects.
     pub json: Vec<u8>,
-    /// How many.
+    /// How many log entries they stand for.
     pub events: u32,
+    /// What the subscription wants to see.
+    pub filter: Option<Arc<Filter>>,
+    /// Entries at the end that the filter hides and that `json` does not tell of yet.
+    pub hidden: Option<filter::Hidden>,
 }

@@ -191,7 +191,7 @@ impl Shard {
             field_integer(out, "ts", now);
             out.push(b'}');
         });
-        let conflation = conflation_key(key.0 | ACTIVITY_KEY, name.as_str());
+        let conflation = conflation_key(key.0 | ACTIVITY_KEY, name.as_str(), None);
         self.say_activity(key, frame.clone(), conflation);
         if self.cx.shards > 1 {
             let mail = Arc::new(Mail::Activity { room: key, frame, key: conflation });

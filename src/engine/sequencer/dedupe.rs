@@ -5,6 +5,7 @@
 //! tentative until [`Dedupe::settle`], so that a failed commit can take it back.
 
 use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use ahash::RandomState;
@@ -138,10 +139,11 @@ impl Dedupe {
         if self.queue.len() >= self.entries_max {
             return false;
         }
-        if !self.places.contains_key(&hash) {
+        // Looked up once: a million of these are read before the server is ready.
+        if let Entry::Vacant(place) = self.places.entry(hash) {
             // Places count from the first entry ever; going backwards they count down from here.
             self.popped -= 1;
-            self.places.insert(hash, self.popped);
+            place.insert(self.popped);
             self.queue.push_front((hash, first));
         }
         true

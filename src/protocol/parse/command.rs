@@ -1,7 +1,10 @@
 //! Fields to commands: one small function a shape, every bound of PROTOCOL.md checked here.
 
+use std::sync::Arc;
+
 use super::super::command::{Activity, Command, HistoryFrom, Manage, MessageSend, PresenceOf, Status};
 use super::super::error::{ErrorCode, Refusal};
+use super::super::filter::Filter;
 use super::super::ids::{Priority, Role, RoomKind, RoomName};
 use super::fields::{Length, required};
 use super::{BODY_BYTES_MAX, DATA_BYTES_MAX, META_BYTES_MAX, Object, TOKEN_BYTES_MAX, bad};
@@ -18,6 +21,7 @@ const ATTACHMENTS_MAX: usize = 16;
 const ATTACHMENT_CHARS_MAX: usize = 128;
 const FILTER_MAX: usize = 64;
 const EVENT_NAME_BYTES_MAX: usize = 64;
+const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
 const PRESENCE_USERS_MAX: usize = 1_000;
 const CUSTOM_CHARS_MAX: usize = 128;
@@ -37,11 +41,26 @@ pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         "ping" => Ok(Command::Ping),
         "message:send" => message_send(frame),
         "message:read" => Ok(Command::MessageRead { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)? }),
+        "message:delivered" => {
+            Ok(Command::MessageDelivered { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)? })
+        }
+        "message:edit" => message_edit(frame),
+        "message:delete" => {
+            Ok(Command::MessageDelete { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)? })
+        }
+        "reaction:add" => reaction(frame, true),
+        "reaction:remove" => reaction(frame, false),
         "message:history" => message_history(frame),
         "event:send" => event_send(frame),
         "room:create" => room_create(frame),
-        "room:join" => Ok(Command::RoomJoin { room: frame.room()?, since: frame.since()? }),
-        "room:subscribe" => Ok(Command::RoomSubscribe { room: frame.room()?, since: frame.since()? }),
+        "room:join" => {
+            Ok(Command::RoomJoin { room: frame.room()?, since: frame.since()?, filter: subscription_filter(frame)? })
+        }
+        "room:subscribe" => Ok(Command::RoomSubscribe {
+            room: frame.room()?,
+            since: frame.since()?,
+            filter: subscription_filter(frame)?,
+        }),
         "room:unsubscribe" => Ok(Command::RoomUnsubscribe { room: frame.room()? }),
         "room:leave" => Ok(Command::RoomLeave { room: frame.room()? }),
         "room:invite" => {
@@ -113,6 +132,23 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
     })))
 }
 
+fn message_edit<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    Ok(Command::MessageEdit {
+        room: frame.room()?,
+        seq: required("seq", frame.seq("seq", 1)?)?,
+        body: required("body", frame.text("body", Length::Bytes(1, BODY_BYTES_MAX))?)?,
+        version: frame.seq("version", 1)?,
+    })
+}
+
+fn reaction<'s>(frame: Object<'_, 's>, is_added: bool) -> Result<Command<'s>, Refusal> {
+    let emoji = required("emoji", frame.text("emoji", Length::Bytes(1, EMOJI_BYTES_MAX))?)?;
+    if emoji.chars().any(char::is_control) {
+        return Err(bad("emoji must have no control characters"));
+    }
+    Ok(Command::Reaction { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)?, emoji, is_added })
+}
+
 fn message_history<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
     let from = match (frame.seq("before", 1)?, frame.seq("after", 0)?) {
         (None, None) => HistoryFrom::Newest,
@@ -160,6 +196,10 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         rooms.push((entry.room()?, required("seq", entry.seq("seq", 0)?)?));
     }
     Ok(Command::SyncCheck { rooms })
+}
+
+fn subscription_filter(frame: Object<'_, '_>) -> Result<Option<Arc<Filter>>, Refusal> {
+    frame.find("filter").map(|value| super::filter::read(value).map(Arc::new)).transpose()
 }
 
 fn presence_of<'s>(frame: Object<'_, 's>) -> Result<PresenceOf<'s>, Refusal> {
