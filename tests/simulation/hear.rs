@@ -151,7 +151,7 @@ impl Client {
             }
             Asked::Choose { status } => self.presence.chosen = Some(status),
             Asked::WatchUsers { users } => self.presence.watch_users(users, value),
-            Asked::UnwatchUsers { users } => self.presence.unwatch_users(&users),
+            Asked::UnwatchUsers { users } => self.presence.unwatch_users(users, value),
             Asked::WatchRoom { room } => self.presence.watch_room(&room, value),
             Asked::Probe { room } => {
                 let due = scene.checker.role(&room, &self.user);

@@ -1,7 +1,7 @@
 //! P8: presence is honest. What clients hold of others' presence, and its comparison with the truth
 //! once everything is quiet: what each user's connected devices chose, merged by the rule.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use antiphon::engine::presence::{Device, merge};
 use antiphon::protocol::command::Status;
@@ -23,7 +23,11 @@ struct RoomView {
 pub struct PresenceView {
     /// What this device chose, and was told is so.
     pub chosen: Option<&'static str>,
-    watched: BTreeSet<String>,
+    /// With the command that last began the watch. Commands are handled in order; replies may pass
+    /// each other.
+    watched: BTreeMap<String, u64>,
+    /// With the command that last ended it.
+    ended: BTreeMap<String, u64>,
     people: BTreeMap<String, (u64, String)>,
     rooms: BTreeMap<String, RoomView>,
 }
@@ -63,13 +67,24 @@ impl PresenceView {
 
     pub fn watch_users(&mut self, users: Vec<String>, value: &Value) {
         learn(&mut self.people, value);
-        self.watched.extend(users);
+        let id = value["id"].as_u64().expect("ids come back");
+        for user in users {
+            if self.ended.get(&user).is_none_or(|ended| *ended < id) {
+                let began = self.watched.entry(user).or_default();
+                *began = id.max(*began);
+            }
+        }
     }
 
-    pub fn unwatch_users(&mut self, users: &[String]) {
-        users.iter().for_each(|user| {
-            self.watched.remove(user);
-        });
+    pub fn unwatch_users(&mut self, users: Vec<String>, value: &Value) {
+        let id = value["id"].as_u64().expect("ids come back");
+        for user in users {
+            if self.watched.get(&user).is_some_and(|began| *began < id) {
+                self.watched.remove(&user);
+            }
+            let ended = self.ended.entry(user).or_default();
+            *ended = id.max(*ended);
+        }
     }
 
     pub fn watch_room(&mut self, room: &str, value: &Value) {
@@ -100,7 +115,7 @@ pub fn check_converged(world: &World) -> u64 {
             continue;
         }
         let view = &client.presence;
-        for user in &view.watched {
+        for user in view.watched.keys() {
             let seen = view.people.get(user).map_or("nothing", |(_, status)| status);
             assert_eq!(seen, status(user).as_str(), "P8: client {number} sees {user} so: {view:?}");
             views += 1;

@@ -256,7 +256,6 @@ impl Shard {
         if self.sessions.get(conn).is_none() {
             return;
         }
-        self.resend_watched(conn);
         for (key, last) in gaps {
             let Some(idx) = self.rooms.find_key(*key) else {
                 // Nobody here listens to it any more, so the entry that shut this connection out was
@@ -272,6 +271,8 @@ impl Shard {
             let class = Class::Log { room: *key, first: *last + 1, last: head };
             self.cx.send(conn, class, |out| write_gap(out, room.name.as_str(), *last, head));
         }
+        // After the gaps: the whole of a large view may leave no room for messages.
+        self.resend_watched(conn);
     }
 
     /// Appends the frame of a `gap` event that ends at `head`, for an outbox that needs it in the

@@ -209,8 +209,10 @@ impl Watching {
         let old = self.cards.get(&user);
         if old.is_some_and(|held| {
             let (is, new) = (held.entry.card.version, entry.card.version);
-            // A room that is newly watched comes with a card that is known already.
-            is > new || is == new && held.entry.rooms == entry.rooms
+            // A room that is newly watched comes with a card that is known already, and so does a user
+            // whom a snapshot left out that had crossed with the word that they are watched.
+            let is_equal = held.entry.rooms == entry.rooms && held.entry.card.is_same(&entry.card);
+            is > new || is == new && is_equal
         }) {
             return News::default();
         }
@@ -238,13 +240,7 @@ impl Watching {
         };
         let offline = |held: &Held| {
             let old = &held.entry.card;
-            let card = Card {
-                status: Status::Offline,
-                custom: None,
-                version: clock,
-                cause: Some(Cause::Timeout),
-                ..(**old).clone()
-            };
+            let card = Card { status: Status::Offline, custom: None, cause: Some(Cause::Timeout), ..(**old).clone() };
             Entry { card: Arc::new(card), rooms: held.entry.rooms.clone() }
         };
         self.cards.values().filter(is_lost).map(offline).collect()
