@@ -7,6 +7,7 @@ pub mod auth;
 mod cx;
 pub mod event;
 mod handle;
+pub mod inbox;
 pub mod limits;
 pub mod pending;
 pub mod rng;

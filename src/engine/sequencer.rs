@@ -21,6 +21,7 @@
 mod batch;
 mod dedupe;
 mod facts;
+mod inbox;
 mod losses;
 mod membership;
 pub mod memory;
@@ -32,11 +33,13 @@ use ahash::AHashMap;
 pub use batch::{Decided, MemberRow, Row};
 use dedupe::{Dedupe, First};
 pub use facts::Facts;
+use inbox::Inboxes;
 use losses::Losses;
 
 use super::event::{
     Append, Committed, CommittedBatch, Entry, MembershipChange, NewMessage, Outcome, ReadAdvance, Revocation, RoomRow,
 };
+use super::inbox::{Bounds, ItemId, Removal};
 use crate::protocol::encode::{EventKind, room_json};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
@@ -58,6 +61,8 @@ pub struct SequencerConfig {
     pub losses_max: usize,
     /// Keys the hash of the dedupe window.
     pub seed: u64,
+    /// Bounds of each user's inbox.
+    pub inbox: Bounds,
 }
 
 impl Default for SequencerConfig {
@@ -70,6 +75,7 @@ impl Default for SequencerConfig {
             rooms_cached_max: 65_536,
             losses_max: 4_096,
             seed: 0,
+            inbox: Bounds::default(),
         }
     }
 }
@@ -83,6 +89,8 @@ pub struct LogEnd {
     pub room_key: u64,
     /// `ts` of the last entry.
     pub ts: UnixMillis,
+    /// The highest number of an inbox item given so far; 0: none.
+    pub item: ItemId,
 }
 
 /// A batch that was not committed, as far as is known.
@@ -102,6 +110,7 @@ pub struct Sequencer {
     names: AHashMap<RoomName, RoomKey>,
     dedupe: Dedupe,
     losses: Losses,
+    inboxes: Inboxes,
     end: LogEnd,
     /// Number of the batch that is being decided, or was last.
     batch: u64,
@@ -141,6 +150,7 @@ impl Sequencer {
         dedupe.begin_rebuild();
         Self {
             losses: Losses::new(config.losses_max, end.position),
+            inboxes: Inboxes::after(end.item),
             dedupe,
             config,
             rooms: AHashMap::new(),
@@ -174,6 +184,9 @@ impl Sequencer {
         self.dedupe.expire(ts);
         let draft = Decided::new(self.end.position + 1, ts, usize::from(self.config.shards));
         let mut turn = Turn { core: self, facts, draft, now: ts, error: None, changes: Changes::default() };
+        if let Err(error) = turn.expire_inboxes() {
+            turn.error = Some(error);
+        }
         for append in appends {
             turn.append(append);
         }
@@ -198,6 +211,7 @@ impl Sequencer {
         }
         let batch = decided.publish(&self.rooms);
         self.shrink();
+        self.inboxes.shrink(self.config.inbox.items_max);
         batch
     }
 
@@ -208,6 +222,7 @@ impl Sequencer {
         let held = decided.publish(&self.rooms);
         self.dedupe.take_back();
         self.forget_rooms();
+        self.inboxes.forget();
         Failed { refused, held }
     }
 
@@ -238,6 +253,8 @@ impl Sequencer {
         self.dedupe.settle();
         self.losses.forget_until(end.position);
         self.forget_rooms();
+        self.inboxes.forget();
+        self.inboxes.last_id = self.inboxes.last_id.max(end.item);
     }
 
     /// Position of the last entry that stands.
@@ -351,6 +368,10 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::Manage { room, by, by_admin, user, act } => self.manage(&room, &by, by_admin, user, act),
                 Entry::Read { room, user, seq } => self.read(room, user, seq),
                 Entry::Revoke(revocation) => self.revoke(revocation),
+                Entry::Notify { item, by_admin } => self.notify(item, by_admin),
+                Entry::InboxAck { user, items } => self.inbox_ack(user, &items, Removal::Acked),
+                Entry::InboxTried { user, items } => self.inbox_tried(user, &items),
+                Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
             }
         };
         let result = match verdict {
@@ -365,7 +386,7 @@ impl<F: Facts> Turn<'_, F> {
     }
 
     fn message(&mut self, message: NewMessage, seen: Position) -> Verdict<F::Error> {
-        let NewMessage { room: key, author, client_id, fields, thread, audience, priority } = message;
+        let NewMessage { room: key, author, client_id, fields, thread, audience, priority, mentions } = message;
         let hash = match &client_id {
             Some(client_id) if self.core.dedupe.is_on() => Some(self.core.dedupe.hash(author.as_str(), client_id)),
             _ => None,
@@ -384,11 +405,16 @@ impl<F: Facts> Turn<'_, F> {
             }
         }
         let kind = EventKind::MessageCreated;
+        let feeds = (!mentions.is_empty() || self.room(key).kind == RoomKind::Direct)
+            .then(|| (author.clone(), audience.clone()));
         let author = Some(author);
         let row = Row { room: key, seq: 0, kind, priority, author, client_id, thread, audience, fields, change: None };
         let committed = self.push(row);
         if let Some(hash) = hash {
             self.core.dedupe.add(hash, First { room: key, seq: committed.seq, ts: committed.ts });
+        }
+        if let Some((author, audience)) = feeds {
+            self.feed_message(&committed, &author, audience.as_deref(), priority, &mentions)?;
         }
         Ok(committed)
     }

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::event::ConnKey;
+use super::users::UserIdx;
 use crate::protocol::ids::UnixMillis;
 
 /// What is due.
@@ -16,6 +17,8 @@ pub enum Timer {
     Session(ConnKey),
     /// Waiting `read:advanced` events go out.
     FlushReads,
+    /// Inbox items of a user are to be sent again, or have expired.
+    Inbox(UserIdx),
     /// Rooms and users without connections are unloaded, old batches dropped.
     Sweep,
 }

@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 
 use super::event::{AdminRequest, ConnKey};
+use super::inbox::Inbox;
 use super::limits::Bucket;
 use crate::protocol::ids::{Position, Role, RoomKey, Seq, UnixMillis, UserId};
 
 /// Index of a loaded user within the shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserIdx(pub u32);
 
 /// A user's standing in one room.
@@ -42,6 +43,8 @@ pub struct User {
     pub bucket: Bucket,
     /// Since when they have no connection.
     pub idle_since: UnixMillis,
+    /// What waits for them; none: nothing.
+    pub inbox: Option<Box<Inbox>>,
 }
 
 impl User {
@@ -122,6 +125,11 @@ impl Users {
         self.slots[idx.0 as usize].as_deref_mut().expect("a session or waiter keeps its user loaded")
     }
 
+    /// The user of that index, if there is one still.
+    pub fn find_idx_mut(&mut self, idx: UserIdx) -> Option<&mut User> {
+        self.slots.get_mut(idx.0 as usize)?.as_deref_mut()
+    }
+
     /// Adds a user that is yet to be read.
     pub fn add(&mut self, name: UserId) -> UserIdx {
         let user = User {
@@ -132,6 +140,7 @@ impl Users {
             early_reads: Vec::new(),
             bucket: Bucket::default(),
             idle_since: 0,
+            inbox: None,
         };
         let idx = match self.free.pop() {
             Some(idx) => {

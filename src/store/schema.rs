@@ -31,7 +31,8 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
     key INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL, title TEXT,
@@ -58,7 +59,22 @@ CREATE TABLE cursors (
 CREATE TABLE revocations (
     id INTEGER PRIMARY KEY, jti TEXT UNIQUE, user TEXT UNIQUE, before INTEGER, ts INTEGER NOT NULL);
 CREATE TABLE probe (id INTEGER PRIMARY KEY, filler BLOB NOT NULL);
-"];
+",
+    "
+-- What waits for users. Numbers are never given twice, hence AUTOINCREMENT. `room` and `seq`: the log
+-- entry that an item is about. `data` is last, so that counting a queue skips it.
+CREATE TABLE inbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, priority INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    ts INTEGER NOT NULL, expires_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, room INTEGER,
+    seq INTEGER, name TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX inbox_user ON inbox (user);
+CREATE INDEX inbox_expires ON inbox (expires_ts);
+-- Items that were sent too often without an acknowledgement.
+CREATE TABLE inbox_dead (
+    id INTEGER PRIMARY KEY, user TEXT NOT NULL, priority INTEGER NOT NULL, ts INTEGER NOT NULL,
+    dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
+",
+];
 
 /// Name of the database in the data directory.
 pub const DATABASE_FILE: &str = "antiphon.db";

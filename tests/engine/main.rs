@@ -5,6 +5,7 @@ mod admin;
 mod bounds;
 mod events;
 mod harness;
+mod inbox;
 mod loading;
 #[path = "../support/log.rs"]
 mod log;

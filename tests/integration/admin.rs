@@ -114,13 +114,17 @@ fn metrics_are_in_the_text_format() {
         assert!(typed.contains(bare.strip_suffix("_total").unwrap_or(bare)), "no type before {line}");
         values.push((name, value.parse().unwrap_or_else(|_| panic!("{line}"))));
     }
-    let sum = |prefix: &str| -> f64 { values.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, v)| v).sum() };
+    let sum =
+        |prefix: &str| -> f64 { values.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, v)| v).sum() };
     assert_eq!(sum("antiphon_sessions{"), 1.0);
     assert_eq!(sum("antiphon_acks_total{"), 1.0);
     assert_eq!(sum("antiphon_batches_total{shard=\"0\""), 2.0, "the join's and the message's, each once");
     assert_eq!(sum("antiphon_batches_total{shard=\"1\""), 2.0);
-    assert_eq!(sum("antiphon_errors_total{shard=\"0\",code=\"unknown_type\"}")
-        + sum("antiphon_errors_total{shard=\"1\",code=\"unknown_type\"}"), 1.0);
+    assert_eq!(
+        sum("antiphon_errors_total{shard=\"0\",code=\"unknown_type\"}")
+            + sum("antiphon_errors_total{shard=\"1\",code=\"unknown_type\"}"),
+        1.0
+    );
     assert_eq!(sum("antiphon_shard_up"), 2.0);
     assert_eq!(sum("antiphon_ready"), 1.0);
     assert!(sum("process_resident_memory_bytes") > 1e6);

@@ -29,7 +29,8 @@ fn a_stop_is_announced_and_ends_well() {
         waits.dedup();
         assert!(waits.len() > 6, "spread: {waits:?}");
         // Until the end commands work, and an ack counts.
-        let ack = clients[0].ok(json!({"type": "message:send", "room": "room", "body": "last words", "client_id": "last"}));
+        let ack =
+            clients[0].ok(json!({"type": "message:send", "room": "room", "body": "last words", "client_id": "last"}));
         assert!(refuses_connections(&server), "new connections are taken while draining");
         if shards == 1 {
             let ready = http::get(server.control, "/health/ready");
@@ -101,7 +102,8 @@ fn a_stop_under_load_loses_no_acknowledged_message() {
                 let mut open = std::collections::VecDeque::new();
                 for at in 0.. {
                     let client_id = format!("{number}-{at}");
-                    let mut command = json!({"type": "message:send", "room": "room", "body": "x", "client_id": client_id});
+                    let mut command =
+                        json!({"type": "message:send", "room": "room", "body": "x", "client_id": client_id});
                     command["id"] = at.into();
                     let frame = crate::support::client::text_frame(&command);
                     if std::io::Write::write_all(&mut client.stream, &frame).is_err() {
@@ -147,7 +149,11 @@ fn a_stop_under_load_loses_no_acknowledged_message() {
 }
 
 /// Waits for the oldest open message's ack. False at the end of the connection.
-fn take_ack(client: &mut Client, open: &mut std::collections::VecDeque<String>, acked: &mut Vec<(String, u64)>) -> bool {
+fn take_ack(
+    client: &mut Client,
+    open: &mut std::collections::VecDeque<String>,
+    acked: &mut Vec<(String, u64)>,
+) -> bool {
     loop {
         match client.hear(crate::support::PATIENCE) {
             crate::support::Heard::Json(value) if value["type"] == "ok" => {

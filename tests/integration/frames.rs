@@ -17,7 +17,9 @@ fn every_broken_frame_has_its_close_code() {
     let cases: [(&str, u16, Act); 17] = [
         ("an oversized message", 1009, |c| c.frame(TEXT, &vec![b'x'; 16 * 1024 + 1])),
         ("only the header of one", 1009, |c| c.raw(&[TEXT, 0xfe, 0xff, 0xff, 1, 2, 3, 4])),
-        ("a length of 2^63", 1009, |c| c.raw(&[TEXT, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4])),
+        ("a length of 2^63", 1009, |c| {
+            c.raw(&[TEXT, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4])
+        }),
         ("fragments that add up", 1009, |c| {
             c.frame(0x01, &[b'x'; 10_000]);
             c.frame(0x80, &[b'x'; 10_000]);
@@ -109,11 +111,29 @@ fn json_that_is_no_command_is_an_error_and_no_more() {
     let mut alice = server.client("alice");
     let deep = format!("{{\"type\":\"ping\",\"id\":1,\"x\":{}{}}}", "[".repeat(8_000), "]".repeat(8_000 - 30));
     let texts: Vec<&[u8]> = vec![
-        b"", b" ", b"null", b"5", b"\"ping\"", b"[]", b"[{\"type\":\"ping\"}]", b"{", b"{}", b"{\"type\":5}",
-        b"{\"type\":\"ping\",}", b"{\"type\":\"ping\"} {}", b"{'type':'ping'}", b"\xef\xbb\xbf{\"type\":\"ping\"}",
-        b"{\"type\":\"ping\",\"type\":\"ping\"}", b"{\"type\":\"ping\",\"x\":1e999}", b"{\"type\":\"ping\",\"x\":01}",
-        b"{\"type\":\"ping\",\"x\":\"\\ud800\"}", b"{\"type\":\"ping\",\"x\":\"a\x00b\"}", b"{\"type\":\"ping\",\"x\":NaN}",
-        b"{\"type\":\"ping\",\"id\":1.5}", b"{\"type\":\"ping\",\"id\":{}}", b"{\"type\":\"ping\",\"id\":null}",
+        b"",
+        b" ",
+        b"null",
+        b"5",
+        b"\"ping\"",
+        b"[]",
+        b"[{\"type\":\"ping\"}]",
+        b"{",
+        b"{}",
+        b"{\"type\":5}",
+        b"{\"type\":\"ping\",}",
+        b"{\"type\":\"ping\"} {}",
+        b"{'type':'ping'}",
+        b"\xef\xbb\xbf{\"type\":\"ping\"}",
+        b"{\"type\":\"ping\",\"type\":\"ping\"}",
+        b"{\"type\":\"ping\",\"x\":1e999}",
+        b"{\"type\":\"ping\",\"x\":01}",
+        b"{\"type\":\"ping\",\"x\":\"\\ud800\"}",
+        b"{\"type\":\"ping\",\"x\":\"a\x00b\"}",
+        b"{\"type\":\"ping\",\"x\":NaN}",
+        b"{\"type\":\"ping\",\"id\":1.5}",
+        b"{\"type\":\"ping\",\"id\":{}}",
+        b"{\"type\":\"ping\",\"id\":null}",
         deep.as_bytes(),
     ];
     let count = texts.len();
@@ -136,7 +156,10 @@ fn json_that_is_no_command_is_an_error_and_no_more() {
     }
     // An error names the id whenever it can be read.
     let named: Value = alice.ask(json!({"type": "message:send", "room": 5, "body": "x"}));
-    assert_eq!((&named["type"], &named["code"], &named["error"]), (&json!("error"), &json!(107), &json!("bad_request")));
+    assert_eq!(
+        (&named["type"], &named["code"], &named["error"]),
+        (&json!("error"), &json!(107), &json!("bad_request"))
+    );
     alice.refused(json!({"type": "nonsense"}), 104);
     alice.frame(TEXT, b"{\"type\":\"nonsense\"}");
     let unnamed = alice.event("error");

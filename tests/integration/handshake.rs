@@ -38,7 +38,11 @@ fn requests_that_are_no_requests() {
         ("no Host", good.replacen("Host: ", "X: ", 1), 400),
         ("HTTP/1.0", good.replacen("HTTP/1.1", "HTTP/1.0", 1), 400),
         ("a bare line feed", good.replace("\r\n", "\n"), 400),
-        ("two keys", good.replacen("Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nUpgrade: websocket", 1), 400),
+        (
+            "two keys",
+            good.replacen("Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nUpgrade: websocket", 1),
+            400,
+        ),
         ("a short key", good.replacen("Sec-WebSocket-Key: ", "Sec-WebSocket-Key: a", 1), 400),
         ("a body", good.replacen("Host:", "Content-Length: 5\r\nHost:", 1), 400),
         ("chunks", good.replacen("Host:", "Transfer-Encoding: chunked\r\nHost:", 1), 400),

@@ -21,6 +21,7 @@ mod crowd;
 mod drain;
 mod frames;
 mod handshake;
+mod inbox;
 mod limits;
 mod members;
 mod resume;

@@ -44,8 +44,10 @@ fn rooms_are_created_once(shards: u16) {
         alice.refused(wrong, 107);
     }
     // Two at the same moment: one wins.
-    let (a, b) = (alice.begin(json!({"type": "room:create", "room": "race", "kind": "public"})),
-        bob.begin(json!({"type": "room:create", "room": "race", "kind": "public"})));
+    let (a, b) = (
+        alice.begin(json!({"type": "room:create", "room": "race", "kind": "public"})),
+        bob.begin(json!({"type": "room:create", "room": "race", "kind": "public"})),
+    );
     let mut answers = [alice.reply(a)["type"].to_string(), bob.reply(b)["type"].to_string()];
     answers.sort();
     assert_eq!(answers, ["\"error\"", "\"ok\""]);
@@ -260,10 +262,7 @@ fn members_and_rooms_come_in_pages(shards: u16) {
     let mut bob = server.client("bob");
     let seen = bob.ok(json!({"type": "room:list"}));
     assert_eq!(seen["rooms"].as_array().unwrap().len(), 6);
-    assert_eq!(
-        seen["rooms"][0],
-        json!({"room": "room-00", "kind": "public", "seq": 1, "members": 1})
-    );
+    assert_eq!(seen["rooms"][0], json!({"room": "room-00", "kind": "public", "seq": 1, "members": 1}));
     bob.refused(json!({"type": "room:list", "kind": "secret"}), 107);
     bob.refused(json!({"type": "room:list", "limit": 0}), 107);
 }

@@ -74,7 +74,9 @@ fn a_restart_is_closed_from_the_store(shards: u16) {
     }
     let before = alice.entries_until("room", 31);
     for end in ["graceful", "kill"] {
-        if end == "graceful" { server.stop_and_restart() } else {
+        if end == "graceful" {
+            server.stop_and_restart()
+        } else {
             server.kill();
             server.restart();
         }
@@ -117,8 +119,15 @@ fn cursors_that_cannot_be_honoured(shards: u16) {
     assert_eq!(subscribe(json!({"epoch": "other", "seq": 99}))["recovered"], false);
     let ahead = subscribe(json!({"epoch": epoch, "seq": 32}));
     assert_eq!((&ahead["code"], &ahead["error"]), (&json!(112), &json!("unrecoverable_cursor")));
-    for wrong in [json!(5), json!({"seq": 1}), json!({"epoch": epoch}), json!({"epoch": epoch, "seq": -1}),
-        json!({"epoch": 1, "seq": 1}), json!({"epoch": epoch, "seq": 1.5}), json!(null)] {
+    for wrong in [
+        json!(5),
+        json!({"seq": 1}),
+        json!({"epoch": epoch}),
+        json!({"epoch": epoch, "seq": -1}),
+        json!({"epoch": 1, "seq": 1}),
+        json!({"epoch": epoch, "seq": 1.5}),
+        json!(null),
+    ] {
         assert_eq!(subscribe(wrong.clone())["code"], 107, "{wrong}");
     }
     bob.refused(json!({"type": "room:subscribe", "room": "nowhere", "since": {"epoch": epoch, "seq": 0}}), 102);
@@ -204,7 +213,8 @@ fn sent_twice_at_once_is_stored_once(shards: u16) {
     }
     let begun: Vec<Vec<i64>> = (0..50)
         .map(|number| {
-            let command = json!({"type": "message:send", "room": "room", "body": "x", "client_id": format!("c{number}")});
+            let command =
+                json!({"type": "message:send", "room": "room", "body": "x", "client_id": format!("c{number}")});
             devices.iter_mut().map(|device| device.begin(command.clone())).collect()
         })
         .collect();

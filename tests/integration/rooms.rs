@@ -87,7 +87,10 @@ fn everybody_sees_one_order(shards: u16) {
             assert_eq!(ack["type"], "ok", "{ack}");
             let seq = ack["seq"].as_u64().unwrap();
             let entry = entries.iter().find(|entry| entry["seq"] == seq).unwrap();
-            assert_eq!((&entry["author"], &entry["ts"], &entry["trace"]), (&json!(USERS[at]), &ack["ts"], &ack["trace"]));
+            assert_eq!(
+                (&entry["author"], &entry["ts"], &entry["trace"]),
+                (&json!(USERS[at]), &ack["ts"], &ack["trace"])
+            );
             assert_eq!(ack["duplicate"], false);
         }
         orders.push(entries.into_iter().filter(|entry| entry["type"] == "message:created").collect());
@@ -275,8 +278,7 @@ fn events_reach_listeners_only(shards: u16) {
         }
     }
     for priority in ["critical", "low"] {
-        let command =
-            json!({"type": "event:send", "room": "room", "name": priority, "data": 1, "priority": priority});
+        let command = json!({"type": "event:send", "room": "room", "name": priority, "data": 1, "priority": priority});
         clients[3].ok(command);
         assert_eq!(clients[1].event("event")["name"], priority);
     }
@@ -304,7 +306,8 @@ fn sync_check_compares(shards: u16) {
             {"room": "a", "seq": 1, "state": "diverged"}])
     );
     let mut bob = server.client("bob");
-    let checked = bob.ok(json!({"type": "sync:check", "rooms": [{"room": "b", "seq": 2}, {"room": "nowhere", "seq": 1}]}));
+    let checked =
+        bob.ok(json!({"type": "sync:check", "rooms": [{"room": "b", "seq": 2}, {"room": "nowhere", "seq": 1}]}));
     assert_eq!(checked["rooms"][0]["state"], "ok", "{checked}");
     bob.refused(json!({"type": "sync:check", "rooms": [{"room": "b"}]}), 107);
     bob.refused(json!({"type": "sync:check"}), 107);
@@ -353,7 +356,9 @@ fn commands_may_be_pipelined(shards: u16) {
     let mut stream = crate::support::http::connect(server.public);
     let mut request = crate::support::Connect::new("bob").request(server.public, &key);
     request.extend(crate::support::client::text_frame(&json!({"type": "room:join", "id": 1, "room": "p"})));
-    request.extend(crate::support::client::text_frame(&json!({"type": "message:send", "id": 2, "room": "p", "body": "z"})));
+    request.extend(crate::support::client::text_frame(
+        &json!({"type": "message:send", "id": 2, "room": "p", "body": "z"}),
+    ));
     std::io::Write::write_all(&mut stream, &request).unwrap();
     let mut bob = Client::finish_upgrade(stream, &key).unwrap();
     assert_eq!(bob.event("hello")["user"], "bob");

@@ -148,7 +148,8 @@ fn many_questions_and_no_reading_is_bounded_too() {
     heat(&mut writer, 2 << 20);
     let mut greedy = server.client("greedy");
     let before = server.resident_bytes();
-    let ask = crate::support::client::text_frame(&json!({"type": "message:history", "id": 1, "room": "hot", "limit": 100}));
+    let ask =
+        crate::support::client::text_frame(&json!({"type": "message:history", "id": 1, "room": "hot", "limit": 100}));
     // Asks until the server no longer takes it: pages of 262 KB pile up on its side, up to the bound.
     greedy.stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
     for _ in 0..20_000 {

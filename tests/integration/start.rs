@@ -46,7 +46,11 @@ fn a_folder_that_is_in_use_or_no_folder() {
     assert_eq!(code, Some(5), "{line}");
     let broken = dir.path().join("broken");
     std::fs::create_dir(&broken).unwrap();
-    std::fs::write(broken.join("antiphon.db"), "this is no database, but it is long enough to be looked at".repeat(100)).unwrap();
+    std::fs::write(
+        broken.join("antiphon.db"),
+        "this is no database, but it is long enough to be looked at".repeat(100),
+    )
+    .unwrap();
     let (code, line) = start(&Options::shards(1), &broken, |_| {});
     assert_eq!(code, Some(5), "{line}");
 }
@@ -69,9 +73,15 @@ fn settings_that_are_wrong() {
     assert_eq!(code, Some(2), "{line}");
     assert!(line.contains("/nonexistent/config.toml"), "{line}");
     for (flag, value) in [
-        ("--listen", "nowhere"), ("--shards", "0"), ("--shards", "many"), ("--heartbeat-ms", "5"),
-        ("--durability", "hope"), ("--outbox-bytes-max", "4096"), ("--log-level", "antiphon=loud"),
-        ("--origins", "good.example"), ("--jwks-file", "/nonexistent"),
+        ("--listen", "nowhere"),
+        ("--shards", "0"),
+        ("--shards", "many"),
+        ("--heartbeat-ms", "5"),
+        ("--durability", "hope"),
+        ("--outbox-bytes-max", "4096"),
+        ("--log-level", "antiphon=loud"),
+        ("--origins", "good.example"),
+        ("--jwks-file", "/nonexistent"),
     ] {
         let (code, line) = start(&Options::shards(1).with(flag, value), &dir.path().join("data"), |_| {});
         assert_eq!(code, Some(2), "{flag} {value}: {line}");
@@ -99,7 +109,8 @@ fn without_any_key_a_development_secret_is_made() {
     assert_eq!(code, Some(0));
     assert!(printed.contains("[limits]") && printed.contains("shards = 1"), "{printed}");
     assert!(!data.exists(), "printing makes nothing");
-    let mut child = serve(false).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut child =
+        serve(false).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
     let secret = data.join("dev-secret");
     let until = std::time::Instant::now() + crate::support::PATIENCE;
     while !secret.exists() && std::time::Instant::now() < until {

@@ -18,8 +18,14 @@ fn a_token_comes_by_header_subprotocol_or_query() {
     let jwt = token("alice");
     let offers = [
         (Connect::with_token(&jwt), Some("antiphon.v1")),
-        (Connect::anonymous().header("Sec-WebSocket-Protocol", &format!("antiphon.v1, bearer.{jwt}")), Some("antiphon.v1")),
-        (Connect::anonymous().header("Sec-WebSocket-Protocol", &format!("bearer.{jwt}, antiphon.v1")), Some("antiphon.v1")),
+        (
+            Connect::anonymous().header("Sec-WebSocket-Protocol", &format!("antiphon.v1, bearer.{jwt}")),
+            Some("antiphon.v1"),
+        ),
+        (
+            Connect::anonymous().header("Sec-WebSocket-Protocol", &format!("bearer.{jwt}, antiphon.v1")),
+            Some("antiphon.v1"),
+        ),
         (Connect::anonymous().header("Sec-WebSocket-Protocol", &format!("bearer.{jwt}")), None),
         (Connect::anonymous().query("access_token", &jwt), Some("antiphon.v1")),
         (Connect::with_token(&jwt).query("access_token", &jwt), Some("antiphon.v1")),
@@ -74,9 +80,21 @@ fn origins_are_exact() {
         assert_eq!(client.event("hello")["user"], "alice");
     }
     for bad in [
-        "null", "", "https://good.example.evil", "https://evil.good.example", "http://good.example", "https://good.example:444",
-        "https://good.example/", "https://good.examplE.", "file://", "*", "http://localhost", "http://localhost:30000",
-        "https://good.example,http://localhost:3000", "http://127.0.0.1:3000", "https://user@good.example",
+        "null",
+        "",
+        "https://good.example.evil",
+        "https://evil.good.example",
+        "http://good.example",
+        "https://good.example:444",
+        "https://good.example/",
+        "https://good.examplE.",
+        "file://",
+        "*",
+        "http://localhost",
+        "http://localhost:30000",
+        "https://good.example,http://localhost:3000",
+        "http://127.0.0.1:3000",
+        "https://user@good.example",
     ] {
         let answer = upgrade(bad).err().flatten().unwrap_or_else(|| panic!("{bad:?} was let in"));
         assert_eq!(answer.status, 403, "{bad:?}: {answer:?}");
@@ -157,7 +175,8 @@ fn a_revoked_token_ends_its_sessions_and_stays_revoked() {
     assert!(began.elapsed() < Duration::from_secs(5));
     kept.ok(json!({"type": "ping"}));
     kept.refused(json!({"type": "auth:refresh", "token": jwt}), 101);
-    let refused = |server: &Server, jwt: &str| Client::upgrade(server.public, &Connect::with_token(jwt)).unwrap().end().code;
+    let refused =
+        |server: &Server, jwt: &str| Client::upgrade(server.public, &Connect::with_token(jwt)).unwrap().end().code;
     let old = token_with("carol", |new| new.issued_at = now_ms() - 10_000);
     assert_eq!((refused(&server, &jwt), refused(&server, &old)), (4001, 4001));
     server.stop_and_restart();

@@ -245,7 +245,8 @@ impl Actor {
     fn load(&mut self, client: &mut Client, world: &World, room: usize, head: u64) -> Result<(), Gone> {
         assert!(head >= self.rooms[room].last(), "what was shown is gone: head {head}");
         self.rooms[room].loading = Some(head);
-        let mut page = json!({"type": "message:history", "id": format!("page-{room}"), "room": ROOMS[room], "limit": 100});
+        let mut page =
+            json!({"type": "message:history", "id": format!("page-{room}"), "room": ROOMS[room], "limit": 100});
         while self.rooms[room].last() < head {
             page["after"] = self.rooms[room].last().into();
             self.say(client, &page)?;

@@ -94,8 +94,7 @@ fn read_history(server: &Server, room: usize) -> Vec<Value> {
     let mut history: Vec<Value> = Vec::new();
     loop {
         let after = history.len() as u64;
-        let page =
-            reader.ok(json!({"type": "message:history", "room": ROOMS[room], "after": after, "limit": 100}));
+        let page = reader.ok(json!({"type": "message:history", "room": ROOMS[room], "after": after, "limit": 100}));
         for event in page["events"].as_array().unwrap() {
             assert_eq!(event["seq"], history.len() as u64 + 1, "a hole in {}", ROOMS[room]);
             history.push(event.clone());
@@ -114,10 +113,11 @@ fn check_file(server: &Server, histories: &[Vec<Value>], loaded: &Loaded) {
     assert_eq!(version, SCHEMA_VERSION);
     let integrity: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(integrity, "ok");
-    let (rows, first, last): (i64, i64, i64) =
-        db.query_row("SELECT count(*), min(position), max(position) FROM log", [], |row| {
+    let (rows, first, last): (i64, i64, i64) = db
+        .query_row("SELECT count(*), min(position), max(position) FROM log", [], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        }).unwrap();
+        })
+        .unwrap();
     assert_eq!((rows, first), (last, 1), "positions are dense");
     let sparse: i64 = db
         .query_row(
@@ -149,8 +149,11 @@ fn check_file(server: &Server, histories: &[Vec<Value>], loaded: &Loaded) {
         )
         .unwrap();
     for (room, history) in ROOMS.iter().zip(histories) {
-        let stored: Vec<(i64, Option<String>, Option<String>)> =
-            rows.query_map([room], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap().map(Result::unwrap).collect();
+        let stored: Vec<(i64, Option<String>, Option<String>)> = rows
+            .query_map([room], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(stored.len(), history.len(), "{room}");
         for ((seq, author, id), event) in stored.iter().zip(history) {
             assert_eq!(event["seq"], *seq);

@@ -73,7 +73,8 @@ pub fn token_with(user: &str, change: impl FnOnce(&mut NewToken<'_>)) -> String 
 /// A token of `user` that covers these room patterns only; `true`: also for writing.
 pub fn token_for_rooms(user: &str, rooms: &[(&str, bool)]) -> String {
     let user = UserId::parse(user).unwrap();
-    let rooms: Vec<(String, bool)> = rooms.iter().map(|(pattern, may_write)| ((*pattern).to_owned(), *may_write)).collect();
+    let rooms: Vec<(String, bool)> =
+        rooms.iter().map(|(pattern, may_write)| ((*pattern).to_owned(), *may_write)).collect();
     let now = now_ms();
     let new = NewToken { rooms: Some(&rooms), ..NewToken::new(&user, now, now + 3_600_000) };
     mint(SECRET.as_bytes(), &new).unwrap()

@@ -124,7 +124,8 @@ impl Shard {
             }
             out.push(b']');
             limits_object(out, &limits);
-            out.extend_from_slice(b",\"inbox\":0}");
+            field_integer(out, "inbox", super::inbox::waiting_count(user.inbox.as_deref()));
+            out.push(b'}');
         });
         self.cx.out.list.push(Output::Unpark(conn));
         if self.cx.degraded {
@@ -133,6 +134,7 @@ impl Shard {
         if let Some(spread_ms) = self.draining {
             self.say_goaway(conn, spread_ms);
         }
+        self.greet_with_inbox(conn);
     }
 
     /// Ends a session: the server's doing when there is an ending, else the peer's.
@@ -183,6 +185,7 @@ impl Shard {
             match timer {
                 Timer::Session(conn) => self.on_session_timer(conn, due),
                 Timer::FlushReads => self.flush_reads(),
+                Timer::Inbox(user) => self.on_inbox_timer(user, due),
                 Timer::Sweep => {
                     self.sweep();
                     self.timers.set(self.cx.now + SWEEP_MS, Timer::Sweep);

@@ -2,7 +2,8 @@
 //! them in production, maps in the simulation.
 
 use crate::engine::event::RoomRow;
-use crate::protocol::ids::{Role, RoomKey, RoomName, Seq, UserId};
+use crate::engine::inbox::{Head, ItemId};
+use crate::protocol::ids::{Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// The state of the log before the batch that is being decided.
 pub trait Facts {
@@ -44,4 +45,28 @@ pub trait Facts {
     /// # Errors
     /// The source could not answer.
     fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Self::Error>;
+
+    /// Members of `room` (bans do not count), in no order. Asked of direct rooms only.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Self::Error>;
+
+    /// Rooms that both are members of.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn shared_rooms(&mut self, one: &UserId, other: &UserId) -> Result<Vec<RoomKey>, Self::Error>;
+
+    /// What waits in the user's inbox.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn inbox(&mut self, user: &UserId) -> Result<Vec<Head>, Self::Error>;
+
+    /// Inbox items that have expired by `now`, at most `max`.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn expired_items(&mut self, now: UnixMillis, max: u32) -> Result<Vec<(UserId, ItemId)>, Self::Error>;
 }
