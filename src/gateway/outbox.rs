@@ -1,7 +1,8 @@
 //! What waits to be sent to one connection: three lanes, and the ladder for slow consumers.
 //!
 //! Pure: it is handed frames and asked for slices; who sends them says how many bytes went.
-//! Order of sending: whatever a send has cut in the middle, then critical, then normal, then low.
+//! Order of sending: whatever a send has cut in the middle, then critical, then normal, then low,
+//! then the close frame, after which nothing may come (RFC 6455 section 5.5.1).
 //!
 //! The ladder, by bytes that wait:
 //! 1. a low frame replaces a waiting one of the same key (always)
@@ -96,6 +97,10 @@ pub struct Outbox {
     normal_sent: usize,
     /// Likewise for `low`.
     low_sent: usize,
+    /// The close frame, once there is one.
+    last: Vec<u8>,
+    /// Bytes of `last` that were sent.
+    last_sent: usize,
     /// All bytes that wait.
     bytes: usize,
     /// Rooms whose entries were dropped, with the last seq that was not.
@@ -163,6 +168,12 @@ impl Outbox {
         Pushed::Queued
     }
 
+    /// Puts the close frame behind all that waits. It is small and comes once, so there is always room.
+    pub fn push_last(&mut self, frame: &[u8]) {
+        self.last.extend_from_slice(frame);
+        self.bytes += frame.len();
+    }
+
     fn push_low(&mut self, key: u64, frames: &Frames, scratch: &[u8], ladder: &Ladder) -> Pushed {
         let bytes = match frames {
             Frames::Owned(bytes) => bytes.clone(),
@@ -212,6 +223,7 @@ impl Outbox {
         add(&self.critical[self.critical_sent..]);
         normal.for_each(|piece| add(piece.as_slice()));
         low.for_each(|(_, bytes)| add(bytes));
+        add(&self.last[self.last_sent..]);
         filled
     }
 
@@ -239,6 +251,7 @@ impl Outbox {
         while left > 0 && !self.low.is_empty() {
             left = self.advance_low(left);
         }
+        self.last_sent += left;
     }
 
     fn advance_normal(&mut self, left: usize) -> usize {
@@ -303,7 +316,8 @@ impl Outbox {
         self.low.clear();
         self.low.shrink_to(16);
         self.gaps = Vec::new();
-        (self.critical_sent, self.normal_sent, self.low_sent, self.bytes) = (0, 0, 0, 0);
+        self.last.clear();
+        (self.critical_sent, self.normal_sent, self.low_sent, self.last_sent, self.bytes) = (0, 0, 0, 0, 0);
     }
 }
 
@@ -376,6 +390,20 @@ mod tests {
             outbox.push(Class::Critical, &frame("c2"), &[], &LADDER);
             assert_eq!(drain(&mut outbox, step), ["c1", "c2", "n1", "n2", "low"], "step {step}");
             assert!(outbox.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_close_frame_leaves_last() {
+        for step in 1..40 {
+            let mut outbox = Outbox::default();
+            outbox.push(log(1, 1), &frame("n1"), &[], &LADDER);
+            outbox.push_last(frame("bye").as_slice(&[]));
+            outbox.push(Class::Low { key: 0 }, &frame("low"), &[], &LADDER);
+            outbox.push(Class::Critical, &frame("c1"), &[], &LADDER);
+            assert_eq!(drain(&mut outbox, step), ["c1", "n1", "low", "bye"], "step {step}");
+            outbox.clear();
+            assert_eq!((outbox.bytes(), drain(&mut outbox, step).len()), (0, 0));
         }
     }
 

@@ -17,11 +17,16 @@
 //! C1 and finds `asleep`. It cannot be neither. When several producers see `asleep`, the one that
 //! swaps it writes. A bell rung between C2 and C3 makes the wait return at once, since the value
 //! stays in the eventfd until the ring has read it; one rung between C3 and C4 costs one idle turn.
+//!
+//! The tests fail when C2 is left out, when it comes before C1, and when P2 does not write. They do
+//! not fail without the fences: on x86 the queue's own locked instructions order the two sides. That
+//! part rests on the argument above.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
 
 /// One consumer's bell. See the module's header for the order of calls.
 #[derive(Debug)]
@@ -29,6 +34,9 @@ pub struct Doorbell {
     /// Blocking on purpose: the ring's read of it must wait for a value, not fail with EAGAIN.
     event: OwnedFd,
     asleep: AtomicBool,
+    made: Instant,
+    /// When the bell was last rung, in nanoseconds after `made`; 0: not since it was last asked.
+    rung_ns: AtomicU64,
 }
 
 impl Doorbell {
@@ -45,7 +53,7 @@ impl Doorbell {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        Ok(Self { event, asleep: AtomicBool::new(false) })
+        Ok(Self { event, asleep: AtomicBool::new(false), made: Instant::now(), rung_ns: AtomicU64::new(0) })
     }
 
     /// Producers, after a push: wakes the consumer if it sleeps or is about to. Returns true when
@@ -55,6 +63,7 @@ impl Doorbell {
         // The plain load keeps the line shared while the consumer is awake and producers are many.
         let rings = self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst);
         if rings {
+            self.rung_ns.store(self.now_ns(), Ordering::Relaxed);
             let one = 1_u64.to_ne_bytes();
             // SAFETY: eight readable bytes, as eventfd wants. It cannot block: that takes a value
             // near 2^64, and each sleep of the consumer adds at most one.
@@ -76,6 +85,19 @@ impl Doorbell {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
+    /// Consumer, woken by the bell: how long ago it was rung. `None` when that was told already.
+    pub fn take_wake_time(&self) -> Option<Duration> {
+        match self.rung_ns.swap(0, Ordering::Relaxed) {
+            0 => None,
+            rung_ns => Some(Duration::from_nanos(self.now_ns().saturating_sub(rung_ns))),
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        // At least 1: 0 stands for "not rung". It lasts for 584 years.
+        self.made.elapsed().as_nanos() as u64 | 1
+    }
+
     /// The eventfd, for `Ring::watch_doorbell`.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.event.as_raw_fd()
@@ -90,32 +112,43 @@ mod tests {
     use std::sync::atomic::AtomicU64;
     use std::time::{Duration, Instant};
 
+    /// A wait that lasts so long beside a filled queue was not woken.
+    const LOST_AFTER: Duration = Duration::from_secs(2);
+
     /// A consumer loop as a shard runs it: serve, prepare, look again, wait. Returns the number of
     /// waits that ended by the clock although something was there: lost wake-ups.
     fn consume(bell: &Doorbell, inbox: &flume::Receiver<u64>, mut on_item: impl FnMut(u64) -> bool) -> u64 {
         let mut ring = Ring::new(RingConfig { entries: 8, buffers: 1, buffer_bytes: 64 }).unwrap();
         ring.watch_doorbell(bell);
         let mut lost = 0;
+        let mut state = 99;
         loop {
             while let Ok(item) = inbox.try_recv() {
                 if !on_item(item) {
                     return lost;
                 }
             }
+            assert!(!inbox.is_disconnected(), "the other side failed");
+            // Pauses at each step of the protocol: without them the steps lie nanoseconds apart, and
+            // a protocol that lacks one would pass.
+            pause(&mut state);
             bell.prepare_sleep();
+            pause(&mut state);
             if !inbox.is_empty() {
                 bell.awake();
                 continue;
             }
+            pause(&mut state);
             let before = Instant::now();
-            ring.wait(Some(Duration::from_secs(2))).unwrap();
+            ring.wait(Some(LOST_AFTER)).unwrap();
             bell.awake();
             let mut rung = false;
             while let Some(completion) = ring.next() {
                 rung |= matches!(completion, Completion::DoorbellRung);
             }
-            if !rung && before.elapsed() > Duration::from_secs(1) && !inbox.is_empty() {
+            if !rung && before.elapsed() >= LOST_AFTER && !inbox.is_empty() {
                 lost += 1;
+                assert!(lost < 3, "wake-ups are lost");
             }
         }
     }

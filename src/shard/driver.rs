@@ -127,6 +127,7 @@ pub struct Driver {
     pub(super) admin_waiting: HashMap<Token, Answer<Result<AdminAnswer, Refusal>>, ahash::RandomState>,
     admin_tokens: u64,
     turn_time: Histogram<u64>,
+    wake_time: Histogram<u64>,
     is_stopped: bool,
 }
 
@@ -170,7 +171,8 @@ impl Driver {
             text: Vec::new(),
             admin_waiting: HashMap::default(),
             admin_tokens: 0,
-            turn_time: Histogram::new_with_bounds(1, 60_000_000, 2).expect("bounds are valid"),
+            turn_time: microseconds(),
+            wake_time: microseconds(),
             is_stopped: false,
         })
     }
@@ -235,7 +237,12 @@ impl Driver {
             }
             Completion::ReceiveEnded { key, reason } => self.on_receive_ended(conn_key(key), reason),
             Completion::Writable { key, .. } => self.on_writable(conn_key(key)),
-            Completion::DoorbellRung | Completion::Cancelled { .. } | Completion::Connected { .. } => {}
+            Completion::DoorbellRung => {
+                if let Some(time) = self.inbox.bell.take_wake_time() {
+                    self.wake_time.saturating_record(time.as_micros() as u64);
+                }
+            }
+            Completion::Cancelled { .. } | Completion::Connected { .. } => {}
         }
     }
 
@@ -371,7 +378,9 @@ impl Driver {
         stats.outbox_bytes = outboxes().map(|outbox| outbox.bytes() as u64).sum();
         stats.outboxes_blocked = self.conns.iter().filter(|conn| conn.is_blocked).count() as u64;
         stats.turn_time = LatencySummary::from(&self.turn_time);
+        stats.wake_latency = LatencySummary::from(&self.wake_time);
         self.turn_time.reset();
+        self.wake_time.reset();
         stats
     }
 
@@ -384,6 +393,11 @@ impl Driver {
             self.ring.receive_multi(conn.raw_fd(), ring_key(key));
         }
     }
+}
+
+/// A histogram of up to a minute in microseconds, two digits exact.
+fn microseconds() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 2).expect("bounds are valid")
 }
 
 /// Wall-clock milliseconds that never go backwards: the time at the start plus a monotonic clock.

@@ -93,19 +93,27 @@ impl Driver {
                 break;
             }
             let incoming = conn.codec.read(&mut rest, &mut text, &mut replies);
-            if !replies.is_empty() {
+            let is_goodbye = matches!(incoming, Ok(Some(Incoming::Close { .. })));
+            if is_goodbye {
+                // The replies are the echo. Who says goodbye wants nothing more.
+                self.drop_waiting(key);
+                self.push_last(key, &replies);
+            } else if !replies.is_empty() {
                 self.push_critical(key, &replies);
-                replies.clear();
             }
+            replies.clear();
             match incoming {
                 Ok(None) => break,
                 Ok(Some(Incoming::Text(message))) => {
                     self.engine.stats_mut().frames_in += 1;
                     self.on_text(key, message);
                 }
-                Ok(Some(Incoming::Ping | Incoming::Pong)) => self.engine.stats_mut().frames_in += 1,
+                Ok(Some(Incoming::Ping)) => {
+                    self.engine.stats_mut().frames_in += 1;
+                    self.handle(Input::Ping(key));
+                }
+                Ok(Some(Incoming::Pong)) => self.engine.stats_mut().frames_in += 1,
                 Ok(Some(Incoming::Close { .. })) => {
-                    // The codec has queued the echo.
                     self.handle(Input::Closed(key));
                     self.begin_closing(key);
                 }
@@ -113,6 +121,7 @@ impl Driver {
                     tracing::debug!(shard = self.id.0, conn = key.slot, code = fail.code.number(), "{}", fail.reason);
                     self.engine.stats_mut().closes.count(fail.code);
                     self.handle(Input::Closed(key));
+                    self.drop_waiting(key);
                     self.push_close(key, fail.code, fail.reason);
                     self.begin_closing(key);
                 }

@@ -177,8 +177,9 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Sets up a ring with the task-running mode that measured best, or the next that this kernel
-    /// takes.
+    /// Sets up a ring with deferred task running, or cooperative where the kernel refuses that. In
+    /// three interleaved runs of each the two cost a busy shard the same within the machine's noise;
+    /// deferred is chosen because nothing then interrupts a turn.
     ///
     /// # Errors
     /// The kernel's: EPERM or ENOSYS where io_uring is forbidden or missing (see

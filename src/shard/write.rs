@@ -160,12 +160,30 @@ impl Driver {
         }
     }
 
-    /// Queues a close frame, once.
+    /// Queues a close frame behind all that waits, once.
     pub(super) fn push_close(&mut self, key: ConnKey, code: CloseCode, reason: &str) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let mut frame = Vec::with_capacity(reason.len() + 4);
         conn.codec.close(&mut frame, code, reason);
-        self.push_critical(key, &frame);
+        self.push_last(key, &frame);
+    }
+
+    /// Queues a close frame, ours or the echo of the peer's.
+    pub(super) fn push_last(&mut self, key: ConnKey, frame: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let spare = &mut self.spare_outboxes;
+        conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default()).push_last(frame);
+        if !conn.is_dirty && !conn.is_blocked {
+            conn.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Drops what waits for a peer that is not to get it, all but the rest of a frame that was cut.
+    pub(super) fn drop_waiting(&mut self, key: ConnKey) {
+        if let Some(outbox) = self.conns.get_mut(key).and_then(|conn| conn.outbox.as_mut()) {
+            outbox.keep_only_cut_frame();
+        }
     }
 
     /// Ends a connection that does not read (4102): what waits is dropped, all but a cut frame.
@@ -175,9 +193,7 @@ impl Driver {
         stats.closes.count(CloseCode::SlowConsumer);
         tracing::info!(shard = self.id.0, conn = key.slot, reason, "slow consumer closed");
         self.ended.push(key);
-        if let Some(outbox) = self.conns.get_mut(key).and_then(|conn| conn.outbox.as_mut()) {
-            outbox.keep_only_cut_frame();
-        }
+        self.drop_waiting(key);
         self.push_close(key, CloseCode::SlowConsumer, reason);
         self.begin_closing(key);
     }
@@ -290,7 +306,9 @@ impl Driver {
     fn after_flush(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if let Some(mut outbox) = conn.outbox.take() {
-            if let Some(gaps) = outbox.take_gaps(&self.ladder) {
+            if matches!(conn.phase, Phase::Open)
+                && let Some(gaps) = outbox.take_gaps(&self.ladder)
+            {
                 conn.outbox = Some(outbox);
                 self.engine.handle(Input::OutboxDrained(key, gaps), self.now);
                 return self.perform();

@@ -7,6 +7,21 @@ use crate::harness::Table;
 const PING: &str = r#"{"type":"ping","id":1}"#;
 
 #[test]
+fn a_flood_of_pings_is_closed_though_nothing_can_be_refused() {
+    let connection_rate = Rate { per_second: 10, burst: 2 };
+    let mut table = Table::with(Limits { connection_rate, errors_max: 3, ..Limits::default() });
+    table.has("a", "alice");
+    for _ in 0..4 {
+        table.pings("a").gives_nothing();
+    }
+    table.pings("a").gives(
+        r#"
+        a close 4101 rate_limited: kept sending past the rate limit
+        "#,
+    );
+}
+
+#[test]
 fn too_fast_is_refused_with_a_time_and_in_the_end_closed() {
     let connection_rate = Rate { per_second: 10, burst: 2 };
     let mut table = Table::with(Limits { connection_rate, errors_max: 3, ..Limits::default() });

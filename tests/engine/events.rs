@@ -39,7 +39,7 @@ fn an_event_goes_to_listeners_here_and_by_the_mesh_to_the_others() {
         "#,
     );
     let message = table.mesh.pop().unwrap();
-    table.from_mesh(message).gives(
+    table.meshed(message).gives(
         r#"
         a ! {"type":"event","room":"general","author":"alice","name":"wave","data":{"n":1},"ts":1000000}
         "#,
@@ -55,7 +55,7 @@ fn an_event_of_a_room_that_nobody_here_knows_goes_nowhere() {
     table.says("a", &event("normal")).whatever();
     let message = table.mesh.pop().unwrap();
     let mut other = Table::of_shards(Limits::default(), 2);
-    other.from_mesh(message).gives_nothing();
+    other.meshed(message).gives_nothing();
 }
 
 #[test]

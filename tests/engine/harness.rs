@@ -199,6 +199,11 @@ impl Table {
         self.give(Input::Closed(key))
     }
 
+    pub fn pings(&mut self, conn: &str) -> Given {
+        let key = self.conns[conn];
+        self.give(Input::Ping(key))
+    }
+
     pub fn is_heard(&mut self, conn: &str) {
         self.engine.note_heard(self.conns[conn], self.now);
     }
@@ -274,7 +279,7 @@ impl Table {
         self.give(Input::TokenVerified(conn, token, claims))
     }
 
-    pub fn from_mesh(&mut self, message: MeshMessage) -> Given {
+    pub fn meshed(&mut self, message: MeshMessage) -> Given {
         self.give(Input::Mesh(message))
     }
 

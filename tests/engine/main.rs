@@ -1,5 +1,6 @@
 //! The engine of one shard, scenario by scenario: this input gives exactly these outputs. And its
 //! parts against small models.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails loudly, which is what a test is for")]
 
 mod admin;
 mod bounds;

@@ -18,6 +18,7 @@ macro_rules! with_1_2_4_shards {
 
 mod admin;
 mod crowd;
+mod disk;
 mod drain;
 mod frames;
 mod handshake;
@@ -25,6 +26,7 @@ mod inbox;
 mod limits;
 mod members;
 mod resume;
+mod ring;
 mod rooms;
 mod slow;
 mod start;

@@ -184,3 +184,54 @@ fn defaults_hold_a_burst() {
     let seen: Vec<u64> = reader.entries_until("hot", head).iter().map(|e| e["seq"].as_u64().unwrap()).collect();
     assert_eq!(seen, (joined + 1..=head).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_close_comes_after_what_waited() {
+    // The reader is far behind within its bounds when the server ends it: it gets what was under way, then the
+    // close frame, and nothing after that (the client checks).
+    let server = Server::shards(2);
+    let mut writer = server.client("writer");
+    let mut reader = server.client("reader");
+    writer.join("hot");
+    let joined = reader.join("hot")["seq"].as_u64().unwrap();
+    // More than the kernel's buffers take, so that the outbox holds some.
+    let mut head = 0;
+    for _ in 0..200 {
+        if server.stat("outbox_bytes") > 200_000 {
+            break;
+        }
+        head = heat(&mut writer, 256 << 10).0;
+    }
+    assert!(server.stat("outbox_bytes") > 100_000, "nothing waits");
+    let (_, answer) = server.admin("POST", "/admin/users/reader/disconnect", "");
+    assert_eq!(answer["disconnected"], 1);
+    let mut seen = joined;
+    let end = loop {
+        match reader.hear(crate::support::PATIENCE) {
+            Heard::Json(value) => {
+                assert_eq!(value["seq"], seen + 1);
+                seen += 1;
+            }
+            Heard::End(end) => break end,
+            Heard::Nothing => panic!("no end"),
+        }
+    };
+    assert_eq!((end.code, seen), (4003, head));
+}
+
+#[test]
+fn a_client_that_says_goodbye_hears_nothing_more() {
+    let server = Server::shards(2);
+    let mut writer = server.client("writer");
+    let mut reader = server.client("reader");
+    writer.join("hot");
+    reader.join("hot");
+    for _ in 0..200 {
+        if server.stat("outbox_bytes") > 200_000 {
+            break;
+        }
+        heat(&mut writer, 256 << 10);
+    }
+    // The echo comes behind whole frames; what had not begun is not sent any more.
+    assert_eq!(reader.close().code, 1000);
+}

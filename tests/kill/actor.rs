@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -28,8 +28,9 @@ pub struct World {
     settled: AtomicUsize,
     actors: AtomicUsize,
     acked: AtomicU64,
-    kills: AtomicU64,
-    is_settling: AtomicUsize,
+    /// An actor has seen a promise broken.
+    has_failed: AtomicBool,
+    is_settling: AtomicBool,
     /// Last seq of each room, once nothing is sent any more.
     heads: Mutex<Option<[u64; ROOMS.len()]>>,
 }
@@ -42,18 +43,14 @@ impl World {
             settled: AtomicUsize::new(0),
             actors: AtomicUsize::new(0),
             acked: AtomicU64::new(0),
-            kills: AtomicU64::new(0),
-            is_settling: AtomicUsize::new(0),
+            has_failed: AtomicBool::new(false),
+            is_settling: AtomicBool::new(false),
             heads: Mutex::new(None),
         }
     }
 
     pub fn acked(&self) -> u64 {
         self.acked.load(Ordering::Relaxed)
-    }
-
-    pub fn note_kill(&self) {
-        self.kills.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The server came back elsewhere.
@@ -68,8 +65,10 @@ impl World {
 
     /// Lets the actors finish what they have under way, and see everything.
     pub fn settle(&self, server: &Server) {
-        self.is_settling.store(1, Ordering::Relaxed);
-        wait("the last acks", || self.settled.load(Ordering::Relaxed) == self.actors.load(Ordering::Relaxed));
+        self.is_settling.store(true, Ordering::Relaxed);
+        let is_settled = || self.settled.load(Ordering::Relaxed) == self.actors.load(Ordering::Relaxed);
+        // Who has failed will say so when it is joined.
+        wait("the last acks", || is_settled() || self.has_failed.load(Ordering::Relaxed));
         let mut observer = server.client("observer");
         let rooms: Vec<Value> = ROOMS.iter().map(|room| json!({"room": room, "seq": 0})).collect();
         let checked = observer.ok(json!({"type": "sync:check", "rooms": rooms}));
@@ -144,6 +143,17 @@ pub struct Actor {
 /// The connection is over.
 struct Gone;
 
+/// Tells the others when its actor panics.
+struct Witness<'a>(&'a World);
+
+impl Drop for Witness<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.has_failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Actor {
     pub fn new(number: usize, rate_per_s: f64) -> Self {
         Self {
@@ -168,17 +178,20 @@ impl Actor {
     }
 
     pub fn run(mut self, world: &World) -> Self {
+        let _witness = Witness(world);
         let connect = Connect::new(&Self::user(self.number));
-        loop {
+        for life in 0u64.. {
+            // Not all at once: who comes late has missed more, now and then more than is replayed.
+            std::thread::sleep(Duration::from_millis(life.min(1) * ((self.number as u64 * 97 + life * 53) % 400)));
             let address = *world.address.lock().unwrap();
             let Some(mut client) = Client::try_open(address, &connect) else {
-                std::thread::sleep(Duration::from_millis(5));
                 continue;
             };
             if self.live(&mut client, world).is_ok() {
-                return self;
+                break;
             }
         }
+        self
     }
 
     /// One connection's life. `Ok`: everything is done.
@@ -195,10 +208,13 @@ impl Actor {
         self.send_again(client)?;
         self.due = Instant::now();
         loop {
-            if world.is_settling.load(Ordering::Relaxed) == 0 {
+            if !world.is_settling.load(Ordering::Relaxed) {
                 self.send_due(client)?;
             } else if self.open.is_empty() && !std::mem::replace(&mut self.has_settled, true) {
                 world.settled.fetch_add(1, Ordering::Relaxed);
+            }
+            if world.has_failed.load(Ordering::Relaxed) {
+                return Ok(());
             }
             if let Some(heads) = *world.heads.lock().unwrap()
                 && self.rooms.iter().zip(heads).all(|(seen, head)| seen.last() >= head)
@@ -255,12 +271,10 @@ impl Actor {
             let events = reply["events"].as_array().unwrap();
             assert!(!events.is_empty(), "an empty page before the head");
             let seen = &mut self.rooms[room];
-            for event in events {
-                let seq = event["seq"].as_u64().unwrap();
-                assert_eq!(seq, seen.last() + 1, "a hole in the history");
-                if seq <= head {
-                    seen.prints.push(print_of(event));
-                }
+            // What lies beyond the head comes live as well.
+            for event in events.iter().take_while(|event| event["seq"].as_u64().is_some_and(|seq| seq <= head)) {
+                assert_eq!(event["seq"], seen.last() + 1, "a hole in the history");
+                seen.prints.push(print_of(event));
             }
         }
         let seen = &mut self.rooms[room];

@@ -13,6 +13,7 @@ mod checker;
 mod loader;
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actor::{Actor, World};
@@ -38,21 +39,47 @@ struct Trial {
     /// What must hold beside the promises.
     rate_min: f64,
     ready_max: Duration,
+    /// Done to the database while the server is dead.
+    sabotage: Option<&'static str>,
+}
+
+impl Trial {
+    /// A short one. Debug builds on a busy machine are slow: figures are for the long form.
+    fn short(rounds: u32) -> Self {
+        Self {
+            rounds,
+            stored: 20_000,
+            rate: 2_500,
+            shards: 2,
+            life_ms: (700, 2_200),
+            rate_min: 200.0,
+            ready_max: Duration::from_secs(10),
+            sabotage: None,
+        }
+    }
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_in_a_few_kills() {
-    // Debug builds on a busy machine are slow: figures are for the long form.
-    let trial = Trial {
-        rounds: 4,
-        stored: 20_000,
-        rate: 2_500,
-        shards: 2,
-        life_ms: (700, 2_200),
-        rate_min: 200.0,
-        ready_max: Duration::from_secs(10),
-    };
-    run(&trial);
+    run(&Trial::short(4));
+}
+
+/// The judges are judged: a store that breaks a promise is found out, and not by waiting in vain.
+#[test]
+fn broken_promises_are_noticed() {
+    let sabotages = [
+        ("the last messages are lost", "DELETE FROM log WHERE position > (SELECT max(position) FROM log) - 20"),
+        ("one message is lost", "DELETE FROM log WHERE position = (SELECT max(position) FROM log) - 300"),
+        ("client_ids are forgotten", "UPDATE log SET client_id = client_id || '-' WHERE position > 20100"),
+        ("another history", "UPDATE meta SET value = 'another' WHERE key = 'epoch'"),
+        ("a body changes", "UPDATE log SET fields = replace(fields, 'message', 'massage') WHERE position > 20100"),
+    ];
+    for (what, sabotage) in sabotages {
+        let trial = Trial { life_ms: (700, 900), sabotage: Some(sabotage), ..Trial::short(1) };
+        let panic = std::panic::catch_unwind(|| run(&trial)).expect_err(what);
+        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        assert!(message.is_some_and(|message| !message.contains("waiting for")), "{what}: {message:?}");
+    }
 }
 
 #[test]
@@ -69,6 +96,7 @@ fn kill_loop() {
         life_ms: (800, 3_500),
         rate_min: 2_000.0,
         ready_max: Duration::from_secs(2),
+        sabotage: None,
     };
     run(&trial);
 }
@@ -76,7 +104,7 @@ fn kill_loop() {
 fn run(trial: &Trial) {
     let mut random = now_ms() | 1;
     let seed = random;
-    let mut server = Options::shards(trial.shards).start();
+    let mut server = Options::shards(trial.shards).with("--resume-events-max", "60").start();
     let loaded = loader::load(server.public, trial.stored);
     let world = Arc::new(World::new(server.public));
     let actors: Vec<_> = (0..WRITERS + LISTENERS)
@@ -93,7 +121,10 @@ fn run(trial: &Trial) {
         std::thread::sleep(Duration::from_millis(between(&mut random, trial.life_ms)));
         server.kill();
         up += began.elapsed();
-        world.note_kill();
+        if let Some(sabotage) = trial.sabotage {
+            let db = rusqlite::Connection::open(server.data_dir().join("antiphon.db")).unwrap();
+            db.execute_batch(sabotage).unwrap();
+        }
         server.restart();
         world.move_to(server.public);
         ready.push(server.ready_after);
@@ -105,7 +136,8 @@ fn run(trial: &Trial) {
     up += began.elapsed();
     let acked_per_s = world.acked() as f64 / up.as_secs_f64();
     world.settle(&server);
-    let actors: Vec<Actor> = actors.into_iter().map(|actor| actor.join().unwrap()).collect();
+    let join = |actor: JoinHandle<Actor>| actor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let actors: Vec<Actor> = actors.into_iter().map(join).collect();
     let found = checker::check(&server, &actors, &loaded);
     let slowest = ready.iter().max().copied().unwrap_or_default();
     println!(

@@ -5,9 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use antiphon::protocol::ids::{Seq, UserId};
-use serde_json::Value;
 
-use crate::checker::{Checker, Reader, text};
+use crate::checker::{Checker, Reader};
 use crate::log::EPOCH;
 use crate::plan::{Dice, Plan};
 
@@ -24,14 +23,14 @@ pub struct Scene<'a> {
 
 #[derive(Debug, Clone)]
 pub struct Message {
-    client_id: String,
-    room: String,
-    body: String,
-    audience: String,
+    pub client_id: String,
+    pub room: String,
+    pub body: String,
+    pub audience: String,
 }
 
 #[derive(Debug)]
-enum Asked {
+pub enum Asked {
     Send { message: Message, order: u64 },
     Subscribe { room: String, since: Option<Seq> },
     Unsubscribe { room: String },
@@ -42,7 +41,7 @@ enum Asked {
 
 /// Whether this connection listens to a room, as far as the client was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Listening {
+pub enum Listening {
     /// Never on this connection.
     Never,
     On,
@@ -54,20 +53,20 @@ enum Listening {
 
 #[derive(Debug)]
 pub struct View {
-    wanted: bool,
-    listening: Listening,
+    pub wanted: bool,
+    pub listening: Listening,
     /// Last seq that came live (or lies behind a gap, or was the head when listening began).
-    live: Seq,
+    pub live: Seq,
     /// Listening began more than once: older live entries may still come.
-    resubscribed: bool,
+    pub resubscribed: bool,
     /// Everything up to here is known, from where knowledge began.
-    cursor: Option<Seq>,
+    pub cursor: Option<Seq>,
     /// Known beyond the cursor.
-    have: BTreeSet<Seq>,
+    pub have: BTreeSet<Seq>,
 }
 
 impl View {
-    fn learn(&mut self, seq: Seq) {
+    pub fn learn(&mut self, seq: Seq) {
         let Some(cursor) = &mut self.cursor else { return };
         if seq > *cursor {
             self.have.insert(seq);
@@ -83,24 +82,24 @@ pub struct Client {
     pub user: UserId,
     pub is_admin: bool,
     pub views: BTreeMap<String, View>,
-    asked: BTreeMap<u64, Asked>,
+    pub asked: BTreeMap<u64, Asked>,
     next_id: u64,
     next_message: u64,
-    unsent: VecDeque<Message>,
+    pub unsent: VecDeque<Message>,
     /// Acked first-time sends of this connection: room → order → seq.
-    acked: BTreeMap<String, BTreeMap<u64, Seq>>,
+    pub acked: BTreeMap<String, BTreeMap<u64, Seq>>,
     order: u64,
-    had_hello: bool,
+    pub had_hello: bool,
     /// Answers without an id that are due.
-    nameless: u64,
+    pub nameless: u64,
     /// Commands without an id, which are answered only when they are refused.
-    nameless_maybe: u64,
-    nameless_got: u64,
+    pub nameless_maybe: u64,
+    pub nameless_got: u64,
     pub wants_refresh: bool,
     /// The server asked for patience until then.
-    quiet_until: u64,
+    pub quiet_until: u64,
     /// What was read, and acknowledged, before this connection.
-    read_before: BTreeMap<String, Seq>,
+    pub read_before: BTreeMap<String, Seq>,
 }
 
 impl Client {
@@ -203,7 +202,7 @@ impl Client {
         self.asked.values().any(|asked| matches!(asked, Asked::Subscribe { room: r, .. } if r == room))
     }
 
-    fn resume(&mut self, now: u64) -> Vec<String> {
+    pub fn resume(&mut self, now: u64) -> Vec<String> {
         let due = |view: &View| view.wanted && view.listening != Listening::On;
         let rooms: Vec<String> =
             self.views.iter().filter(|(_, view)| due(view)).map(|(room, _)| room.clone()).collect();
@@ -346,232 +345,4 @@ impl Client {
         };
         self.ask(Asked::Other, &fields)
     }
-
-    // --------------------------------------------------------------------------------------------
-    // Hearing
-
-    /// One frame from the server; returns what it says at once.
-    pub fn hear(&mut self, json: &[u8], scene: &mut Scene<'_>) -> Vec<String> {
-        let is_hello = json.starts_with(b"{\"type\":\"hello\"");
-        assert!(is_hello != self.had_hello, "hello comes first and once: {}", text(json));
-        if json.starts_with(b"{\"type\":\"message:") || json.starts_with(b"{\"type\":\"room:") {
-            self.hear_entry(json, scene);
-            return Vec::new();
-        }
-        let value: Value = serde_json::from_slice(json).expect("the server says JSON");
-        match value["type"].as_str().expect("frames have a type") {
-            "hello" => {
-                self.had_hello = true;
-                for room in value["rooms"].as_array().expect("hello lists rooms") {
-                    let (name, read) = (room["room"].as_str().unwrap(), room["read"].as_u64().unwrap());
-                    let before = self.read_before.get(name).copied().unwrap_or(0);
-                    let is_unbroken = scene.checker.is_unbroken(&self.user, name);
-                    assert!(read >= before || !is_unbroken, "{name} was read to {before}, and hello says {read}");
-                }
-                return self.resume(scene.now);
-            }
-            "ok" => self.hear_ok(&value, json, scene),
-            "error" => self.hear_error(&value, scene.now),
-            "gap" => self.hear_gap(&value, scene),
-            "event" | "read:advanced" | "goaway" | "degraded" => {}
-            other => panic!("the protocol has no {other}"),
-        }
-        Vec::new()
-    }
-
-    fn hear_entry(&mut self, json: &[u8], scene: &mut Scene<'_>) {
-        let (room, seq) = room_and_seq(json);
-        let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        scene.checker.check_entry(&reader, room, seq, json, "live");
-        let number = self.number;
-        let view = self.views.get_mut(room).unwrap_or_else(|| panic!("client {number} never asked for {room}"));
-        assert!(
-            !matches!(view.listening, Listening::Never),
-            "client {number} got {room} {seq} live and never listened on this connection"
-        );
-        if seq <= view.live {
-            assert!(view.resubscribed, "P2: client {number} got {room} {seq} again, live, after {}", view.live);
-            view.learn(seq);
-            return;
-        }
-        assert!(seq == view.live + 1, "P4: client {number} got {room} {seq} after {}", view.live);
-        assert!(view.listening != Listening::ShutOut, "P9: client {number} was shut out of {room} and got {seq}");
-        view.live = seq;
-        view.learn(seq);
-        if view.listening == Listening::On && scene.checker.shuts_out(room, seq, &self.user) {
-            view.listening = Listening::ShutOut;
-            view.wanted = false;
-        }
-    }
-
-    fn hear_gap(&mut self, value: &Value, scene: &mut Scene<'_>) {
-        scene.checker.gaps += 1;
-        let room = value["room"].as_str().expect("a gap names its room");
-        let (last, head) = (value["last"].as_u64().unwrap(), value["head"].as_u64().unwrap());
-        let view = self.views.get_mut(room).expect("gaps are of rooms that were asked for");
-        assert!(last <= view.live, "P4: a gap after {last}, and client {} saw {} last", self.number, view.live);
-        assert!(head > last, "an empty gap");
-        if head > view.live {
-            view.live = head;
-            if view.listening == Listening::On {
-                // It may have been shut out meanwhile: to listen anew tells, and fetches the rest.
-                view.listening = Listening::Ended;
-            }
-        }
-    }
-
-    fn hear_ok(&mut self, value: &Value, json: &[u8], scene: &mut Scene<'_>) {
-        let asked = self.answered(value, json);
-        match asked {
-            Asked::Send { message, order } => {
-                let (room, seq) = (value["room"].as_str().unwrap(), value["seq"].as_u64().unwrap());
-                assert_eq!(room, message.room);
-                scene.checker.check_ack(&self.user, &message.client_id, &message.body, room, seq);
-                if value["duplicate"] == Value::Bool(false) {
-                    let acked = self.acked.entry(message.room).or_default();
-                    let before = acked.range(..order).next_back().is_none_or(|(_, other)| *other < seq);
-                    let after = acked.range(order..).next().is_none_or(|(_, other)| *other > seq);
-                    assert!(before && after, "messages of one connection changed places");
-                    acked.insert(order, seq);
-                }
-            }
-            Asked::Subscribe { room, since } => self.listen(&room, since, value, json, scene),
-            Asked::Unsubscribe { room } => {
-                if let Some(view) = self.views.get_mut(&room) {
-                    view.wanted = false;
-                    if view.listening == Listening::On {
-                        view.listening = Listening::Ended;
-                    }
-                }
-            }
-            Asked::History { room, after } => {
-                let seqs = self.check_events(&room, json, scene, "history");
-                assert!(seqs.is_sorted(), "history ascends: {seqs:?}");
-                if let (Some(after), Some(first)) = (after, seqs.first()) {
-                    assert_eq!(*first, after + 1, "history after {after} begins right there");
-                }
-            }
-            Asked::Read { room } => {
-                scene.checker.note_read(&self.user, &room, value["seq"].as_u64().unwrap());
-            }
-            Asked::Other => {}
-        }
-    }
-
-    fn listen(&mut self, room: &str, since: Option<Seq>, value: &Value, json: &[u8], scene: &mut Scene<'_>) {
-        assert_eq!(value["epoch"], EPOCH);
-        let head = value["seq"].as_u64().unwrap();
-        let recovered = value["recovered"] == Value::Bool(true);
-        let seqs = self.check_events(room, json, scene, "resume");
-        let view = self.views.entry(room.to_owned()).or_insert_with(|| View {
-            wanted: true,
-            listening: Listening::Never,
-            live: 0,
-            resubscribed: false,
-            cursor: None,
-            have: BTreeSet::new(),
-        });
-        assert!(head >= view.live, "the head of {room} was {} and is {head}", view.live);
-        match since {
-            Some(since) if recovered => {
-                let due: Vec<Seq> = (since + 1..=head).collect();
-                assert_eq!(seqs, due, "P4: a resume of {room} after {since} is whole");
-                scene.checker.resumes += 1;
-                seqs.iter().for_each(|seq| view.learn(*seq));
-            }
-            _ => {
-                assert!(!recovered && seqs.is_empty(), "P4: nothing or everything is replayed");
-                if view.cursor.is_none_or(|cursor| cursor < head) {
-                    view.cursor = Some(head);
-                    view.have.retain(|seq| *seq > head);
-                }
-            }
-        }
-        view.resubscribed |= view.listening != Listening::Never;
-        view.listening = Listening::On;
-        view.wanted = true;
-        view.live = head;
-    }
-
-    fn check_events(&mut self, room: &str, json: &[u8], scene: &mut Scene<'_>, how: &str) -> Vec<Seq> {
-        let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        let mut seqs = Vec::new();
-        for event in events(json) {
-            let (named, seq) = room_and_seq(event);
-            assert_eq!(named, room);
-            scene.checker.check_entry(&reader, room, seq, event, how);
-            seqs.push(seq);
-        }
-        seqs
-    }
-
-    fn hear_error(&mut self, value: &Value, now: u64) {
-        if value.get("id").is_none() {
-            self.nameless_got += 1;
-            assert!(self.nameless_got <= self.nameless + self.nameless_maybe, "an error for nothing: {value}");
-            return;
-        }
-        let asked = self.answered(value, value.to_string().as_bytes());
-        let code = value["code"].as_u64().unwrap();
-        let is_temporary = value["temporary"] == Value::Bool(true);
-        let retry_after_ms = value["retry_after_ms"].as_u64().unwrap();
-        assert!(!is_temporary || retry_after_ms > 0, "retry when? {value}");
-        self.quiet_until = self.quiet_until.max(now + retry_after_ms);
-        match asked {
-            Asked::Send { message, .. } if is_temporary => self.unsent.push_back(message),
-            Asked::Subscribe { room, .. } => {
-                assert_ne!(code, 112, "client {}: a cursor in {room} that the server gave is refused", self.number);
-                if let Some(view) = self.views.get_mut(&room)
-                    && !is_temporary
-                    && view.listening != Listening::On
-                {
-                    view.wanted = false;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn answered(&mut self, value: &Value, json: &[u8]) -> Asked {
-        let id = value["id"].as_u64().expect("ids come back as they went");
-        let asked = self.asked.remove(&id);
-        asked.unwrap_or_else(|| panic!("client {} got an answer it does not wait for: {}", self.number, text(json)))
-    }
-}
-
-/// The room and seq of an entry; both stand at its beginning, and test rooms need no escapes.
-fn room_and_seq(json: &[u8]) -> (&str, Seq) {
-    let json = std::str::from_utf8(json).expect("frames are UTF-8");
-    let rest = json.split_once("\"room\":\"").expect("entries name their room").1;
-    let (room, rest) = rest.split_once("\",\"seq\":").expect("then their seq");
-    let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap();
-    (room, digits.parse().expect("a number"))
-}
-
-/// The objects of the `events` field, as they stand.
-fn events(json: &[u8]) -> Vec<&[u8]> {
-    const KEY: &[u8] = b",\"events\":[";
-    let Some(start) = json.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };
-    let rest = &json[start + KEY.len()..];
-    let (mut found, mut depth, mut from, mut in_text) = (Vec::new(), 0, 0, false);
-    for (at, byte) in rest.iter().enumerate() {
-        match byte {
-            b'"' => in_text = !in_text,
-            b'{' | b'[' if !in_text => {
-                if depth == 0 {
-                    from = at;
-                }
-                depth += 1;
-            }
-            b']' if !in_text && depth == 0 => break,
-            b'}' | b']' if !in_text => {
-                depth -= 1;
-                if depth == 0 {
-                    found.push(&rest[from..=at]);
-                }
-            }
-            _ => {}
-        }
-    }
-    found
 }

@@ -4,13 +4,16 @@
 //! `ANTIPHON_SIM_SEEDS=n` runs that many seeds (500 when not set); `ANTIPHON_SIM_FROM=n` begins at
 //! another one; `ANTIPHON_SIM_SEED=n` runs just one. A seed that fails is run once more to print its
 //! last steps.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails loudly, which is what a test is for")]
 
 mod checker;
 mod client;
 mod faults;
+mod hear;
 mod link;
 #[path = "../support/log.rs"]
 mod log;
+mod network;
 mod plan;
 mod store;
 mod world;

@@ -8,7 +8,6 @@ use antiphon::engine::event::{Claims, ConnKey, Input, MeshMessage, Output, Outpu
 use antiphon::engine::event::{Class, Frames, StoreEvent};
 use antiphon::engine::limits::Limits;
 use antiphon::engine::shard::Shard;
-use antiphon::engine::shard_of;
 use antiphon::gateway::outbox::{Ladder, Pushed};
 use antiphon::protocol::encode;
 use antiphon::protocol::error::{CloseCode, ErrorCode, Refusal};
@@ -16,8 +15,8 @@ use antiphon::protocol::ids::UserId;
 use antiphon::protocol::parse::Parser;
 
 use crate::checker::{Checker, text};
-use crate::client::{Client, Scene};
-use crate::link::{Heard, Link, Phase, take_frame};
+use crate::client::Client;
+use crate::link::{Link, Phase};
 use crate::plan::{Dice, Plan};
 use crate::store::Store;
 use crate::trace;
@@ -59,31 +58,31 @@ pub struct ShardSim {
     log_at: u64,
     tick_at: u64,
     /// Generation of each slot; the links that hold them.
-    slots: Vec<(u32, Option<usize>)>,
+    pub slots: Vec<(u32, Option<usize>)>,
 }
 
 pub struct World {
     pub now: u64,
-    count: u64,
-    queue: BTreeMap<(u64, u64), Event>,
+    pub count: u64,
+    pub queue: BTreeMap<(u64, u64), Event>,
     pub dice: Dice,
     pub plan: Plan,
-    limits: Arc<Limits>,
-    ladder: Ladder,
+    pub limits: Arc<Limits>,
+    pub ladder: Ladder,
     pub incarnation: u32,
     pub shards: Vec<ShardSim>,
     pub links: Vec<Link>,
     pub clients: Vec<Client>,
     /// The link that each client uses.
     pub uses: Vec<Option<usize>>,
-    issued_at: Vec<u64>,
+    pub issued_at: Vec<u64>,
     pub store: Store,
     pub checker: Checker,
     pub tokens: Vec<Claims>,
-    parser: Option<Parser>,
-    outputs: Outputs,
+    pub parser: Option<Parser>,
+    pub outputs: Outputs,
     /// Connections that were closed while the engine could not be told.
-    ended: Vec<(usize, ConnKey)>,
+    pub ended: Vec<(usize, ConnKey)>,
     pub heals: bool,
     pub last_words: bool,
     pub admin_asked: std::collections::BTreeSet<Token>,
@@ -98,7 +97,7 @@ impl World {
         let clients: Vec<Client> = (0..plan.clients as usize)
             .map(|number| {
                 let user = number as u64 % plan.users;
-                Client::new(number, UserId::parse(&format!("u{user}")).unwrap(), seed % 4 == 0 && user == 0)
+                Client::new(number, UserId::parse(&format!("u{user}")).unwrap(), seed.is_multiple_of(4) && user == 0)
             })
             .collect();
         let mut world = Self {
@@ -152,7 +151,7 @@ impl World {
         self.at(self.now + ms, event);
     }
 
-    fn at(&mut self, at: u64, event: Event) {
+    pub fn at(&mut self, at: u64, event: Event) {
         self.count += 1;
         self.queue.insert((at.max(self.now), self.count), event);
     }
@@ -240,7 +239,7 @@ impl World {
         }
     }
 
-    fn set_tick(&mut self, shard: usize) {
+    pub fn set_tick(&mut self, shard: usize) {
         let sim = &mut self.shards[shard];
         if let Some(at) = sim.engine.next_deadline()
             && at < sim.tick_at
@@ -255,7 +254,7 @@ impl World {
         link.filter(|_| *generation == conn.generation)
     }
 
-    fn perform(&mut self, shard: usize, output: Output, outputs: &Outputs) {
+    pub fn perform(&mut self, shard: usize, output: Output, outputs: &Outputs) {
         let alive = self.incarnation;
         match output {
             Output::Send { conn, class, frames } => self.push(shard, conn, class, &frames, outputs),
@@ -333,14 +332,14 @@ impl World {
         }
     }
 
-    fn dirty(&mut self, link: usize) {
+    pub fn dirty(&mut self, link: usize) {
         if !std::mem::replace(&mut self.links[link].is_dirty, true) {
             let ms = self.dice.below(2);
             self.after(ms, Event::Flush(link));
         }
     }
 
-    fn push(&mut self, shard: usize, conn: ConnKey, class: Class, frames: &Frames, outputs: &Outputs) {
+    pub fn push(&mut self, shard: usize, conn: ConnKey, class: Class, frames: &Frames, outputs: &Outputs) {
         let Some(link) = self.link_of(shard, conn) else { return };
         let it = &mut self.links[link];
         if it.phase != Phase::Open {
@@ -356,14 +355,14 @@ impl World {
         }
     }
 
-    fn close_slow(&mut self, link: usize) {
+    pub fn close_slow(&mut self, link: usize) {
         let ladder = self.ladder;
         self.links[link].close(CloseCode::SlowConsumer.number(), &ladder, true);
         self.dirty(link);
         self.after(CLOSING_MS, Event::Drop(link));
     }
 
-    fn close(&mut self, shard: usize, conn: ConnKey, code: CloseCode) {
+    pub fn close(&mut self, shard: usize, conn: ConnKey, code: CloseCode) {
         let Some(link) = self.link_of(shard, conn) else { return };
         trace!("  -> {} close {code}", self.links[link].client);
         let ladder = self.ladder;
@@ -394,7 +393,7 @@ impl World {
         }
     }
 
-    fn snapshot(&mut self, request: ReadRequest) {
+    pub fn snapshot(&mut self, request: ReadRequest) {
         let result = if self.dice.chance(self.plan.read_fails) {
             Err(Refusal::new(ErrorCode::Degraded, "the store cannot be read").retry_after(500))
         } else {
@@ -404,259 +403,6 @@ impl World {
         let reply = ReadReply { token: request.token, result };
         let ms = self.dice.below(self.plan.read_ms + 1);
         self.after(ms, Event::Answer(self.incarnation, usize::from(request.shard.0), reply));
-    }
-
-    // --------------------------------------------------------------------------------------------
-    // Links
-
-    fn wake(&mut self, client: usize) {
-        let pause = self.dice.between(1, self.plan.pause_ms * 2);
-        self.after(pause, Event::Wake(client));
-        let Some(link) = self.uses[client] else { return self.connect(client) };
-        if self.dice.chance(self.plan.client_drops) {
-            return self.abandon(client, link);
-        }
-        if self.dice.chance(self.plan.client_stalls) {
-            self.links[link].stalled_until = self.now + self.dice.between(100, 6_000);
-        }
-        self.clients[client].wants_refresh = !self.heals && self.dice.chance(20);
-        let frames = self.with_client(client, Client::act);
-        self.say(link, frames);
-    }
-
-    fn with_client<T>(&mut self, client: usize, act: impl FnOnce(&mut Client, &mut Scene<'_>) -> T) -> T {
-        let mut scene = Scene {
-            checker: &mut self.checker,
-            dice: &mut self.dice,
-            plan: &self.plan,
-            heals: self.heals,
-            last_words: self.last_words,
-            now: self.now,
-        };
-        act(&mut self.clients[client], &mut scene)
-    }
-
-    fn claims(&mut self, client: usize) -> Claims {
-        let lasts_ms = if self.heals { 3_600_000 } else { self.dice.pick(&[3_000, 60_000, 3_600_000]) };
-        let claims = Claims {
-            user: self.clients[client].user.clone(),
-            expires_at: self.now + lasts_ms,
-            issued_at: Some(self.issued_at[client]),
-            jti: None,
-            admin: self.clients[client].is_admin,
-            rooms: None,
-        };
-        self.tokens.push(claims.clone());
-        claims
-    }
-
-    fn connect(&mut self, client: usize) {
-        let claims = self.claims(client);
-        let shard = usize::from(shard_of(&claims.user, self.plan.shards).0);
-        let slots = &mut self.shards[shard].slots;
-        let link = self.links.len();
-        let slot = slots.iter().position(|(_, link)| link.is_none()).unwrap_or_else(|| {
-            slots.push((0, None));
-            slots.len() - 1
-        });
-        slots[slot].0 += 1;
-        slots[slot].1 = Some(link);
-        let key = ConnKey { slot: slot as u32, generation: slots[slot].0 };
-        let mut it = Link::new(client, shard, key, self.issued_at[client], self.plan.window);
-        it.up_at = self.now + self.dice.below(self.plan.net_ms + 1);
-        let at = it.up_at;
-        self.links.push(it);
-        self.uses[client] = Some(link);
-        self.at(at, Event::Open(link, claims));
-        let frames = self.with_client(client, Client::on_connect);
-        self.say(link, frames);
-    }
-
-    fn opened(&mut self, link: usize, claims: Claims) {
-        let it = &mut self.links[link];
-        if it.phase != Phase::Opening {
-            return;
-        }
-        it.phase = Phase::Open;
-        let device = antiphon::protocol::ids::DeviceId::parse(&format!("d{}", it.client)).unwrap();
-        trace!("open {} {:?} {}", it.client, it.key, claims.user);
-        let (shard, key) = (it.shard, it.key);
-        self.handle(shard, Input::Opened(key, antiphon::engine::event::Opening { claims, device, batch: false }));
-    }
-
-    fn say(&mut self, link: usize, frames: Vec<String>) {
-        for frame in frames {
-            let frame = if frame.contains("TOKEN") {
-                self.claims(self.links[link].client);
-                frame.replace("TOKEN", &(self.tokens.len() - 1).to_string())
-            } else {
-                frame
-            };
-            let at = (self.now + self.dice.below(self.plan.net_ms + 1)).max(self.links[link].up_at);
-            self.links[link].up_at = at;
-            self.at(at, Event::Up(link, frame));
-        }
-    }
-
-    fn note_heard(&mut self, link: usize) {
-        let it = &self.links[link];
-        if it.phase == Phase::Open && !it.is_abandoned {
-            self.shards[it.shard].engine.note_heard(it.key, self.now);
-        }
-    }
-
-    fn on_frame(&mut self, link: usize, frame: String) {
-        if self.links[link].phase != Phase::Open {
-            return;
-        }
-        self.note_heard(link);
-        let it = &mut self.links[link];
-        if it.is_parked || it.again.is_some() || !it.backlog.is_empty() {
-            it.backlog.push_back(frame);
-        } else {
-            self.feed(link, &frame);
-        }
-    }
-
-    fn feed(&mut self, link: usize, frame: &str) {
-        let (shard, key) = (self.links[link].shard, self.links[link].key);
-        trace!("frame {} {frame}", self.links[link].client);
-        let mut parser = self.parser.take().expect("frames are fed one at a time");
-        match parser.parse(frame.as_bytes()) {
-            Ok(request) => self.handle(shard, Input::Frame(key, &request)),
-            Err(bad) => self.handle(shard, Input::BadFrame(key, bad.id, bad.refusal)),
-        }
-        self.parser = Some(parser);
-        if let Some(again) = &mut self.links[link].again
-            && again.is_empty()
-        {
-            again.push_str(frame);
-        }
-    }
-
-    fn go_on(&mut self, link: usize) {
-        while self.links[link].phase == Phase::Open && !self.links[link].is_parked {
-            let it = &mut self.links[link];
-            let Some(frame) = it.again.take().or_else(|| it.backlog.pop_front()) else { return };
-            self.feed(link, &frame);
-        }
-    }
-
-    pub fn flush(&mut self, link: usize) {
-        let it = &mut self.links[link];
-        it.is_dirty = false;
-        if matches!(it.phase, Phase::Dead | Phase::Opening) {
-            return;
-        }
-        let was_blocked = it.is_blocked;
-        let all = it.send(self.now);
-        let (shard, key) = (it.shard, it.key);
-        if !all && !was_blocked {
-            self.after(u64::from(self.plan.limits.stall_ms), Event::Stall(link));
-        }
-        if all
-            && self.links[link].phase == Phase::Open
-            && let Some(gaps) = self.links[link].outbox.take_gaps(&self.ladder)
-        {
-            trace!("drained {} {gaps:?}", self.links[link].client);
-            self.handle(shard, Input::OutboxDrained(key, gaps));
-        }
-        self.wish_to_read(link);
-    }
-
-    fn wish_to_read(&mut self, link: usize) {
-        let it = &mut self.links[link];
-        if !it.wire.is_empty() && !it.is_read_due {
-            it.is_read_due = true;
-            let at = (self.now + self.dice.below(self.plan.net_ms + 1)).max(it.stalled_until);
-            self.at(at, Event::Read(link));
-        }
-    }
-
-    fn client_reads(&mut self, link: usize) {
-        let it = &mut self.links[link];
-        it.is_read_due = false;
-        it.arrived.append(&mut it.wire);
-        while !self.links[link].is_abandoned && self.links[link].phase != Phase::Dead {
-            let Some(heard) = take_frame(&mut self.links[link].arrived) else { break };
-            let client = self.links[link].client;
-            match heard {
-                Heard::Text(json) => {
-                    trace!("{client} hears {}", text(&json));
-                    let frames = self.with_client(client, |client, scene| client.hear(&json, scene));
-                    self.say(link, frames);
-                }
-                Heard::Ping => {
-                    let ms = self.dice.below(self.plan.net_ms + 1);
-                    self.after(ms, Event::Pong(link));
-                }
-                Heard::Close(code) => self.on_close(client, link, code),
-            }
-        }
-        if self.links[link].phase != Phase::Dead && !self.links[link].is_abandoned {
-            self.dirty(link);
-        }
-    }
-
-    fn on_close(&mut self, client: usize, link: usize, code: u16) {
-        if code == CloseCode::InvalidToken.number() {
-            self.issued_at[client] = self.now / 1_000 + 2;
-        }
-        self.kill(link);
-    }
-
-    /// The client is gone, and the server learns of it or not.
-    fn abandon(&mut self, client: usize, link: usize) {
-        trace!("{client} drops its connection");
-        self.links[link].is_abandoned = true;
-        self.uses[client] = None;
-        self.clients[client].on_disconnect();
-        if !self.dice.chance(self.plan.half_open) {
-            let ms = self.dice.below(200);
-            self.after(ms, Event::PeerGone(link));
-        }
-    }
-
-    fn on_peer_gone(&mut self, link: usize) {
-        let it = &self.links[link];
-        let (shard, key, phase) = (it.shard, it.key, it.phase);
-        if phase == Phase::Open {
-            self.handle(shard, Input::Closed(key));
-        }
-        self.kill(link);
-    }
-
-    fn on_stall(&mut self, link: usize) {
-        let it = &self.links[link];
-        if it.phase != Phase::Open || !it.is_blocked {
-            return;
-        }
-        let due = it.progress_at + u64::from(self.plan.limits.stall_ms);
-        if due > self.now {
-            return self.at(due, Event::Stall(link));
-        }
-        let (shard, key) = (it.shard, it.key);
-        self.close_slow(link);
-        self.handle(shard, Input::Closed(key));
-    }
-
-    /// Nothing is left of a link; its slot is free.
-    pub fn kill(&mut self, link: usize) {
-        let it = &mut self.links[link];
-        if std::mem::replace(&mut it.phase, Phase::Dead) == Phase::Dead {
-            return;
-        }
-        it.wire.clear();
-        let (shard, slot, client) = (it.shard, it.key.slot as usize, it.client);
-        if let Some(entry) = self.shards.get_mut(shard).and_then(|shard| shard.slots.get_mut(slot))
-            && entry.1 == Some(link)
-        {
-            entry.1 = None;
-        }
-        if self.uses[client] == Some(link) {
-            self.uses[client] = None;
-            self.clients[client].on_disconnect();
-        }
     }
 
     /// The process dies; a new one comes up after a while.

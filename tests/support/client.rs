@@ -310,6 +310,14 @@ impl Client {
         }
     }
 
+    /// What comes up to the end of the stream.
+    fn read_rest(&mut self) -> Vec<u8> {
+        let mut rest = std::mem::take(&mut self.bytes);
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = self.stream.read_to_end(&mut rest);
+        rest
+    }
+
     fn ended(&mut self, code: u16, reason: &str) -> Heard {
         let end = self.end.get_or_insert(End { code, reason: reason.to_owned() });
         Heard::End(end.clone())
@@ -339,6 +347,9 @@ impl Client {
                     let mut out = Vec::new();
                     frame_close(&mut out, MASK, code);
                     let _ = self.stream.write_all(&out);
+                    // RFC 6455 section 5.5.1: nothing follows a close frame.
+                    let rest = self.read_rest();
+                    assert!(rest.is_empty(), "{} bytes after close {code}", rest.len());
                     return Some(self.ended(code, &reason));
                 }
             }

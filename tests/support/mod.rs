@@ -85,6 +85,7 @@ pub fn token_for_rooms(user: &str, rooms: &[(&str, bool)]) -> String {
 pub struct Options {
     flags: Vec<String>,
     open_files: Option<u32>,
+    file_kib: Option<u32>,
 }
 
 impl Options {
@@ -114,14 +115,32 @@ impl Options {
         self
     }
 
+    /// With files of at most so many KiB: writing past that fails as on a full disk.
+    pub fn file_kib(mut self, most: u32) -> Self {
+        self.file_kib = Some(most);
+        self
+    }
+
+    pub fn file_kib_off(&mut self) {
+        self.file_kib = None;
+    }
+
     /// The command, for a server on free ports whose data is in `dir`.
     pub fn command(&self, dir: &Path) -> Command {
         let binary = env!("CARGO_BIN_EXE_antiphon");
-        let mut command = match self.open_files {
-            None => Command::new(binary),
-            Some(most) => {
+        let mut limits = String::new();
+        if let Some(most) = self.open_files {
+            limits.push_str(&format!("ulimit -n {most}; "));
+        }
+        if let Some(most) = self.file_kib {
+            // Without the signal that would end the process; `ulimit` counts blocks of 512 bytes.
+            limits.push_str(&format!("trap '' XFSZ; ulimit -f {}; ", most * 2));
+        }
+        let mut command = match limits.as_str() {
+            "" => Command::new(binary),
+            limits => {
                 let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), binary]);
+                shell.args(["-c", &format!("{limits}exec \"$0\" \"$@\""), binary]);
                 shell
             }
         };
@@ -179,6 +198,11 @@ impl Server {
             ready_after: run.ready_after,
             ready_line: run.ready_line,
         }
+    }
+
+    /// How it is started the next time.
+    pub fn options_mut(&mut self) -> &mut Options {
+        &mut self.options
     }
 
     pub fn pid(&self) -> u32 {

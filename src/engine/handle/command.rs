@@ -44,6 +44,18 @@ impl Shard {
         }
     }
 
+    /// There is no reply to refuse with: whoever floods is closed in the end.
+    pub(in crate::engine) fn on_ping_frame(&mut self, conn: ConnKey) {
+        if self.take_command_token(conn).is_err()
+            && let Some(session) = self.sessions.get_mut(conn)
+        {
+            session.errors += 1;
+            if session.errors >= self.cx.limits.errors_max {
+                self.end(conn, Some((CloseCode::RateLimited, "kept sending past the rate limit".into())));
+            }
+        }
+    }
+
     /// Counts a frame. `false`: there is no such open session.
     fn take_command_token(&mut self, conn: ConnKey) -> Result<bool, Refusal> {
         if !self.is_open(conn) {
