@@ -113,7 +113,7 @@ async fn notify(
 
 async fn queue(context: &Context, content: &Content, user: UserId) -> Result<u64, Failure> {
     let shard = shard_of(&user, context.cluster.shards());
-    match ask(context, shard, AdminAct::Notify(content.item(user))).await? {
+    match ask(context, shard, AdminAct::Notify(Box::new(content.item(user)))).await? {
         AdminAnswer::Notified(item) => Ok(item),
         other => Err(unexpected(&other)),
     }

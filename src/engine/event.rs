@@ -630,7 +630,7 @@ pub enum AdminAct {
     /// Revoke tokens, durably, everywhere.
     Revoke(Revocation),
     /// Put an item into a user's inbox.
-    Notify(NewItem),
+    Notify(Box<NewItem>),
 }
 
 /// The answer to an [`AdminRequest`].

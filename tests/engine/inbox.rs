@@ -92,7 +92,7 @@ fn notify_needs_a_shared_room_and_reaches_who_is_there() {
 fn a_full_inbox_refuses_what_is_less_urgent_and_throws_out_the_oldest_of_the_rest() {
     let inbox = Bounds { items_max: 2, ..Bounds::default() };
     let mut table = Table::with_inbox(inbox);
-    let notify = |priority| AdminAct::Notify(item("bob", "n", priority));
+    let notify = |priority| AdminAct::Notify(Box::new(item("bob", "n", priority)));
     let mut answers = Vec::new();
     for priority in [Priority::Normal, Priority::Critical, Priority::Low, Priority::Normal, Priority::Critical] {
         table.admin(notify(priority)).whatever();

@@ -93,7 +93,7 @@ fn feeds_wait_for_who_is_away(shards: u16) {
 
 #[test]
 fn a_full_inbox_keeps_what_is_urgent_and_time_empties_it() {
-    let server = Options::shards(2).with("inbox-items-max", "3").start();
+    let server = Options::shards(2).with("--inbox-items-max", "3").start();
     let root = token_with("root", |new| new.admin = true);
     let mut root = Client::open(server.public, Connect::with_token(&root));
     let mut notify = |priority: &str, ttl_ms: u64| {

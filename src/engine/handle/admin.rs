@@ -23,7 +23,7 @@ impl Shard {
                 Ok(())
             }
             AdminAct::Revoke(revocation) => self.revoke(token, revocation.clone()),
-            AdminAct::Notify(item) => self.admin_notify(token, item.clone()),
+            AdminAct::Notify(item) => self.admin_notify(token, (**item).clone()),
         };
         if let Err(refusal) = result {
             self.admin_reply(token, Err(refusal));

@@ -201,7 +201,7 @@ mod tests {
             expires_ts,
             attempts: 0,
             from: None,
-            covers: (id % 2 == 0).then_some((RoomKey(1), id)),
+            covers: id.is_multiple_of(2).then_some((RoomKey(1), id)),
         }
     }
 
