@@ -18,6 +18,8 @@ pub struct Scene<'a> {
     pub heals: bool,
     /// Send one more message into each room that is listened to.
     pub last_words: bool,
+    /// Nothing is under way any more: what the server says now is how things stand.
+    pub is_final: bool,
     pub now: u64,
 }
 
@@ -31,11 +33,28 @@ pub struct Message {
 
 #[derive(Debug)]
 pub enum Asked {
-    Send { message: Message, order: u64 },
-    Subscribe { room: String, since: Option<Seq> },
-    Unsubscribe { room: String },
-    History { room: String, after: Option<Seq> },
-    Read { room: String },
+    Send {
+        message: Message,
+        order: u64,
+    },
+    Subscribe {
+        room: String,
+        since: Option<Seq>,
+    },
+    Unsubscribe {
+        room: String,
+    },
+    History {
+        room: String,
+        after: Option<Seq>,
+    },
+    Read {
+        room: String,
+    },
+    /// A subscription that must agree with the log.
+    Probe {
+        room: String,
+    },
     Other,
 }
 
@@ -98,6 +117,8 @@ pub struct Client {
     pub wants_refresh: bool,
     /// The server asked for patience until then.
     pub quiet_until: u64,
+    /// It listens with a filter: messages whose `meta` has this `k`.
+    pub filter: Option<u64>,
     /// What was read, and acknowledged, before this connection.
     pub read_before: BTreeMap<String, Seq>,
 }
@@ -121,6 +142,7 @@ impl Client {
             nameless_got: 0,
             wants_refresh: false,
             quiet_until: 0,
+            filter: (number % 3 == 1).then_some(number as u64 % 2),
             read_before: BTreeMap::new(),
         }
     }
@@ -128,7 +150,7 @@ impl Client {
     /// A new connection; some talk before they are greeted.
     pub fn on_connect(&mut self, scene: &mut Scene<'_>) -> Vec<String> {
         self.read_before = scene.checker.reads_of(&self.user);
-        if scene.dice.chance(300) { self.resume(scene.now) } else { Vec::new() }
+        if !scene.is_final && scene.dice.chance(300) { self.resume(scene.now) } else { Vec::new() }
     }
 
     /// The connection is over: what was not answered may or may not have happened.
@@ -152,7 +174,11 @@ impl Client {
     }
 
     pub fn is_settled(&self) -> bool {
-        self.asked.is_empty() && self.unsent.is_empty() && self.nameless_got >= self.nameless
+        self.is_answered() && self.unsent.is_empty()
+    }
+
+    pub fn is_answered(&self) -> bool {
+        self.asked.is_empty() && self.nameless_got >= self.nameless
     }
 
     pub fn is_greeted(&self) -> bool {
@@ -192,9 +218,11 @@ impl Client {
     fn subscribe(&mut self, room: &str, verb: &str) -> String {
         let since = self.views.get(room).and_then(|view| view.cursor);
         let cursor = since.map_or(String::new(), |seq| format!(",\"since\":{{\"epoch\":\"{EPOCH}\",\"seq\":{seq}}}"));
+        let filter = |k| format!(",\"filter\":{{\"all\":[{{\"field\":\"k\",\"in\":[{k},\"no\"]}}]}}");
+        let filter = self.filter.map_or(String::new(), filter);
         self.ask(
             Asked::Subscribe { room: room.to_owned(), since },
-            &format!("\"type\":\"room:{verb}\",\"room\":\"{room}\"{cursor}"),
+            &format!("\"type\":\"room:{verb}\",\"room\":\"{room}\"{cursor}{filter}"),
         )
     }
 
@@ -235,12 +263,23 @@ impl Client {
         self.next_message += 1;
         let padding = "x".repeat(dice.pick(&[0, 0, 0, 40, 200]));
         let client_id = format!("{}-{number}", self.number);
+        let meta = dice.pick(&["", ",\"meta\":{\"k\":0}", ",\"meta\":{\"x\":[1,{\"k\":0}],\"k\":1}"]);
+        let audience = format!("{audience}{meta}");
         Message { body: format!("{client_id}{padding}"), client_id, room: room.to_owned(), audience }
+    }
+
+    /// Asks for every room, to hear whether the server knows how this user stands there.
+    pub fn probe(&mut self, rooms: u64) -> Vec<String> {
+        let mut ask = |room: String| {
+            let fields = format!("\"type\":\"room:subscribe\",\"room\":\"{room}\"");
+            self.ask(Asked::Probe { room }, &fields)
+        };
+        (0..rooms).map(|room| ask(format!("r{room}"))).collect()
     }
 
     /// What it does when it is its turn: frames to send.
     pub fn act(&mut self, scene: &mut Scene<'_>) -> Vec<String> {
-        if !self.had_hello {
+        if !self.had_hello || scene.is_final {
             return Vec::new();
         }
         let mut frames = Vec::new();

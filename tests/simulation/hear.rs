@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use antiphon::protocol::ids::Seq;
+use antiphon::protocol::ids::{Role, Seq};
 use serde_json::Value;
 
-use crate::checker::{Reader, text};
+use crate::checker::{Checker, Reader, text};
 use crate::client::{Asked, Client, Listening, Scene, View};
 use crate::log::EPOCH;
 
@@ -29,21 +29,48 @@ impl Client {
                     let is_unbroken = scene.checker.is_unbroken(&self.user, name);
                     assert!(read >= before || !is_unbroken, "{name} was read to {before}, and hello says {read}");
                 }
+                if scene.is_final {
+                    self.check_final_hello(&value, scene.checker);
+                    return self.probe(scene.plan.rooms);
+                }
                 return self.resume(scene.now);
             }
             "ok" => self.hear_ok(&value, json, scene),
-            "error" => self.hear_error(&value, scene.now),
+            "error" => self.hear_error(&value, scene),
             "gap" => self.hear_gap(&value, scene),
-            "event" | "read:advanced" | "goaway" | "degraded" => {}
+            "event" | "read:advanced" | "goaway" | "degraded" | "inbox:item" | "inbox:acked" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
     }
 
+    /// Once all is quiet, hello lists exactly the rooms that the user is in, as they stand.
+    fn check_final_hello(&self, value: &Value, checker: &Checker) {
+        let listed: Vec<(&str, &str, Seq)> = value["rooms"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|room| (room["room"].as_str().unwrap(), room["role"].as_str().unwrap(), room["seq"].as_u64().unwrap()))
+            .collect();
+        let mut sorted = listed.clone();
+        sorted.sort_unstable();
+        let roles = checker.rooms.keys().map(|room| (room.as_str(), checker.role(room, &self.user)));
+        let due: Vec<_> = roles
+            .filter_map(|(room, role)| Some((room, role.filter(|role| role.is_member())?.as_str(), checker.head(room))))
+            .collect();
+        assert_eq!(sorted, due, "the rooms of {}", self.user);
+    }
+
     fn hear_entry(&mut self, json: &[u8], scene: &mut Scene<'_>) {
         let (room, seq) = room_and_seq(json);
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        scene.checker.check_entry(&reader, room, seq, json, "live");
+        let from = scene.checker.check_entry(&reader, self.filter, room, seq, json, "live");
+        for seq in from..=seq {
+            self.hear_seq(room, seq, scene);
+        }
+    }
+
+    fn hear_seq(&mut self, room: &str, seq: Seq, scene: &mut Scene<'_>) {
         let number = self.number;
         let view = self.views.get_mut(room).unwrap_or_else(|| panic!("client {number} never asked for {room}"));
         assert!(
@@ -115,6 +142,12 @@ impl Client {
             Asked::Read { room } => {
                 scene.checker.note_read(&self.user, &room, value["seq"].as_u64().unwrap());
             }
+            Asked::Probe { room } => {
+                let due = scene.checker.role(&room, &self.user);
+                let role = value["role"].as_str().and_then(Role::parse);
+                assert_eq!(role, due, "the server takes {} for another in {room}", self.user);
+                assert_eq!(value["seq"], scene.checker.head(&room), "the head of {room}");
+            }
             Asked::Other => {}
         }
     }
@@ -160,13 +193,14 @@ impl Client {
         for event in events(json) {
             let (named, seq) = room_and_seq(event);
             assert_eq!(named, room);
-            scene.checker.check_entry(&reader, room, seq, event, how);
-            seqs.push(seq);
+            let filter = self.filter.filter(|_| how == "resume");
+            let from = scene.checker.check_entry(&reader, filter, room, seq, event, how);
+            seqs.extend(from..=seq);
         }
         seqs
     }
 
-    fn hear_error(&mut self, value: &Value, now: u64) {
+    fn hear_error(&mut self, value: &Value, scene: &Scene<'_>) {
         if value.get("id").is_none() {
             self.nameless_got += 1;
             assert!(self.nameless_got <= self.nameless + self.nameless_maybe, "an error for nothing: {value}");
@@ -177,8 +211,19 @@ impl Client {
         let is_temporary = value["temporary"] == Value::Bool(true);
         let retry_after_ms = value["retry_after_ms"].as_u64().unwrap();
         assert!(!is_temporary || retry_after_ms > 0, "retry when? {value}");
-        self.quiet_until = self.quiet_until.max(now + retry_after_ms);
+        self.quiet_until = self.quiet_until.max(scene.now + retry_after_ms);
         match asked {
+            Asked::Probe { room } => {
+                let reader = Reader { user: &self.user, is_admin: self.is_admin };
+                let is_due = match code {
+                    102 => scene.checker.head(&room) == 0,
+                    103 => !scene.checker.may_read_now(&reader, &room),
+                    // Bounds are bounds.
+                    106 | 111 | 113 => true,
+                    _ => false,
+                };
+                assert!(is_due, "{} asks for {room} and hears {value}", self.user);
+            }
             Asked::Send { message, .. } if is_temporary => self.unsent.push_back(message),
             Asked::Subscribe { room, .. } => {
                 assert_ne!(code, 112, "client {}: a cursor in {room} that the server gave is refused", self.number);

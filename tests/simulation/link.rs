@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use antiphon::engine::event::ConnKey;
-use antiphon::gateway::outbox::{Ladder, Outbox};
+use antiphon::gateway::outbox::Outbox;
 
 /// Where a link stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,12 +97,12 @@ impl Link {
     }
 
     /// The last words: a close frame, and nothing but what was cut in the middle when `is_slow`.
-    pub fn close(&mut self, code: u16, ladder: &Ladder, is_slow: bool) {
+    pub fn close(&mut self, code: u16, is_slow: bool) {
         if is_slow {
             self.outbox.keep_only_cut_frame();
         }
         let [high, low] = code.to_be_bytes();
-        self.outbox.push_critical(&[0x88, 2, high, low], ladder);
+        self.outbox.push_last(&[0x88, 2, high, low]);
         self.phase = Phase::Closing;
         self.again = None;
         self.backlog.clear();

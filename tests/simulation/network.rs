@@ -34,6 +34,7 @@ impl World {
             plan: &self.plan,
             heals: self.heals,
             last_words: self.last_words,
+            is_final: self.is_final,
             now: self.now,
         };
         act(&mut self.clients[client], &mut scene)

@@ -85,6 +85,7 @@ pub struct World {
     pub ended: Vec<(usize, ConnKey)>,
     pub heals: bool,
     pub last_words: bool,
+    pub is_final: bool,
     pub admin_asked: std::collections::BTreeSet<Token>,
     pub steps: u64,
 }
@@ -119,6 +120,7 @@ impl World {
             ended: Vec::new(),
             heals: false,
             last_words: false,
+            is_final: false,
             admin_asked: Default::default(),
             steps: 0,
             clients,
@@ -259,7 +261,7 @@ impl World {
         match output {
             Output::Send { conn, class, frames } => self.push(shard, conn, class, &frames, outputs),
             Output::Fanout { targets, class, frames } => {
-                if let Class::Log { room, last, .. } = class {
+                if let Class::Log { room, last, .. } | Class::CriticalLog { room, last, .. } = class {
                     let head = self.store.log.kept.rooms[&room].head;
                     assert!(last <= head, "P1: fanned out before its commit: {room:?} {last}");
                 }
@@ -345,7 +347,14 @@ impl World {
         if it.phase != Phase::Open {
             return;
         }
-        let pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        let mut pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        if let (Pushed::BehindGap(last), Class::CriticalLog { room, first, .. }) = (pushed, class) {
+            // As the driver does it: the gap first, then the entry behind it.
+            let mut gap = Vec::new();
+            assert!(self.shards[shard].engine.write_gap(&mut gap, room, last, first - 1), "a fan-out of no room");
+            it.outbox.close_gap(room, gap.into());
+            pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        }
         let client = it.client;
         trace!("  -> {client} {class:?} {pushed:?} {}", text(frames.as_slice(&outputs.bytes)));
         self.dirty(link);
@@ -356,8 +365,7 @@ impl World {
     }
 
     pub fn close_slow(&mut self, link: usize) {
-        let ladder = self.ladder;
-        self.links[link].close(CloseCode::SlowConsumer.number(), &ladder, true);
+        self.links[link].close(CloseCode::SlowConsumer.number(), true);
         self.dirty(link);
         self.after(CLOSING_MS, Event::Drop(link));
     }
@@ -365,8 +373,7 @@ impl World {
     pub fn close(&mut self, shard: usize, conn: ConnKey, code: CloseCode) {
         let Some(link) = self.link_of(shard, conn) else { return };
         trace!("  -> {} close {code}", self.links[link].client);
-        let ladder = self.ladder;
-        self.links[link].close(code.number(), &ladder, false);
+        self.links[link].close(code.number(), false);
         self.dirty(link);
         self.after(CLOSING_MS, Event::Drop(link));
     }
