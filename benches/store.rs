@@ -175,8 +175,16 @@ impl Bench {
     fn read_pages(&self, what: &str, before: impl Fn(u64) -> u64) {
         for n in 0..2_000 {
             let (room, before) = (RoomKey(n % ROOMS + 1), before(n));
-            let query =
-                Query::History { room, after: 0, before, newest: true, thread: None, limit: 50, bytes_max: 1 << 20 };
+            let query = Query::History {
+                room,
+                after: 0,
+                before,
+                newest: true,
+                thread: None,
+                current: false,
+                limit: 50,
+                bytes_max: 1 << 20,
+            };
             let request = ReadRequest { shard: ShardId(0), token: Token(n), query };
             self.running.log().read(request).expect("room in the queue");
             let reply = self.replies.recv().expect("an answer");

@@ -5,12 +5,13 @@
 
 mod store_support;
 
-use antiphon::engine::event::{Append, Entry, Outcome, Page, Query};
+use antiphon::engine::edits::{MessageState, current_fields, subject};
+use antiphon::engine::event::{Amend, AmendAct, Append, Entry, Outcome, Page, Query};
 use antiphon::engine::sequencer::memory::MemoryLog;
 use antiphon::engine::sequencer::{LogEnd, Sequencer};
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::error::{ErrorCode, Refusal};
-use antiphon::protocol::ids::{Role, RoomKey, RoomKind};
+use antiphon::protocol::ids::{DeviceId, Role, RoomKey, RoomKind};
 use antiphon::store::{Durability, RoomLog};
 use store_support::*;
 
@@ -37,7 +38,7 @@ const ROOMS: [&str; 5] = ["r0", "r1", "r2", "r3", "r4"];
 fn entry(random: &mut Random) -> Entry {
     let (name, who, whom) = (random.of(&ROOMS), random.of(&USERS), random.of(&USERS));
     let key = RoomKey(random.below(6));
-    match random.below(20) {
+    match random.below(28) {
         0..10 => {
             let id = random.below(40).to_string();
             message(key, who, (random.below(3) > 0).then_some(id.as_str()), "x")
@@ -45,7 +46,28 @@ fn entry(random: &mut Random) -> Entry {
         10 => create(name, random.of(&[RoomKind::Public, RoomKind::Private, RoomKind::Direct]), who, &[whom]),
         11..13 => join(name, who),
         13 => leave(name, who),
-        14..16 => read(key, who, random.below(60)),
+        14 => read(key, who, random.below(60)),
+        20..28 => {
+            let target = 1 + random.below(12);
+            let emoji: Box<str> = random.of(&["+", "-", "\"q\""]).into();
+            let act = match random.below(8) {
+                0 => AmendAct::Delete,
+                1..4 => AmendAct::Edit {
+                    body_json: format!("\"b{}\"", random.below(100)).into(),
+                    version: (random.below(2) == 0).then(|| 1 + random.below(3)),
+                },
+                4 | 5 => AmendAct::Unreact(emoji),
+                _ => AmendAct::React(emoji),
+            };
+            let by_admin = random.below(4) == 0;
+            Entry::Amend(Box::new(Amend { room: key, target, by: user(who), by_admin, act }))
+        }
+        15 => Entry::Delivered {
+            room: key,
+            user: user(who),
+            device: device(random.of(&["a", "b"])),
+            seq: random.below(60),
+        },
         _ => {
             let roles = [Role::Member, Role::Moderator, Role::Owner];
             let act = match random.below(5) {
@@ -60,12 +82,12 @@ fn entry(random: &mut Random) -> Entry {
     }
 }
 
-type Said = Result<(u64, u64, bool), ErrorCode>;
+type Said = Result<(u64, u64, bool, u64), (ErrorCode, Option<u64>)>;
 
 fn said(outcomes: &[Outcome]) -> Vec<Said> {
     let one = |outcome: &Outcome| match &outcome.result {
-        Ok(done) => Ok((done.room.0, done.seq, done.duplicate)),
-        Err(refusal) => Err(refusal.code),
+        Ok(done) => Ok((done.room.0, done.seq, done.duplicate, done.value)),
+        Err(refusal) => Err((refusal.code, refusal.current)),
     };
     outcomes.iter().map(one).collect()
 }
@@ -124,7 +146,7 @@ fn run(seed: u64) {
             };
             assert_eq!(shape(&told), shape(&expected), "seed {seed} round {round}");
         } else {
-            assert!(said(&told.outcomes[0]).iter().all(|said| *said == Err(ErrorCode::Degraded)));
+            assert!(said(&told.outcomes[0]).iter().all(|said| *said == Err((ErrorCode::Degraded, None))));
             let failed = core.fail(decided, &Refusal::new(ErrorCode::Degraded, "unknown"));
             if fate == 1 {
                 let known: Vec<_> = log.rows.iter().skip(core.position() as usize).cloned().collect();
@@ -160,6 +182,44 @@ fn run(seed: u64) {
     assert!(report.faults.is_empty(), "seed {seed}: {:?}", report.faults);
 }
 
+fn device(name: &str) -> DeviceId {
+    DeviceId::parse(name).unwrap()
+}
+
+/// History shows messages as they stand. When a message was edited is the clock's to say.
+fn compare_current(store: &Store, log: &MemoryLog, key: RoomKey) {
+    for newest in [false, true] {
+        let all = Query::History {
+            room: key,
+            after: 0,
+            before: u64::MAX,
+            newest,
+            thread: None,
+            current: true,
+            limit: 10_000,
+            bytes_max: u32::MAX,
+        };
+        let Page::History { json, entries, .. } = store.page(all) else { panic!("history") };
+        let rows = log.rows.iter().filter(|row| row.room == key);
+        for (entry, row) in entries.iter().zip(rows) {
+            let text = std::str::from_utf8(&json[entry.span.start as usize..entry.span.end as usize]).unwrap();
+            let state = subject(row.kind, row.seq, &row.fields).and_then(|seq| log.states.get(&(key, seq)));
+            let fields = match state {
+                None => row.fields.to_string(),
+                Some(state) => {
+                    let ts = text
+                        .split_once("\"edited_ts\":")
+                        .map_or(0, |(_, rest)| rest.split([',', '}']).next().unwrap().parse().unwrap());
+                    let state = MessageState { edited_ts: ts, ..state.clone() };
+                    let reactions = log.reaction_counts(key, row.seq);
+                    current_fields(row.kind, &row.fields, row.thread, &state, &reactions)
+                }
+            };
+            assert!(text.ends_with(&format!(",{fields}}}")), "{text} with {fields}");
+        }
+    }
+}
+
 fn compare(store: &Store, log: &MemoryLog) {
     assert_eq!(store.position(), log.rows.len() as u64);
     assert!(log.rooms.len() >= 3, "the run did something");
@@ -179,6 +239,7 @@ fn compare(store: &Store, log: &MemoryLog) {
             before: u64::MAX,
             newest: false,
             thread: None,
+            current: false,
             limit: 10_000,
             bytes_max: u32::MAX,
         };
@@ -195,6 +256,17 @@ fn compare(store: &Store, log: &MemoryLog) {
             for (name, value) in fields.as_object().unwrap() {
                 assert_eq!(&object[name], value);
             }
+        }
+        compare_current(store, log, *key);
+    }
+    assert!(log.states.len() >= 3 && log.reactions.len() >= 2, "messages were edited and reacted to");
+    assert!(log.states.values().any(|state| state.deleted));
+    for ((room, name, which), seq) in &log.delivered {
+        let again = Entry::Delivered { room: *room, user: name.clone(), device: which.clone(), seq: 1 };
+        let read = log.cursors.get(&(*room, name.clone())).copied().unwrap_or(0);
+        match store.ask(again) {
+            Ok(committed) => assert_eq!(committed.seq, (*seq).max(read)),
+            Err(refusal) => assert_eq!(refusal.code, ErrorCode::PermissionDenied, "no member any more"),
         }
     }
     for name in USERS {

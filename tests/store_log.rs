@@ -42,7 +42,7 @@ fn a_message_is_numbered_committed_told_to_every_shard_and_read_back() {
 }
 
 fn history(room: RoomKey, after: u64, before: u64, newest: bool, limit: u32) -> Query {
-    Query::History { room, after, before, newest, thread: None, limit, bytes_max: 1 << 20 }
+    Query::History { room, after, before, newest, thread: None, current: false, limit, bytes_max: 1 << 20 }
 }
 
 #[test]
@@ -149,7 +149,16 @@ fn history_pages_both_ways_within_its_bounds() {
     assert_eq!(page(history(RoomKey(99), 0, u64::MAX, false, 10)), (vec![], false));
     // A bound of bytes: at least one entry, whole entries, and the rest is announced.
     let bounded = |newest, bytes_max| {
-        page(Query::History { room: key, after: 1, before: u64::MAX, newest, thread: None, limit: 10, bytes_max })
+        page(Query::History {
+            room: key,
+            after: 1,
+            before: u64::MAX,
+            newest,
+            thread: None,
+            current: false,
+            limit: 10,
+            bytes_max,
+        })
     };
     assert_eq!(bounded(false, 1), (vec![2], true));
     assert_eq!(bounded(true, 1), (vec![30], true));
@@ -216,7 +225,16 @@ fn a_thread_is_its_root_and_its_replies() {
         }));
     }
     let page = |after, before, newest, limit| {
-        let query = Query::History { room: key, after, before, newest, thread: Some(2), limit, bytes_max: 1 << 20 };
+        let query = Query::History {
+            room: key,
+            after,
+            before,
+            newest,
+            thread: Some(2),
+            current: false,
+            limit,
+            bytes_max: 1 << 20,
+        };
         let Page::History { entries, more, .. } = store.page(query) else { panic!("a history page") };
         (entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), more)
     };

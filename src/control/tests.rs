@@ -63,7 +63,7 @@ impl Cluster for Fake {
             }
             AdminAct::Publish { room, client_id, .. } => {
                 let duplicate = client_id.as_deref() == Some("again");
-                let committed = Committed { room: RoomKey(1), seq: 41, ts: 1_700_000_000_000, duplicate };
+                let committed = Committed { room: RoomKey(1), seq: 41, ts: 1_700_000_000_000, duplicate, value: 0 };
                 Ok(AdminAnswer::Published { room, committed })
             }
             AdminAct::Disconnect { .. } => Ok(AdminAnswer::Disconnected(3)),

@@ -113,6 +113,20 @@ pub enum Entry {
         /// Up to and with this entry.
         seq: Seq,
     },
+    /// `user`'s `device` has `room` up to `seq`. Moves forward only; at least what is read, capped at
+    /// the room's head.
+    Delivered {
+        /// The room.
+        room: RoomKey,
+        /// Whose device.
+        user: UserId,
+        /// Which device.
+        device: DeviceId,
+        /// Up to and with this entry.
+        seq: Seq,
+    },
+    /// A message is edited or deleted, or a reaction comes or goes. The core decides whose version wins.
+    Amend(Box<Amend>),
     /// Tokens lose their validity, durably.
     Revoke(Revocation),
     /// An item for a user's inbox. A sender (`from`) must share a room with the user, unless
@@ -165,6 +179,39 @@ pub struct NewMessage {
     pub priority: Priority,
     /// Who is mentioned (repeated inside `fields`): members of the room among them get an inbox item.
     pub mentions: Box<[UserId]>,
+}
+
+/// A change to a message that stands in the log, as its author's shard hands it over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Amend {
+    /// The room.
+    pub room: RoomKey,
+    /// Seq of the message.
+    pub target: Seq,
+    /// Who does it.
+    pub by: UserId,
+    /// May change any message (the `admin` claim).
+    pub by_admin: bool,
+    /// What is done.
+    pub act: AmendAct,
+}
+
+/// What is done to a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AmendAct {
+    /// A new body.
+    Edit {
+        /// The body as a JSON string, quotes included.
+        body_json: Box<str>,
+        /// The version that was edited. Another one stands: refused with `conflict`.
+        version: Option<u64>,
+    },
+    /// A tombstone.
+    Delete,
+    /// A reaction of `by` comes. No entry when it is there.
+    React(Box<str>),
+    /// A reaction of `by` goes. No entry when it is not there.
+    Unreact(Box<str>),
 }
 
 /// Who may see an entry.
@@ -223,7 +270,7 @@ pub struct CommittedBatch {
     pub bytes: Bytes,
     /// One for each room that has entries here, ascending by key.
     pub runs: Vec<RoomRun>,
-    /// Read cursors that moved: the latest for each room and user.
+    /// Cursors that moved: the latest for each room, user and device.
     pub reads: Vec<ReadAdvance>,
     /// Tokens revoked by this batch.
     pub revocations: Vec<Revocation>,
@@ -320,14 +367,16 @@ pub struct MembershipChange {
     pub role: Option<Role>,
 }
 
-/// A read cursor that moved.
+/// A cursor that moved: of a user (read), or of one of their devices (delivered).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadAdvance {
     /// The room.
     pub room: RoomKey,
     /// The reader.
     pub user: UserId,
-    /// Everything up to and with this seq is read.
+    /// The device that has the entries; none: the user has read them.
+    pub device: Option<DeviceId>,
+    /// Everything up to and with this seq is read, or on the device.
     pub seq: Seq,
 }
 
@@ -352,6 +401,8 @@ pub struct Committed {
     pub ts: UnixMillis,
     /// The `client_id` was known: this is the first entry's number.
     pub duplicate: bool,
+    /// For [`Entry::Amend`]: the message's version, or how many have the reaction. Else 0.
+    pub value: u64,
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -388,6 +439,8 @@ pub enum Query {
         newest: bool,
         /// Only the messages of this thread (its root included).
         thread: Option<Seq>,
+        /// Messages as they stand now, with reactions; else each entry as it was logged.
+        current: bool,
         /// At most so many entries.
         limit: u32,
         /// At most so many bytes of JSON, but at least one entry.

@@ -5,6 +5,7 @@
 
 pub mod auth;
 mod cx;
+pub mod edits;
 pub mod event;
 mod handle;
 pub mod inbox;

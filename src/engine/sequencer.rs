@@ -16,10 +16,11 @@
 //!   revocations change no log entry: they ride in a batch without a position of their own.
 //! - A message's author was checked by their shard as of position `seen`. The core looks again only
 //!   when the author may have lost the right since. What is a right: see [`may_write`].
-//! - Who may change a membership: see the `membership` part.
+//! - Who may change a membership: see the `membership` part; a message: see the `edits` part.
 
 mod batch;
 mod dedupe;
+mod edits;
 mod facts;
 mod inbox;
 mod losses;
@@ -30,9 +31,9 @@ mod tests;
 
 use ahash::AHashMap;
 
-pub use batch::{Decided, MemberRow, Row};
+pub use batch::{Decided, MemberRow, ReactionRow, Row, StateRow};
 use dedupe::{Dedupe, First};
-pub use facts::Facts;
+pub use facts::{Facts, Reacted, Target};
 use inbox::Inboxes;
 use losses::Losses;
 
@@ -42,7 +43,7 @@ use super::event::{
 use super::inbox::{Bounds, ItemId, Removal};
 use crate::protocol::encode::{EventKind, room_json};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
 
 /// Bounds of a sequencer, and what it is told once.
 #[derive(Debug, Clone)]
@@ -338,7 +339,8 @@ struct Changes {
     /// Memberships won (or lost) by user.
     memberships: AHashMap<UserId, i64>,
     /// Index into [`Decided::cursors`].
-    cursors: AHashMap<(RoomKey, UserId), usize>,
+    cursors: AHashMap<(RoomKey, UserId, Option<DeviceId>), usize>,
+    edits: edits::Edits,
 }
 
 /// One batch being decided.
@@ -366,7 +368,9 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::Join { room, user, auto_create } => self.join(&room, user, auto_create),
                 Entry::Leave { room, user } => self.leave(&room, &user),
                 Entry::Manage { room, by, by_admin, user, act } => self.manage(&room, &by, by_admin, user, act),
-                Entry::Read { room, user, seq } => self.read(room, user, seq),
+                Entry::Read { room, user, seq } => self.cursor(room, user, None, seq),
+                Entry::Delivered { room, user, device, seq } => self.cursor(room, user, Some(device), seq),
+                Entry::Amend(amend) => self.amend(*amend, seen),
                 Entry::Revoke(revocation) => self.revoke(revocation),
                 Entry::Notify { item, by_admin } => self.notify(item, by_admin),
                 Entry::InboxAck { user, items } => self.inbox_ack(user, &items, Removal::Acked),
@@ -393,7 +397,7 @@ impl<F: Facts> Turn<'_, F> {
         };
         if let Some(First { room, seq, ts }) = hash.and_then(|hash| self.core.dedupe.find(hash, self.now)) {
             self.core.duplicates += 1;
-            return Ok(Committed { room, seq, ts, duplicate: true });
+            return Ok(Committed { room, seq, ts, duplicate: true, value: 0 });
         }
         if !self.load(key)? {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
@@ -419,36 +423,42 @@ impl<F: Facts> Turn<'_, F> {
         Ok(committed)
     }
 
-    /// `read` is kept for members only, moves forward only, and stops at the head.
-    fn read(&mut self, key: RoomKey, user: UserId, seq: Seq) -> Verdict<F::Error> {
+    /// Cursors are kept for members only, move forward only, and stop at the head. What is read is
+    /// delivered, on every device.
+    fn cursor(&mut self, key: RoomKey, user: UserId, device: Option<DeviceId>, seq: Seq) -> Verdict<F::Error> {
         if !self.load(key)? {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
         }
-        let pair = (key, user);
+        let pair = (key, user, device);
         let known = self.changes.cursors.get(&pair).copied();
         let stands = match known {
             Some(index) => self.draft.cursors[index].seq,
             None if !self.role(key, &pair.1)?.is_some_and(Role::is_member) => {
                 return Err(refuse(ErrorCode::PermissionDenied, "only members have a read cursor"));
             }
-            None => self.facts.read_cursor(key, &pair.1).map_err(Stop::Facts)?,
+            None => match &pair.2 {
+                None => self.facts.read_cursor(key, &pair.1),
+                Some(device) => self.facts.delivered_cursor(key, &pair.1, device),
+            }
+            .map_err(Stop::Facts)?,
         };
         let cursor = seq.min(self.room(key).head).max(stands);
         if cursor > stands {
             match known {
                 Some(index) => self.draft.cursors[index].seq = cursor,
                 None => {
-                    self.draft.cursors.push(ReadAdvance { room: key, user: pair.1.clone(), seq: cursor });
+                    let (user, device) = (pair.1.clone(), pair.2.clone());
+                    self.draft.cursors.push(ReadAdvance { room: key, user, device, seq: cursor });
                     self.changes.cursors.insert(pair, self.draft.cursors.len() - 1);
                 }
             }
         }
-        Ok(Committed { room: key, seq: cursor, ts: self.now, duplicate: false })
+        Ok(Committed { room: key, seq: cursor, ts: self.now, duplicate: false, value: 0 })
     }
 
     fn revoke(&mut self, revocation: Revocation) -> Verdict<F::Error> {
         self.draft.revocations.push(revocation);
-        Ok(Committed { room: RoomKey(0), seq: 0, ts: self.now, duplicate: false })
+        Ok(Committed { room: RoomKey(0), seq: 0, ts: self.now, duplicate: false, value: 0 })
     }
 
     /// Numbers a row and adds it. Its room is loaded.
@@ -456,7 +466,7 @@ impl<F: Facts> Turn<'_, F> {
         let room = self.core.rooms.get_mut(&row.room).expect("the room was loaded by the caller");
         room.head += 1;
         row.seq = room.head;
-        let committed = Committed { room: row.room, seq: row.seq, ts: self.now, duplicate: false };
+        let committed = Committed { room: row.room, seq: row.seq, ts: self.now, duplicate: false, value: 0 };
         self.draft.rows.push(row);
         committed
     }
@@ -513,7 +523,7 @@ impl<F: Facts> Turn<'_, F> {
 
     /// "It is so already": no entry, the room's head.
     fn unchanged(&self, key: RoomKey) -> Verdict<F::Error> {
-        Ok(Committed { room: key, seq: self.room(key).head, ts: self.now, duplicate: false })
+        Ok(Committed { room: key, seq: self.room(key).head, ts: self.now, duplicate: false, value: 0 })
     }
 }
 

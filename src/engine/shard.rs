@@ -24,7 +24,7 @@ use super::sync::Recent;
 use super::timers::{Timer, Timers};
 use super::users::{Users, Waiter};
 use crate::protocol::error::Refusal;
-use crate::protocol::ids::{RoomKey, RoomName, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{DeviceId, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// One shard's state and rules.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Shard {
     /// Who waits for a room to be loaded.
     pub(super) loading: HashMap<RoomName, Vec<Waiter>, ahash::RandomState>,
     /// Read cursors that moved and are to be told, the latest of each.
-    pub(super) reads_due: HashMap<(RoomKey, UserId), Seq, ahash::RandomState>,
+    pub(super) reads_due: HashMap<(RoomKey, UserId, Option<DeviceId>), Seq, ahash::RandomState>,
     /// Where the `meta` of the entries at hand lie; kept for its memory.
     pub(super) filter_metas: Vec<Option<std::ops::Range<usize>>>,
     /// `Some` once the drain has begun: the upper bound of retry times, ms.

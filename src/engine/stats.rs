@@ -118,6 +118,12 @@ readings!(
         Counter acks;
         /// Acknowledged messages whose client_id was known: nothing was stored or delivered again.
         Counter duplicates;
+        /// Messages that were edited or deleted by this shard's clients.
+        Counter edits;
+        /// Edits that lost against another one (116).
+        Counter edit_conflicts;
+        /// Reactions that were added or removed by this shard's clients, those without effect included.
+        Counter reactions;
         /// Log entries times connections: what fan-out put into outboxes.
         Counter deliveries;
         /// Committed runs that had at least one local subscriber.
@@ -374,6 +380,10 @@ command_table! {
     MessageSend: Command::MessageSend(_) => "message:send",
     MessageHistory: Command::MessageHistory { .. } => "message:history",
     MessageRead: Command::MessageRead { .. } => "message:read",
+    MessageDelivered: Command::MessageDelivered { .. } => "message:delivered",
+    MessageEdit: Command::MessageEdit { .. } => "message:edit",
+    MessageDelete: Command::MessageDelete { .. } => "message:delete",
+    Reaction: Command::Reaction { .. } => "reaction",
     EventSend: Command::EventSend { .. } => "event:send",
     Notify: Command::Notify(_) => "notify",
     InboxAck: Command::InboxAck { .. } => "inbox:ack",
@@ -382,7 +392,8 @@ command_table! {
     Stats: Command::Stats => "stats",
 }
 
-/// How many commands of each type were handled. Invite, kick, ban and role are `room:manage`.
+/// How many commands of each type were handled. Invite, kick, ban and role are `room:manage`,
+/// adding and removing a reaction `reaction`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandCounts([u64; COMMANDS.len()]);
 

@@ -146,6 +146,42 @@ pub enum Command<'a> {
         /// At least 1.
         seq: Seq,
     },
+    /// `message:delivered`: everything up to `seq` is on this device.
+    MessageDelivered {
+        /// The room.
+        room: &'a str,
+        /// At least 1.
+        seq: Seq,
+    },
+    /// `message:edit`
+    MessageEdit {
+        /// The room.
+        room: &'a str,
+        /// The message.
+        seq: Seq,
+        /// 1 byte to 8 KiB.
+        body: &'a str,
+        /// The version that the client changes; none: whatever stands.
+        version: Option<u64>,
+    },
+    /// `message:delete`
+    MessageDelete {
+        /// The room.
+        room: &'a str,
+        /// The message.
+        seq: Seq,
+    },
+    /// `reaction:add`, `reaction:remove`
+    Reaction {
+        /// The room.
+        room: &'a str,
+        /// The message.
+        seq: Seq,
+        /// 1–32 bytes without control characters.
+        emoji: &'a str,
+        /// True: added; false: removed.
+        is_added: bool,
+    },
     /// `event:send`: ephemeral broadcast.
     EventSend {
         /// The room.

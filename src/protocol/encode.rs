@@ -18,6 +18,10 @@ use super::ids::{RoomName, Seq, UnixMillis};
 pub enum EventKind {
     /// `message:created`
     MessageCreated = 1,
+    /// `message:updated`
+    MessageUpdated = 2,
+    /// `message:deleted`
+    MessageDeleted = 3,
     /// `room:joined`
     RoomJoined = 4,
     /// `room:left`
@@ -26,17 +30,34 @@ pub enum EventKind {
     RoomRoleChanged = 6,
     /// `room:kicked`
     RoomKicked = 7,
+    /// `reaction:added`
+    ReactionAdded = 8,
+    /// `reaction:removed`
+    ReactionRemoved = 9,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::MessageCreated, Self::RoomJoined, Self::RoomLeft, Self::RoomRoleChanged, Self::RoomKicked];
+    pub const ALL: [Self; 9] = [
+        Self::MessageCreated,
+        Self::MessageUpdated,
+        Self::MessageDeleted,
+        Self::RoomJoined,
+        Self::RoomLeft,
+        Self::RoomRoleChanged,
+        Self::RoomKicked,
+        Self::ReactionAdded,
+        Self::ReactionRemoved,
+    ];
 
     /// The `type` on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::MessageCreated => "message:created",
+            Self::MessageUpdated => "message:updated",
+            Self::MessageDeleted => "message:deleted",
+            Self::ReactionAdded => "reaction:added",
+            Self::ReactionRemoved => "reaction:removed",
             Self::RoomJoined => "room:joined",
             Self::RoomLeft => "room:left",
             Self::RoomRoleChanged => "room:role_changed",

@@ -4,10 +4,11 @@
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::columns::{integer, role, room_columns, room_row, signed};
+use super::edits;
 use crate::engine::event::{Revocation, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
-use crate::engine::sequencer::{Facts, LogEnd};
-use crate::protocol::ids::{Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
+use crate::engine::sequencer::{Facts, LogEnd, Reacted, Target};
+use crate::protocol::ids::{DeviceId, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// Answers from one connection.
 #[derive(Debug)]
@@ -79,6 +80,27 @@ impl Facts for SqlFacts<'_> {
 
     fn expired_items(&mut self, now: UnixMillis, max: u32) -> rusqlite::Result<Vec<(UserId, ItemId)>> {
         super::inbox::expired(self.0, now, max)
+    }
+
+    fn delivered_cursor(&mut self, room: RoomKey, user: &UserId, device: &DeviceId) -> rusqlite::Result<Seq> {
+        let delivered = self
+            .0
+            .prepare_cached("SELECT seq FROM delivered WHERE user = ?1 AND room = ?2 AND device = ?3")?
+            .query_row((user.as_str(), signed(room.0), device.as_str()), |row| integer(row, 0))
+            .optional()?;
+        Ok(delivered.unwrap_or(0).max(self.read_cursor(room, user)?))
+    }
+
+    fn target(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<Option<Target>> {
+        edits::target(self.0, room, seq)
+    }
+
+    fn reacted(&mut self, room: RoomKey, seq: Seq, emoji: &str, user: &UserId) -> rusqlite::Result<Reacted> {
+        edits::reacted(self.0, room, seq, emoji, user)
+    }
+
+    fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<u32> {
+        edits::reaction_kinds(self.0, room, seq)
     }
 }
 

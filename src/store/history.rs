@@ -4,7 +4,9 @@
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::columns::{audience, integer, signed, user};
+use super::edits;
 use super::schema::ANCHOR_EVERY;
+use crate::engine::edits::{current_fields, subject};
 use crate::engine::event::{HistoryEntry, Page, Restricted};
 use crate::protocol::encode::{EventKind, LoggedEvent, json_string};
 use crate::protocol::ids::{Position, RoomKey, Seq};
@@ -18,6 +20,8 @@ pub(super) struct Ask {
     pub before: Seq,
     pub newest: bool,
     pub thread: Option<Seq>,
+    /// As messages stand now, not as they were logged.
+    pub current: bool,
     pub limit: u32,
     pub bytes_max: u32,
 }
@@ -135,6 +139,14 @@ fn broken_chain(position: Position) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(error, Some(format!("the entry at position {position} is not the one expected")))
 }
 
+/// Where an entry of a room stands.
+pub(super) fn position_of(conn: &Connection, room: RoomKey, seq: Seq) -> rusqlite::Result<Option<Position>> {
+    match head(conn, room)? {
+        Some(head) if (1..=head.seq).contains(&seq) => Ok(walk(conn, room, head, seq, seq)?.pop()),
+        _ => Ok(None),
+    }
+}
+
 /// A page that grows from one end until it is full.
 struct Growing {
     json: Vec<u8>,
@@ -145,12 +157,17 @@ struct Growing {
 
 impl Growing {
     fn fill(&mut self, conn: &Connection, found: &[Position], ask: &Ask, room_json: &str) -> rusqlite::Result<()> {
-        let mut statement = conn
-            .prepare_cached("SELECT seq, ts, kind, author, client_id, audience, fields FROM log WHERE position = ?1")?;
+        let mut statement = conn.prepare_cached(
+            "SELECT seq, ts, kind, author, client_id, audience, thread, fields FROM log WHERE position = ?1",
+        )?;
+        let shows_states = ask.current && edits::is_touched(conn, ask.room)?;
         for position in found {
             let mut rows = statement.query([signed(*position)])?;
             let row = rows.next()?.ok_or_else(|| broken_chain(*position))?;
-            if self.entries.len() >= ask.limit as usize || !self.push(row, ask.bytes_max as usize, room_json)? {
+            let state_of = shows_states.then_some((conn, ask.room));
+            if self.entries.len() >= ask.limit as usize
+                || !self.push(row, ask.bytes_max as usize, room_json, state_of)?
+            {
                 self.more = true;
                 break;
             }
@@ -159,18 +176,30 @@ impl Growing {
     }
 
     /// Adds one entry; false when it does not fit.
-    fn push(&mut self, row: &Row<'_>, bytes_max: usize, room_json: &str) -> rusqlite::Result<bool> {
+    fn push(
+        &mut self,
+        row: &Row<'_>,
+        bytes_max: usize,
+        room_json: &str,
+        state_of: Option<(&Connection, RoomKey)>,
+    ) -> rusqlite::Result<bool> {
         let (seq, ts) = (integer(row, 0)?, integer(row, 1)?);
         let number: u8 = row.get(2)?;
         let author = row.get_ref(3)?.as_str_or_null()?;
+        let kind = EventKind::from_number(number).ok_or(rusqlite::Error::IntegralValueOutOfRange(2, number.into()))?;
+        let logged = row.get_ref(7)?.as_str()?;
+        let current = match state_of {
+            Some((conn, room)) => current(conn, room, (kind, seq), row.get(6)?, logged)?,
+            None => None,
+        };
         let event = LoggedEvent {
-            kind: EventKind::from_number(number).ok_or(rusqlite::Error::IntegralValueOutOfRange(2, number.into()))?,
+            kind,
             room_json,
             seq,
             ts,
             author: author.unwrap_or(""),
             client_id: row.get_ref(4)?.as_str_or_null()?,
-            fields: row.get_ref(6)?.as_str()?,
+            fields: current.as_deref().unwrap_or(logged),
         };
         let start = self.json.len();
         event.write_json(&mut self.json);
@@ -187,6 +216,24 @@ impl Growing {
         self.entries.push(HistoryEntry { seq, ts, span: start as u32..self.json.len() as u32, restricted });
         Ok(true)
     }
+}
+
+/// The fields of an entry as its message stands now, where that differs from what was logged.
+fn current(
+    conn: &Connection,
+    room: RoomKey,
+    (kind, seq): (EventKind, Seq),
+    thread: Option<i64>,
+    logged: &str,
+) -> rusqlite::Result<Option<String>> {
+    let Some(subject) = subject(kind, seq, logged) else { return Ok(None) };
+    let Some(state) = edits::state(conn, room, subject)? else { return Ok(None) };
+    let reactions = match kind {
+        EventKind::MessageCreated => edits::reaction_counts(conn, room, seq)?,
+        _ => Vec::new(),
+    };
+    let thread = thread.and_then(|root| Seq::try_from(root).ok());
+    Ok(Some(current_fields(kind, logged, thread, &state, &reactions)))
 }
 
 /// A page that was read backwards, turned round.

@@ -76,6 +76,7 @@ pub fn inspect(dir: &Path, thorough: bool) -> Result<Report, OpenError> {
         check_integrity(&snapshot, &mut report.faults)?;
         check_density(&snapshot, &report.rooms, &mut report.faults)?;
         check_members(&snapshot, &report.rooms, &mut report.faults)?;
+        check_messages(&snapshot, &mut report.faults)?;
     }
     Ok(report)
 }
@@ -152,6 +153,36 @@ fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>)
         let (seq, _) = heads[&room.key];
         if seq != room.head {
             faults.push(format!("room {}: the last seq is {seq} where {} is noted", room.key.0, room.head));
+        }
+    }
+    Ok(())
+}
+
+/// What is kept beside the log about messages fits the log, and reactions are counted.
+fn check_messages(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Result<()> {
+    if !conn.table_exists(None, "message_state")? {
+        return Ok(()); // A database of an older version that was not opened for writing yet.
+    }
+    let queries = [
+        (
+            "SELECT s.room, s.seq FROM message_state s LEFT JOIN log l ON l.position = s.position
+             WHERE l.room IS NOT s.room OR l.seq IS NOT s.seq OR l.kind IS NOT 1 LIMIT 20",
+            "has a state and is no message",
+        ),
+        (
+            "SELECT DISTINCT coalesce(r.room, c.room), coalesce(r.seq, c.seq)
+             FROM (SELECT room, seq, emoji, count(*) AS n FROM reactions GROUP BY room, seq, emoji) r
+             FULL OUTER JOIN reaction_counts c ON c.room = r.room AND c.seq = r.seq AND c.emoji = r.emoji
+             WHERE r.n IS NOT c.count LIMIT 20",
+            "has another number of reactions than is noted",
+        ),
+    ];
+    for (query, fault) in queries {
+        let mut statement = conn.prepare(query)?;
+        let rows = statement.query_map([], |row| Ok((integer(row, 0)?, integer(row, 1)?)))?;
+        for row in rows {
+            let (room, seq) = row?;
+            faults.push(format!("room {room}: seq {seq} {fault}"));
         }
     }
     Ok(())

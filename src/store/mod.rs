@@ -16,6 +16,7 @@ mod affinity;
 pub mod breaker;
 mod checkpoint;
 mod columns;
+mod edits;
 mod facts;
 pub mod fault;
 mod heads;

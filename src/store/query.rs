@@ -22,13 +22,14 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
             let at = position(&snapshot)?;
             Page::Room { at, room: SqlFacts(&snapshot).room_by_name(name)? }
         }
-        Query::History { room, after, before, newest, thread, limit, bytes_max } => {
+        Query::History { room, after, before, newest, thread, current, limit, bytes_max } => {
             let ask = Ask {
                 room: *room,
                 after: *after,
                 before: *before,
                 newest: *newest,
                 thread: *thread,
+                current: *current,
                 limit: (*limit).clamp(1, LIMIT_MAX),
                 bytes_max: *bytes_max,
             };

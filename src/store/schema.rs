@@ -31,7 +31,7 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
@@ -59,6 +59,23 @@ CREATE TABLE cursors (
 CREATE TABLE revocations (
     id INTEGER PRIMARY KEY, jti TEXT UNIQUE, user TEXT UNIQUE, before INTEGER, ts INTEGER NOT NULL);
 CREATE TABLE probe (id INTEGER PRIMARY KEY, filler BLOB NOT NULL);
+",
+    "
+-- What a device said to have, where that was ahead of the user's read cursor.
+CREATE TABLE delivered (
+    user TEXT NOT NULL, room INTEGER NOT NULL, device TEXT NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (user, room, device)) WITHOUT ROWID;
+-- How a message stands that was edited, deleted or reacted to. `position` is that of its first entry;
+-- `body` is a JSON string, NULL: the first one.
+CREATE TABLE message_state (
+    room INTEGER NOT NULL, seq INTEGER NOT NULL, position INTEGER NOT NULL, version INTEGER NOT NULL,
+    deleted INTEGER NOT NULL, edited_ts INTEGER NOT NULL, body TEXT, PRIMARY KEY (room, seq)) WITHOUT ROWID;
+CREATE TABLE reactions (
+    room INTEGER NOT NULL, seq INTEGER NOT NULL, emoji TEXT NOT NULL, user TEXT NOT NULL,
+    PRIMARY KEY (room, seq, emoji, user)) WITHOUT ROWID;
+CREATE TABLE reaction_counts (
+    room INTEGER NOT NULL, seq INTEGER NOT NULL, emoji TEXT NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (room, seq, emoji)) WITHOUT ROWID;
 ",
     "
 -- What waits for users. Numbers are never given twice, hence AUTOINCREMENT. `room` and `seq`: the log

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, Statement};
 
 use super::columns::{audience_text, priority_number, role_number, room_kind_number, signed};
+use super::edits;
 use super::heads::Heads;
 use super::schema::ANCHOR_EVERY;
 use crate::engine::event::Revocation;
@@ -21,14 +22,9 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
         write_members(conn, decided)?;
     }
     if !decided.cursors.is_empty() {
-        let mut upsert = conn.prepare_cached(
-            "INSERT INTO cursors (user, room, read) VALUES (?1, ?2, ?3)
-             ON CONFLICT (user, room) DO UPDATE SET read = excluded.read",
-        )?;
-        for cursor in &decided.cursors {
-            upsert.execute((cursor.user.as_str(), signed(cursor.room.0), signed(cursor.seq)))?;
-        }
+        write_cursors(conn, decided)?;
     }
+    edits::write(conn, decided)?;
     for revocation in &decided.revocations {
         write_revocation(conn, revocation, decided.ts)?;
     }
@@ -85,6 +81,25 @@ fn insert_row(
         row.audience.as_deref().map(audience_text),
         &*row.fields,
     ])?;
+    Ok(())
+}
+
+fn write_cursors(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
+    let mut read = conn.prepare_cached(
+        "INSERT INTO cursors (user, room, read) VALUES (?1, ?2, ?3)
+         ON CONFLICT (user, room) DO UPDATE SET read = excluded.read",
+    )?;
+    let mut delivered = conn.prepare_cached(
+        "INSERT INTO delivered (user, room, device, seq) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (user, room, device) DO UPDATE SET seq = excluded.seq",
+    )?;
+    for cursor in &decided.cursors {
+        let (user, room, seq) = (cursor.user.as_str(), signed(cursor.room.0), signed(cursor.seq));
+        match &cursor.device {
+            None => read.execute((user, room, seq))?,
+            Some(device) => delivered.execute((user, room, device.as_str(), seq))?,
+        };
+    }
     Ok(())
 }
 

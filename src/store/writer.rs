@@ -275,7 +275,12 @@ impl Writer {
             }
         }
         for read in &held.reads {
-            if SqlFacts(&self.conn).read_cursor(read.room, &read.user)? < read.seq {
+            let mut facts = SqlFacts(&self.conn);
+            let stands = match &read.device {
+                None => facts.read_cursor(read.room, &read.user)?,
+                Some(device) => facts.delivered_cursor(read.room, &read.user, device)?,
+            };
+            if stands < read.seq {
                 return Ok(false);
             }
         }

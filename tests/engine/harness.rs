@@ -445,6 +445,11 @@ fn entry_text(entry: &Entry) -> String {
             format!("manage {room} {user} {act:?} by {by}{}", if *by_admin { " (admin)" } else { "" })
         }
         Entry::Read { room, user, seq } => format!("read mark {} {user} {seq}", room.0),
+        Entry::Delivered { room, user, device, seq } => format!("delivered mark {} {user} {device} {seq}", room.0),
+        Entry::Amend(amend) => {
+            let admin = if amend.by_admin { " (admin)" } else { "" };
+            format!("amend {} {} by {}{admin}: {:?}", amend.room.0, amend.target, amend.by, amend.act)
+        }
         Entry::Revoke(revocation) => format!("revoke {revocation:?}"),
         Entry::Notify { item, by_admin } => {
             let by = if *by_admin { " (admin)" } else { "" };

@@ -4,6 +4,7 @@
 
 mod admin;
 mod bounds;
+mod edits;
 mod events;
 mod filters;
 mod harness;

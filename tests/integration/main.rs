@@ -21,6 +21,7 @@ mod broadcast;
 mod crowd;
 mod disk;
 mod drain;
+mod edits;
 mod frames;
 mod handshake;
 mod inbox;

@@ -144,6 +144,49 @@ def test_messages(server):
     assert ann.ask("stats")["subscriptions"] == 1
 
 
+def test_edits(server):
+    ann, bob = server.client("ann"), server.client("bob", "tablet")
+    ann.listen("room:join", "drafts")
+    bob.listen("room:join", "drafts")
+    ann.ask("message:send", room="drafts", body="one", client_id="d-1")
+    ack = fields(ann.ask("message:edit", room="drafts", seq=3, body="two", version=1), "type", "id", "room", "seq", "version")
+    assert (ack["room"], ack["seq"], ack["version"]) == ("drafts", 4, 2)
+    event = fields(bob.event("message:updated"), "type", "room", "seq", "target", "version", "body", "author", "ts")
+    assert (event["seq"], event["target"], event["version"], event["body"], event["author"]) == (4, 3, 2, "two", "ann")
+    lost = refused(116, ann.ask, "message:edit", room="drafts", seq=3, body="late", version=1)
+    assert (lost["error"], lost["current"]) == ("conflict", 2)
+    refused(103, bob.ask, "message:edit", room="drafts", seq=3, body="not mine")
+
+    ack = fields(bob.ask("reaction:add", room="drafts", seq=3, emoji="👍"), "type", "id", "room", "seq", "count")
+    assert (ack["seq"], ack["count"]) == (5, 1)
+    event = fields(ann.event("reaction:added"), "type", "room", "seq", "target", "emoji", "author", "count", "ts")
+    assert (event["target"], event["emoji"], event["author"], event["count"]) == (3, "👍", "bob", 1)
+    assert bob.ask("reaction:add", room="drafts", seq=3, emoji="👍")["count"] == 1
+    page = ann.ask("message:history", room="drafts", after=2, limit=1)["events"]
+    shown = fields(page[0], "type", "room", "seq", "ts", "author", "client_id", "body", "trace", "version", "edited_ts",
+                   "reactions")
+    assert (shown["body"], shown["version"], shown["reactions"]) == ("two", 2, {"👍": 1})
+    assert bob.ask("reaction:remove", room="drafts", seq=3, emoji="👍")["count"] == 0
+    event = fields(ann.event("reaction:removed"), "type", "room", "seq", "target", "emoji", "author", "count", "ts")
+    assert (event["seq"], event["count"]) == (6, 0)
+    refused(107, bob.ask, "reaction:add", room="drafts", seq=3, emoji="x" * 33)
+
+    ack = fields(ann.ask("message:delete", room="drafts", seq=3), "type", "id", "room", "seq", "version")
+    assert (ack["seq"], ack["version"]) == (7, 3)
+    event = fields(bob.event("message:deleted"), "type", "room", "seq", "target", "version", "author", "ts")
+    assert (event["seq"], event["target"], event["version"]) == (7, 3, 3)
+    refused(110, ann.ask, "message:delete", room="drafts", seq=3)
+    page = ann.ask("message:history", room="drafts", after=2)["events"]
+    shown = fields(page[0], "type", "room", "seq", "ts", "author", "client_id", "deleted", "version", "edited_ts")
+    assert shown["deleted"] is True and [entry["seq"] for entry in page] == [3, 4, 5, 6, 7]
+    assert "two" not in json.dumps(page) and "one" not in json.dumps(page)
+
+    ack = fields(bob.ask("message:delivered", room="drafts", seq=3), "type", "id", "room", "seq")
+    assert ack["seq"] == 3
+    event = fields(ann.event("delivered:advanced"), "type", "room", "user", "device", "delivered")
+    assert (event["user"], event["device"], event["delivered"]) == ("bob", "tablet", 3)
+
+
 def test_filters_leave_no_hole(server):
     ann, bob, eve = server.client("ann"), server.client("bob"), server.client("eve")
     for client in (ann, bob, eve):

@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use antiphon::engine::event::{MembershipChange, Revocation};
-use antiphon::protocol::encode::{hidden_event, hidden_events, json_string};
+use antiphon::protocol::encode::{EventKind, hidden_event, hidden_events, json_string};
 use antiphon::protocol::ids::{Position, Role, RoomKey, RoomKind, Seq, UserId};
+
+use serde_json::Value;
 
 use crate::log::TestLog;
 
@@ -18,6 +20,14 @@ pub struct Truth {
     hidden: Vec<u8>,
     change: Option<Box<MembershipChange>>,
     audience: Option<std::sync::Arc<antiphon::engine::event::Audience>>,
+}
+
+/// What became of one message.
+#[derive(Default)]
+struct MessageTruth {
+    /// Body of each version from 2 on; none: the tombstone.
+    versions: Vec<Option<String>>,
+    reactions: BTreeMap<String, BTreeSet<UserId>>,
 }
 
 pub struct RoomTruth {
@@ -68,6 +78,9 @@ pub struct Checker {
     pub gaps: u64,
     /// Entries that filters hid.
     pub hidden: u64,
+    pub amended: u64,
+    /// How each message stands, by room and seq: recomputed from the log's steps.
+    messages: BTreeMap<(String, Seq), MessageTruth>,
 }
 
 impl Checker {
@@ -103,7 +116,82 @@ impl Checker {
                 change,
                 audience: row.audience.clone(),
             });
+            let name = name.clone();
+            self.on_step(&name, row);
         }
+    }
+
+    /// An edit, a deletion or a reaction stands in the log: versions are dense, nothing follows a
+    /// tombstone, and reactions are counted.
+    fn on_step(&mut self, room: &str, row: &antiphon::engine::sequencer::memory::Stored) {
+        let is_step = |kind| {
+            use EventKind::{MessageDeleted, MessageUpdated, ReactionAdded, ReactionRemoved};
+            matches!(kind, MessageUpdated | MessageDeleted | ReactionAdded | ReactionRemoved)
+        };
+        if !is_step(row.kind) {
+            return;
+        }
+        let fields: Value = serde_json::from_str(&format!("{{{}}}", row.fields)).expect("fields are JSON");
+        let target = fields["target"].as_u64().expect("steps name their target");
+        let of = self.entry(room, target).unwrap_or_else(|| panic!("{room} {} is about nothing", row.seq));
+        assert!(of.json.starts_with(b"{\"type\":\"message:created\""), "{room} {} is about no message", row.seq);
+        let message = self.messages.entry((room.to_owned(), target)).or_default();
+        assert!(message.versions.last() != Some(&None), "{room} {} changes a tombstone", row.seq);
+        let author = row.author.clone().expect("steps have an author");
+        match row.kind {
+            EventKind::MessageUpdated | EventKind::MessageDeleted => {
+                message.versions.push(fields["body"].as_str().map(str::to_owned));
+                let version = message.versions.len() as u64 + 1;
+                assert_eq!(fields["version"], version, "{room} {target}: each version has one winner");
+            }
+            _ => {
+                let users = message.reactions.entry(fields["emoji"].as_str().unwrap().to_owned()).or_default();
+                let is_change = match row.kind {
+                    EventKind::ReactionAdded => users.insert(author),
+                    _ => users.remove(&author),
+                };
+                assert!(is_change, "{room} {} says what is so already", row.seq);
+                assert_eq!(fields["count"], users.len(), "{room} {target}: reactions are counted");
+            }
+        }
+    }
+
+    /// An edit, a deletion or a reaction was acknowledged: its entry stands there and is this user's.
+    pub fn check_amended(&mut self, user: &UserId, room: &str, target: Seq, seq: Seq, version: u64) {
+        self.amended += 1;
+        let entry = self.entry(room, seq).unwrap_or_else(|| panic!("P1: {room} {seq} was acked and is not in the log"));
+        let value: Value = serde_json::from_slice(&entry.json).unwrap();
+        let is_it = entry.author.as_ref() == Some(user) && value["target"] == target && value["version"] == version;
+        assert!(is_it, "P1: version {version} of {room} {target} was acked to {user}: {value}");
+    }
+
+    /// History may show a message as it stood at any time since: with the body of its version.
+    fn is_as_it_stood(&self, room: &str, seq: Seq, due: &[u8], json: &[u8]) -> bool {
+        let (Ok(mut due), Ok(mut is)) = (serde_json::from_slice::<Value>(due), serde_json::from_slice::<Value>(json))
+        else {
+            return false;
+        };
+        if due["type"] == "message:updated" {
+            // Overtaken: without its body.
+            return due.as_object_mut().is_some_and(|due| due.remove("body").is_some()) && due == is;
+        }
+        let Some(message) = self.messages.get(&(room.to_owned(), seq)) else { return false };
+        let (Some(due), Some(is)) = (due.as_object_mut(), is.as_object_mut()) else { return false };
+        is.remove("edited_ts");
+        let reactions = is.remove("reactions");
+        let version = is.remove("version").and_then(|version| version.as_u64()).unwrap_or(1);
+        let body = match version {
+            1 => due.get("body").and_then(Value::as_str).map(str::to_owned),
+            _ => message.versions.get(version as usize - 2).cloned().flatten(),
+        };
+        let known = |emoji: &String| message.reactions.contains_key(emoji);
+        let reacted = reactions.as_ref().is_none_or(|all| all.as_object().is_some_and(|all| all.keys().all(known)));
+        if is.remove("deleted").is_some() {
+            let kept = ["type", "room", "seq", "ts", "author", "client_id", "thread"];
+            return body.is_none() && reactions.is_none() && is.keys().all(|key| kept.contains(&key.as_str()));
+        }
+        due.remove("body");
+        is.remove("body").as_ref().and_then(Value::as_str).map(str::to_owned) == body && due == is && reacted
     }
 
     pub fn head(&self, room: &str) -> Seq {
@@ -177,9 +265,10 @@ impl Checker {
         let Some(entry) = self.entry(room, seq) else {
             panic!("P1: {user} was shown {room} {seq} ({how}), which the log has not: {}", text(json));
         };
-        let due = if entry.is_visible(user) { &entry.json } else { &entry.hidden };
+        let sees = entry.is_visible(user);
+        let due = if sees { &entry.json } else { &entry.hidden };
         assert!(
-            json == &due[..],
+            json == &due[..] || (how == "history" && sees && self.is_as_it_stood(room, seq, due, json)),
             "P2: {user} was shown another {room} {seq} ({how}):\n is {}\n due {}",
             text(json),
             text(due)

@@ -55,6 +55,10 @@ pub enum Asked {
     Probe {
         room: String,
     },
+    Amend {
+        room: String,
+        target: Seq,
+    },
     Other,
 }
 
@@ -316,7 +320,8 @@ impl Client {
         }
         let named = |kind: &str| format!("\"type\":\"{kind}\",\"room\":\"{room}\"");
         match dice.below(100) {
-            0..45 => {
+            0..10 => self.amend(&room, scene),
+            10..47 => {
                 let audience = match dice.below(10) {
                     0 => format!(",\"exclude\":[\"{other}\"]"),
                     1 => format!(",\"only\":[\"{other}\"]"),
@@ -326,7 +331,7 @@ impl Client {
                 let message = self.new_message(&room, audience, dice);
                 self.send(message)
             }
-            45..60 => self.subscribe(&room, "join"),
+            47..60 => self.subscribe(&room, "join"),
             60..68 => self.subscribe(&room, "subscribe"),
             68..72 => self.ask(Asked::Unsubscribe { room: room.clone() }, &named("room:unsubscribe")),
             72..78 => {
@@ -366,6 +371,28 @@ impl Client {
                 "{\"type\":\"ping\"}".to_owned()
             }
             _ => self.ask(Asked::Other, "\"type\":\"ping\""),
+        }
+    }
+
+    /// Something is done to one of the room's last entries, often to one that others change as well.
+    fn amend(&mut self, room: &str, scene: &mut Scene<'_>) -> String {
+        let (dice, head) = (&mut *scene.dice, scene.checker.head(room));
+        let target = head.saturating_sub(dice.below(6)).max(1);
+        let of = |verb: &str| format!("\"type\":\"{verb}\",\"room\":\"{room}\",\"seq\":{target}");
+        let emoji = dice.pick(&["+", "-"]);
+        match dice.below(10) {
+            0 => self.ask(Asked::Amend { room: room.to_owned(), target }, &of("message:delete")),
+            1..6 => {
+                let version = match dice.below(3) {
+                    0 => String::new(),
+                    _ => format!(",\"version\":{}", dice.between(1, 3)),
+                };
+                let fields = format!("{},\"body\":\"e{}\"{version}", of("message:edit"), dice.below(1_000_000));
+                self.ask(Asked::Amend { room: room.to_owned(), target }, &fields)
+            }
+            6 => self.ask(Asked::Other, &of("message:delivered")),
+            7 => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:remove"))),
+            _ => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:add"))),
         }
     }
 

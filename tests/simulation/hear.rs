@@ -15,7 +15,8 @@ impl Client {
     pub fn hear(&mut self, json: &[u8], scene: &mut Scene<'_>) -> Vec<String> {
         let is_hello = json.starts_with(b"{\"type\":\"hello\"");
         assert!(is_hello != self.had_hello, "hello comes first and once: {}", text(json));
-        if json.starts_with(b"{\"type\":\"message:") || json.starts_with(b"{\"type\":\"room:") {
+        let entries = [&b"{\"type\":\"message:"[..], b"{\"type\":\"room:", b"{\"type\":\"reaction:"];
+        if entries.iter().any(|start| json.starts_with(start)) {
             self.hear_entry(json, scene);
             return Vec::new();
         }
@@ -38,7 +39,8 @@ impl Client {
             "ok" => self.hear_ok(&value, json, scene),
             "error" => self.hear_error(&value, scene),
             "gap" => self.hear_gap(&value, scene),
-            "event" | "read:advanced" | "goaway" | "degraded" | "inbox:item" | "inbox:acked" => {}
+            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "inbox:item" | "inbox:acked" => {
+            }
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
@@ -141,6 +143,11 @@ impl Client {
             }
             Asked::Read { room } => {
                 scene.checker.note_read(&self.user, &room, value["seq"].as_u64().unwrap());
+            }
+            Asked::Amend { room, target } => {
+                assert_eq!(value["room"], room);
+                let (seq, version) = (value["seq"].as_u64().unwrap(), value["version"].as_u64().unwrap());
+                scene.checker.check_amended(&self.user, &room, target, seq, version);
             }
             Asked::Probe { room } => {
                 let due = scene.checker.role(&room, &self.user);

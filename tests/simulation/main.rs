@@ -64,6 +64,7 @@ struct Done {
     resumes: u64,
     gaps: u64,
     hidden: u64,
+    amended: u64,
 }
 
 fn run(seed: u64) -> Done {
@@ -93,6 +94,7 @@ fn run(seed: u64) -> Done {
         resumes: world.checker.resumes,
         gaps: world.checker.gaps,
         hidden: world.checker.hidden,
+        amended: world.checker.amended,
     }
 }
 
@@ -197,11 +199,15 @@ fn seeds() {
         all.resumes += done.resumes;
         all.gaps += done.gaps;
         all.hidden += done.hidden;
+        all.amended += done.amended;
     }
-    let Done { acks, events, resumes, gaps, hidden } = &all;
-    println!("{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden by filters");
+    let Done { acks, events, resumes, gaps, hidden, amended } = all;
+    println!(
+        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden by filters, {amended} edits"
+    );
     if is_many {
-        assert!(*acks > 10_000 && *events > 50_000 && *resumes > 500 && *gaps > 10 && *hidden > 10_000, "too tame");
+        assert!(acks > 10_000 && events > 50_000 && resumes > 500 && gaps > 10, "too tame");
+        assert!(hidden > 10_000 && amended > 500, "too tame");
     }
 }
 

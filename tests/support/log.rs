@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use antiphon::engine::edits::{current_fields, subject};
 use antiphon::engine::event::{
     Append, CommittedBatch, Genesis, HistoryEntry, Membership, Page, Query, Restricted, ShardId,
 };
@@ -150,7 +151,7 @@ impl TestLog {
     }
 
     fn history(&self, query: &Query) -> Page {
-        let Query::History { room, after, before, newest, thread, limit, bytes_max } = query else {
+        let Query::History { room, after, before, newest, thread, current, limit, bytes_max } = query else {
             unreachable!("asked for history only")
         };
         let is_asked = |row: &&Stored| {
@@ -167,7 +168,7 @@ impl TestLog {
         let mut taken: Vec<(&Stored, Vec<u8>)> = Vec::new();
         let (mut bytes, mut more) = (0, false);
         for row in rows.by_ref() {
-            let json = self.json_of(row);
+            let json = if *current { self.current_json_of(row) } else { self.json_of(row) };
             if taken.len() >= *limit as usize || (bytes + json.len() > *bytes_max as usize && !taken.is_empty()) {
                 more = true;
                 break;
@@ -191,8 +192,21 @@ impl TestLog {
         Page::History { json: all, entries, more }
     }
 
-    /// One entry as everybody who may see it sees it.
+    /// One entry as history shows it to everybody who may see it.
+    pub fn current_json_of(&self, row: &Stored) -> Vec<u8> {
+        let state = subject(row.kind, row.seq, &row.fields).and_then(|seq| self.kept.states.get(&(row.room, seq)));
+        let Some(state) = state else { return self.json_of(row) };
+        let reactions = self.kept.reaction_counts(row.room, row.seq);
+        let fields = current_fields(row.kind, &row.fields, row.thread, state, &reactions);
+        self.json_with(row, &fields)
+    }
+
+    /// One entry as everybody who may see it sees it live.
     pub fn json_of(&self, row: &Stored) -> Vec<u8> {
+        self.json_with(row, &row.fields)
+    }
+
+    fn json_with(&self, row: &Stored, fields: &str) -> Vec<u8> {
         let mut json = Vec::new();
         let name = room_json(&self.kept.rooms[&row.room].name);
         LoggedEvent {
@@ -202,7 +216,7 @@ impl TestLog {
             ts: row.ts,
             author: row.author.as_ref().map_or("", UserId::as_str),
             client_id: row.client_id.as_deref(),
-            fields: &row.fields,
+            fields,
         }
         .write_json(&mut json);
         json

@@ -20,7 +20,7 @@ use super::load::row_before;
 use super::{Call, Waiting};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{Position, RoomName};
+use crate::protocol::ids::{DeviceId, Position, RoomName};
 
 impl Shard {
     pub(in crate::engine) fn on_store(&mut self, event: StoreEvent) {
@@ -191,7 +191,9 @@ impl Shard {
     }
 
     fn on_read_advance(&mut self, read: &ReadAdvance) {
-        if let Some(user) = self.users.find(read.user.as_str()) {
+        if read.device.is_none()
+            && let Some(user) = self.users.find(read.user.as_str())
+        {
             self.users.get_mut(user).advance_read(read.room, read.seq);
             self.clear_read(user, read.room, read.seq);
         }
@@ -202,23 +204,32 @@ impl Shard {
         if self.reads_due.is_empty() {
             self.timers.set(self.cx.now + u64::from(self.cx.limits.read_coalesce_ms), Timer::FlushReads);
         }
-        self.reads_due.insert((read.room, read.user.clone()), read.seq);
+        self.reads_due.insert((read.room, read.user.clone(), read.device.clone()), read.seq);
     }
 
     /// Tells listeners how far others have read: the latest of each, in the low lane.
     pub(super) fn flush_reads(&mut self) {
         let mut due: Vec<_> = self.reads_due.drain().collect();
         due.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        for ((key, user), seq) in due {
+        for ((key, user, device), seq) in due {
             let Some(room) = self.rooms.find_key(key).map(|idx| self.rooms.get(idx)) else { continue };
             let span = self.cx.scratch(|out| {
-                out.extend_from_slice(b"{\"type\":\"read:advanced\",\"room\":");
+                out.extend_from_slice(match &device {
+                    None => b"{\"type\":\"read:advanced\",\"room\":",
+                    Some(_) => b"{\"type\":\"delivered:advanced\",\"room\":",
+                });
                 string(out, room.name.as_str());
                 field_string(out, "user", user.as_str());
-                field_integer(out, "read", seq);
+                match &device {
+                    None => field_integer(out, "read", seq),
+                    Some(device) => {
+                        field_string(out, "device", device.as_str());
+                        field_integer(out, "delivered", seq);
+                    }
+                }
                 out.push(b'}');
             });
-            let class = Class::Low { key: conflation_key(key.0, user.as_str()) };
+            let class = Class::Low { key: conflation_key(key.0, user.as_str(), device.as_ref().map(DeviceId::as_str)) };
             self.cx.fanout(room.subscribers.iter().copied(), class, Frames::Scratch(span));
         }
     }
@@ -246,6 +257,9 @@ impl Shard {
                     field_string(out, "room", room.as_str());
                     field_integer(out, "seq", committed.seq);
                 });
+            }
+            (Waiting::Amend { call, room, is_reaction }, result) => {
+                self.on_amended(&call, &room, is_reaction, result);
             }
             (Waiting::AdminPublish { token, room }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Published { room, committed: *committed }));
@@ -308,7 +322,7 @@ impl Shard {
         });
     }
 
-    fn refuse_outcome(&mut self, call: &Call, refusal: &Refusal) {
+    pub(super) fn refuse_outcome(&mut self, call: &Call, refusal: &Refusal) {
         if refusal.code == ErrorCode::Busy {
             self.cx.stats.busy += 1;
         }
@@ -329,6 +343,6 @@ fn ends_membership(change: &MembershipChange) -> bool {
 }
 
 /// Key under which a waiting low event is replaced by a later one; never 0.
-fn conflation_key(room: u64, user: &str) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((room, user)) | 1
+fn conflation_key(room: u64, user: &str, device: Option<&str>) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((room, user, device)) | 1
 }

@@ -100,6 +100,14 @@ impl Shard {
                 self.on_message_history(conn, id, room, *from, *thread, *limit)
             }
             Command::MessageRead { room, seq } => self.on_message_read(conn, id, room, *seq),
+            Command::MessageDelivered { room, seq } => self.on_message_delivered(conn, id, room, *seq),
+            Command::MessageEdit { room, seq, body, version } => {
+                self.on_message_edit(conn, id, (room, *seq), body, *version)
+            }
+            Command::MessageDelete { room, seq } => self.on_message_delete(conn, id, (room, *seq)),
+            Command::Reaction { room, seq, emoji, is_added } => {
+                self.on_reaction(conn, id, (room, *seq), emoji, *is_added)
+            }
             Command::EventSend { room, name, data, priority } => {
                 self.on_event_send(conn, id, room, name, data, *priority)
             }

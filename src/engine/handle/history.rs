@@ -33,7 +33,7 @@ impl Shard {
             HistoryFrom::After(seq) => (seq, end, false),
         };
         let bytes_max = self.cx.limits.resume_bytes_max;
-        let query = Query::History { room: room.key, after, before, newest, thread, limit, bytes_max };
+        let query = Query::History { room: room.key, after, before, newest, thread, current: true, limit, bytes_max };
         let waiting = Waiting::History { call: Call { conn, id: id.cloned() }, room: room.name.clone() };
         let token = self.pending.insert(waiting);
         self.cx.out.list.push(Output::Park { conn, again: false });

@@ -77,6 +77,7 @@ impl Shard {
                 | Waiting::Join { .. }
                 | Waiting::Membership { .. }
                 | Waiting::ReadMark { .. }
+                | Waiting::Amend { .. }
                 | Waiting::AdminPublish { .. }
                 | Waiting::AdminRevoke { .. }
                 | Waiting::AdminNotify { .. }

@@ -1,4 +1,4 @@
-//! `message:send` and `message:read`: checked here, numbered by the persistence core.
+//! `message:send`, `message:read` and `message:delivered`: checked here, numbered by the persistence core.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{Call, Waiting};
 use crate::protocol::command::{CommandId, MessageSend};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{Priority, Seq, UserId};
+use crate::protocol::ids::{DeviceId, Priority, RoomKey, Seq, UserId};
 
 impl Shard {
     pub(super) fn on_message_send(
@@ -63,13 +63,38 @@ impl Shard {
         room: &str,
         seq: Seq,
     ) -> Result<(), Refusal> {
+        self.move_cursor(conn, id, room, |room, user, _| Entry::Read { room, user, seq })
+    }
+
+    pub(super) fn on_message_delivered(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        seq: Seq,
+    ) -> Result<(), Refusal> {
+        self.move_cursor(conn, id, room, |room, user, device| Entry::Delivered {
+            room,
+            user,
+            device: device.clone(),
+            seq,
+        })
+    }
+
+    fn move_cursor(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        room: &str,
+        entry: impl FnOnce(RoomKey, UserId, &DeviceId) -> Entry,
+    ) -> Result<(), Refusal> {
         let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
         self.check_right(conn, idx, Want::Read)?;
         self.cx.may_append()?;
         let Some(session) = self.sessions.get(conn) else { return Ok(()) };
         let user = self.users.get(session.user).name.clone();
         let room = self.rooms.get(idx);
-        let entry = Entry::Read { room: room.key, user, seq };
+        let entry = entry(room.key, user, &session.device);
         let call = Call { conn, id: id.cloned() };
         let token = self.pending.insert(Waiting::ReadMark { call, room: room.name.clone() });
         self.cx.append(token, entry);

@@ -3,6 +3,7 @@
 mod admin;
 mod batch;
 mod command;
+mod edits;
 mod ephemeral;
 mod filter;
 mod history;
@@ -34,6 +35,8 @@ pub enum Waiting {
     Join { call: Call, room: RoomName, since: Option<OwnedCursor>, filter: Option<Arc<Filter>> },
     /// The commit of a create, leave, invite, kick, ban or role; the connection is parked.
     Membership { call: Call, room: RoomName },
+    /// An edit's, a deletion's or a reaction's commit.
+    Amend { call: Call, room: RoomName, is_reaction: bool },
     /// A read cursor's commit.
     ReadMark { call: Call, room: RoomName },
     /// The admin API's message.
@@ -72,6 +75,7 @@ impl Waiting {
             | Self::Join { call, .. }
             | Self::Membership { call, .. }
             | Self::ReadMark { call, .. }
+            | Self::Amend { call, .. }
             | Self::Resume(Resume { call, .. })
             | Self::History { call, .. }
             | Self::Members { call }

@@ -140,6 +140,7 @@ impl Shard {
             before: head + 1,
             newest: false,
             thread: None,
+            current: false,
             limit: self.cx.limits.resume_events_max,
             bytes_max: self.cx.limits.resume_bytes_max,
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::RoomState;
+use crate::engine::edits::MessageState;
 use crate::engine::event::{
     Audience, CommittedBatch, LogEntry, MembershipChange, Outcome, ReadAdvance, Restricted, Revocation, RoomRow,
     RoomRun, ShardId, Token,
@@ -51,6 +52,37 @@ pub struct MemberRow {
     pub role: Option<Role>,
 }
 
+/// How a message stands after an edit, a deletion, or its first reaction. Rows of one message follow
+/// each other in order; the last one holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateRow {
+    /// The room.
+    pub room: RoomKey,
+    /// Seq of the message.
+    pub target: Seq,
+    /// Position of the message in the log.
+    pub position: Position,
+    /// How it stands.
+    pub state: MessageState,
+}
+
+/// A reaction that came or went. Rows of one (message, user, emoji) follow each other in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReactionRow {
+    /// The room.
+    pub room: RoomKey,
+    /// Seq of the message.
+    pub target: Seq,
+    /// Which reaction.
+    pub emoji: Box<str>,
+    /// Whose.
+    pub user: UserId,
+    /// It came; else it went.
+    pub is_added: bool,
+    /// How many have it now.
+    pub count: u32,
+}
+
 /// A batch that has been decided and waits to be made durable, all of it or nothing. Whoever holds
 /// it gives it back to [`Sequencer::commit`](super::Sequencer::commit) or
 /// [`Sequencer::fail`](super::Sequencer::fail); the sequencer decides nothing else before.
@@ -71,6 +103,10 @@ pub struct Decided {
     pub members: Vec<MemberRow>,
     /// Cursors that moved; each pair once.
     pub cursors: Vec<ReadAdvance>,
+    /// Messages that now stand otherwise.
+    pub states: Vec<StateRow>,
+    /// Reactions that came or went.
+    pub reactions: Vec<ReactionRow>,
     /// Tokens to revoke.
     pub revocations: Vec<Revocation>,
     /// Changes of inboxes, in order.
@@ -89,6 +125,8 @@ impl Decided {
             counts: Vec::new(),
             members: Vec::new(),
             cursors: Vec::new(),
+            states: Vec::new(),
+            reactions: Vec::new(),
             revocations: Vec::new(),
             inbox: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),

@@ -1,9 +1,34 @@
 //! What the sequencer has to know about the past: point questions, answered at once. SQLite answers
 //! them in production, maps in the simulation.
 
-use crate::engine::event::RoomRow;
+use std::sync::Arc;
+
+use crate::engine::edits::MessageState;
+use crate::engine::event::{Audience, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
-use crate::protocol::ids::{Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
+
+/// A message that somebody wants to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its place in the log.
+    pub position: Position,
+    /// Who wrote it.
+    pub author: UserId,
+    /// Who may see it, when not everybody.
+    pub audience: Option<Arc<Audience>>,
+    /// How it stands.
+    pub state: MessageState,
+}
+
+/// What is known about one reaction to one message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reacted {
+    /// The user has it there.
+    pub is_there: bool,
+    /// How many have it there.
+    pub count: u32,
+}
 
 /// The state of the log before the batch that is being decided.
 pub trait Facts {
@@ -69,4 +94,29 @@ pub trait Facts {
     /// # Errors
     /// The source could not answer.
     fn expired_items(&mut self, now: UnixMillis, max: u32) -> Result<Vec<(UserId, ItemId)>, Self::Error>;
+
+    /// What `device` of `user` has of `room`: what was said to be delivered, or the read cursor where
+    /// that is further.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn delivered_cursor(&mut self, room: RoomKey, user: &UserId, device: &DeviceId) -> Result<Seq, Self::Error>;
+
+    /// The message `seq` of `room`; none when there is no such entry, or it is no message.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn target(&mut self, room: RoomKey, seq: Seq) -> Result<Option<Target>, Self::Error>;
+
+    /// About one reaction to a message.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn reacted(&mut self, room: RoomKey, seq: Seq, emoji: &str, user: &UserId) -> Result<Reacted, Self::Error>;
+
+    /// How many different reactions a message has.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Self::Error>;
 }

@@ -276,7 +276,7 @@ impl<F: Facts> Turn<'_, F> {
     }
 
     fn answer(&self, number: u64) -> Committed {
-        Committed { room: RoomKey(0), seq: number, ts: self.now, duplicate: false }
+        Committed { room: RoomKey(0), seq: number, ts: self.now, duplicate: false, value: 0 }
     }
 }
 

@@ -3,15 +3,16 @@
 //! Holds what a store holds, applies a [`Decided`] as one transaction, and answers [`Facts`]. It
 //! keeps everything for ever and is durable in nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::{Decided, Facts, LogEnd};
+use super::{Decided, Facts, LogEnd, Reacted, Target};
+use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, Revocation, RoomRow};
 use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
 use crate::protocol::encode::EventKind;
-use crate::protocol::ids::{Position, Priority, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{DeviceId, Position, Priority, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// One row of the log, as kept.
 #[derive(Debug, Clone)]
@@ -53,6 +54,12 @@ pub struct MemoryLog {
     pub roles: BTreeMap<(RoomKey, UserId), Role>,
     /// Read cursors.
     pub cursors: BTreeMap<(RoomKey, UserId), Seq>,
+    /// Delivered cursors, where they were ahead of the read cursor.
+    pub delivered: BTreeMap<(RoomKey, UserId, DeviceId), Seq>,
+    /// Messages that were edited, deleted or reacted to.
+    pub states: BTreeMap<(RoomKey, Seq), MessageState>,
+    /// Who reacted to what how.
+    pub reactions: BTreeSet<(RoomKey, Seq, Box<str>, UserId)>,
     /// Revocations in order.
     pub revocations: Vec<Revocation>,
     /// What waits in inboxes.
@@ -103,7 +110,21 @@ impl MemoryLog {
             self.rooms.get_mut(key).expect("counts are of rooms that exist").members = *members;
         }
         for cursor in &decided.cursors {
-            self.cursors.insert((cursor.room, cursor.user.clone()), cursor.seq);
+            let (room, user) = (cursor.room, cursor.user.clone());
+            match cursor.device.clone() {
+                None => self.cursors.insert((room, user), cursor.seq),
+                Some(device) => self.delivered.insert((room, user, device), cursor.seq),
+            };
+        }
+        for row in &decided.states {
+            self.states.insert((row.room, row.target), row.state.clone());
+        }
+        for row in &decided.reactions {
+            let key = (row.room, row.target, row.emoji.clone(), row.user.clone());
+            let is_change = if row.is_added { self.reactions.insert(key) } else { self.reactions.remove(&key) };
+            assert!(is_change, "a reaction comes once and goes once");
+            let count = self.reacted_by(row.room, row.target, &row.emoji).count();
+            assert_eq!(row.count as usize, count, "reactions are counted");
         }
         self.revocations.extend(decided.revocations.iter().cloned());
         decided.inbox.iter().for_each(|change| self.apply_inbox(change));
@@ -131,6 +152,28 @@ impl MemoryLog {
                 }
             }
         }
+    }
+
+    /// Who reacted to a message with `emoji`.
+    fn reacted_by(&self, room: RoomKey, seq: Seq, emoji: &str) -> impl Iterator<Item = &UserId> {
+        self.reactions_to(room, seq).filter(move |(with, _)| *with == emoji).map(|(_, user)| user)
+    }
+
+    fn reactions_to(&self, room: RoomKey, seq: Seq) -> impl Iterator<Item = (&str, &UserId)> {
+        let theirs = self.reactions.iter().filter(move |(r, s, ..)| (*r, *s) == (room, seq));
+        theirs.map(|(_, _, emoji, user)| (&**emoji, user))
+    }
+
+    /// The reactions to a message and how many have each, ascending by the bytes of the emoji.
+    pub fn reaction_counts(&self, room: RoomKey, seq: Seq) -> Vec<(Box<str>, u32)> {
+        let mut counts: Vec<(Box<str>, u32)> = Vec::new();
+        for (emoji, _) in self.reactions_to(room, seq) {
+            match counts.last_mut() {
+                Some((last, count)) if **last == *emoji => *count += 1,
+                _ => counts.push((emoji.into(), 1)),
+            }
+        }
+        counts
     }
 
     /// Where the log ends, for a sequencer that takes it over.
@@ -190,5 +233,32 @@ impl Facts for MemoryLog {
     fn expired_items(&mut self, now: UnixMillis, max: u32) -> Result<Vec<(UserId, ItemId)>, Infallible> {
         let over = self.inbox.values().filter(|item| item.expires_ts <= now);
         Ok(over.take(max as usize).map(|item| (item.user.clone(), item.id)).collect())
+    }
+
+    fn delivered_cursor(&mut self, room: RoomKey, user: &UserId, device: &DeviceId) -> Result<Seq, Infallible> {
+        let delivered = self.delivered.get(&(room, user.clone(), device.clone())).copied().unwrap_or(0);
+        Ok(delivered.max(self.read_cursor(room, user)?))
+    }
+
+    fn target(&mut self, room: RoomKey, seq: Seq) -> Result<Option<Target>, Infallible> {
+        let row = self.rows.iter().find(|row| (row.room, row.seq) == (room, seq));
+        let message = row.filter(|row| row.kind == EventKind::MessageCreated);
+        Ok(message.and_then(|row| {
+            Some(Target {
+                position: row.position,
+                author: row.author.clone()?,
+                audience: row.audience.clone(),
+                state: self.states.get(&(room, seq)).cloned().unwrap_or_default(),
+            })
+        }))
+    }
+
+    fn reacted(&mut self, room: RoomKey, seq: Seq, emoji: &str, user: &UserId) -> Result<Reacted, Infallible> {
+        let count = self.reacted_by(room, seq, emoji).count() as u32;
+        Ok(Reacted { is_there: self.reacted_by(room, seq, emoji).any(|who| who == user), count })
+    }
+
+    fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Infallible> {
+        Ok(self.reaction_counts(room, seq).len() as u32)
     }
 }

@@ -1,5 +1,6 @@
 //! Scenarios: these appends give exactly these answers and entries.
 
+mod edits;
 mod membership;
 
 use std::sync::Arc;
@@ -75,8 +76,9 @@ impl World {
 
 fn answers(batch: &CommittedBatch) -> Vec<String> {
     let outcome = |outcome: &Outcome| match &outcome.result {
-        Ok(Committed { room, seq, duplicate, .. }) => {
-            format!("{}/{seq}{}", room.0, if *duplicate { " again" } else { "" })
+        Ok(Committed { room, seq, duplicate, value, .. }) => {
+            let value = if *value > 0 { format!(" ={value}") } else { String::new() };
+            format!("{}/{seq}{}{value}", room.0, if *duplicate { " again" } else { "" })
         }
         Err(refusal) => refusal.code.to_string(),
     };
@@ -394,6 +396,18 @@ fn facts_that_fail_refuse_the_whole_batch() {
         }
         fn expired_items(&mut self, now: u64, max: u32) -> Result<Vec<(UserId, u64)>, Self::Error> {
             self.ask(|log| log.expired_items(now, max))
+        }
+        fn delivered_cursor(&mut self, room: RoomKey, user: &UserId, device: &DeviceId) -> Result<Seq, Self::Error> {
+            self.ask(|log| log.delivered_cursor(room, user, device))
+        }
+        fn target(&mut self, room: RoomKey, seq: Seq) -> Result<Option<Target>, Self::Error> {
+            self.ask(|log| log.target(room, seq))
+        }
+        fn reacted(&mut self, room: RoomKey, seq: Seq, emoji: &str, user: &UserId) -> Result<Reacted, Self::Error> {
+            self.ask(|log| log.reacted(room, seq, emoji, user))
+        }
+        fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Self::Error> {
+            self.ask(|log| log.reaction_kinds(room, seq))
         }
     }
     for questions in 0..6 {

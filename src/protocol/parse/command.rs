@@ -22,6 +22,7 @@ const MENTIONS_MAX: usize = 64;
 const ATTACHMENTS_MAX: usize = 16;
 const ATTACHMENT_CHARS_MAX: usize = 128;
 const FILTER_MAX: usize = 64;
+const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
 const ACK_ITEMS_MAX: usize = 1_000;
 const LIST_MAX: u32 = 100;
@@ -42,6 +43,15 @@ pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         "ping" => Ok(Command::Ping),
         "message:send" => message_send(frame),
         "message:read" => Ok(Command::MessageRead { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)? }),
+        "message:delivered" => {
+            Ok(Command::MessageDelivered { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)? })
+        }
+        "message:edit" => message_edit(frame),
+        "message:delete" => {
+            Ok(Command::MessageDelete { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)? })
+        }
+        "reaction:add" => reaction(frame, true),
+        "reaction:remove" => reaction(frame, false),
         "message:history" => message_history(frame),
         "event:send" => event_send(frame),
         "room:create" => room_create(frame),
@@ -117,6 +127,23 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         only: frame.users("only", FILTER_MAX)?,
         meta,
     })))
+}
+
+fn message_edit<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    Ok(Command::MessageEdit {
+        room: frame.room()?,
+        seq: required("seq", frame.seq("seq", 1)?)?,
+        body: required("body", frame.text("body", Length::Bytes(1, BODY_BYTES_MAX))?)?,
+        version: frame.seq("version", 1)?,
+    })
+}
+
+fn reaction<'s>(frame: Object<'_, 's>, is_added: bool) -> Result<Command<'s>, Refusal> {
+    let emoji = required("emoji", frame.text("emoji", Length::Bytes(1, EMOJI_BYTES_MAX))?)?;
+    if emoji.chars().any(char::is_control) {
+        return Err(bad("emoji must have no control characters"));
+    }
+    Ok(Command::Reaction { room: frame.room()?, seq: required("seq", frame.seq("seq", 1)?)?, emoji, is_added })
 }
 
 fn message_history<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
