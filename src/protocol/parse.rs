@@ -34,6 +34,10 @@ pub const JSON_DEPTH_MAX: usize = 16;
 pub const BODY_BYTES_MAX: usize = 8 * 1024;
 /// `data` of an event, bytes of JSON as written anew.
 pub const DATA_BYTES_MAX: usize = 4 * 1024;
+/// `name` of an event or inbox item, bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Longest life of an inbox item, ms: 30 days.
+pub const ITEM_TTL_MS_MAX: u64 = 30 * 24 * 3_600_000;
 /// `meta` of a message, bytes of JSON as written anew.
 pub const META_BYTES_MAX: usize = 1024;
 /// `id` of a command given as a text, characters.
