@@ -64,7 +64,7 @@ impl Client {
     fn hear_entry(&mut self, json: &[u8], scene: &mut Scene<'_>) {
         let (room, seq) = room_and_seq(json);
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        scene.checker.check_entry(&reader, room, seq, json, "live");
+        scene.checker.check_entry(&reader, room, seq, json, None);
         let number = self.number;
         let view = self.views.get_mut(room).unwrap_or_else(|| panic!("client {number} never asked for {room}"));
         assert!(
@@ -187,7 +187,7 @@ impl Client {
         for event in events(json) {
             let (named, seq) = room_and_seq(event);
             assert_eq!(named, room);
-            scene.checker.check_entry(&reader, room, seq, event, how);
+            scene.checker.check_entry(&reader, room, seq, event, Some((how, scene.fed_at)));
             seqs.push(seq);
         }
         seqs
