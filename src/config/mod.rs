@@ -251,6 +251,8 @@ fn limits(settings: &Settings) -> Limits {
         outbox_low_bytes_max: l.outbox_low_bytes_max,
         outbox_normal_bytes_max: l.outbox_normal_bytes_max,
         outbox_bytes_max: l.outbox_bytes_max,
+        outbox_total_bytes_max: l.outbox_total_bytes_max,
+        batch_delay_ms: l.batch_delay_ms,
         stall_ms: l.stall_ms,
         handshake_ms: l.handshake_ms,
         handshake_bytes_max: l.handshake_bytes_max,

@@ -250,6 +250,11 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
+    /// True when it may not be dropped for a gap.
+    pub fn is_critical(&self) -> bool {
+        self.priority == Priority::Critical
+    }
+
     /// The JSON object within the frame, header left out.
     pub fn json_span(&self) -> Range<usize> {
         let (start, end) = (self.span.start as usize, self.span.end as usize);
@@ -646,6 +651,16 @@ pub enum Class {
         /// Last seq of the frames.
         last: Seq,
     },
+    /// The same for entries of `priority: critical`: they keep their room's order, and are never
+    /// dropped for a `gap`. When the room is in one, the gap is told first, in their place.
+    CriticalLog {
+        /// The room.
+        room: RoomKey,
+        /// First seq of the frames.
+        first: Seq,
+        /// Last seq of the frames.
+        last: Seq,
+    },
     /// Ephemeral events of normal priority: dropped when normal is.
     Normal,
     /// May be dropped, and replaces a waiting frame with the same non-zero key (conflation).
@@ -653,6 +668,14 @@ pub enum Class {
         /// 0: not conflated.
         key: u64,
     },
+}
+
+impl Class {
+    /// The class of the entries from `first` to `last` of a room, which are all critical or none.
+    pub fn of_log(room: RoomKey, first: &LogEntry, last: &LogEntry) -> Self {
+        let (is_critical, first, last) = (first.is_critical(), first.seq, last.seq);
+        if is_critical { Self::CriticalLog { room, first, last } } else { Self::Log { room, first, last } }
+    }
 }
 
 /// Everything that an engine can ask for.

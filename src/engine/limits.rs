@@ -55,6 +55,11 @@ pub struct Limits {
     pub outbox_normal_bytes_max: u32,
     /// Outbox bytes past which the connection is closed (4102).
     pub outbox_bytes_max: u32,
+    /// Bytes of the process that may wait for sockets which do not take them, split evenly among
+    /// the shards; past it the largest outboxes climb their ladders early.
+    pub outbox_total_bytes_max: u64,
+    /// Low events wait so long for others to travel with, ms; 0: not at all.
+    pub batch_delay_ms: u32,
     /// Time without progress on a full socket after which the connection is closed (4102), ms.
     pub stall_ms: u32,
     /// Time for the HTTP upgrade, ms.
@@ -106,6 +111,8 @@ impl Default for Limits {
             outbox_low_bytes_max: 256 * 1024,
             outbox_normal_bytes_max: 2 * 1024 * 1024,
             outbox_bytes_max: 4 * 1024 * 1024,
+            outbox_total_bytes_max: 512 * 1024 * 1024,
+            batch_delay_ms: 50,
             stall_ms: 10_000,
             handshake_ms: 10_000,
             handshake_bytes_max: 16 * 1024,
@@ -124,7 +131,7 @@ impl Limits {
     /// # Errors
     /// One sentence that names the knobs in conflict.
     pub fn check(&self) -> Result<(), String> {
-        let rules: [(bool, &str); 8] = [
+        let rules: [(bool, &str); 9] = [
             (self.message_bytes_max >= Self::MESSAGE_BYTES_FLOOR, "message_bytes_max must be at least 12288"),
             (self.message_bytes_max <= 1024 * 1024, "message_bytes_max must be at most 1048576"),
             (
@@ -135,6 +142,10 @@ impl Limits {
                 u64::from(self.outbox_normal_bytes_max) + u64::from(self.resume_bytes_max)
                     <= u64::from(self.outbox_bytes_max),
                 "outbox_bytes_max must hold outbox_normal_bytes_max and one resume (resume_bytes_max)",
+            ),
+            (
+                u64::from(self.outbox_bytes_max) <= self.outbox_total_bytes_max,
+                "outbox_total_bytes_max must hold one outbox (outbox_bytes_max)",
             ),
             (
                 self.backlog_bytes_max >= self.message_bytes_max,

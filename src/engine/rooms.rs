@@ -4,10 +4,12 @@
 //! loaded at the first interest and unloaded some time after the last one ended.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use super::event::{ConnKey, RoomRow};
 use super::sync::RecentRun;
 use crate::protocol::encode;
+use crate::protocol::filter::Filter;
 use crate::protocol::ids::{Position, RoomKey, RoomKind, RoomName, Seq, UnixMillis};
 
 /// Index of a loaded room within the shard.
@@ -32,8 +34,10 @@ pub struct Room {
     pub members: u32,
     /// Entries at or before this position are already in `head` and `members`.
     pub loaded_at: Position,
-    /// Connections that listen, in no order.
+    /// Connections that listen: first those who want everything, then those with a filter.
     pub subscribers: Vec<ConnKey>,
+    /// The filters of the last subscribers, in their order. Mostly empty.
+    pub filters: Vec<Arc<Filter>>,
     /// Loaded users with a standing here.
     pub standings: u32,
     /// Where recent entries are, ascending.
@@ -52,6 +56,7 @@ impl Room {
             members: row.members,
             loaded_at,
             subscribers: Vec::new(),
+            filters: Vec::new(),
             standings: 0,
             recent: VecDeque::new(),
             idle_since: now,
@@ -68,16 +73,45 @@ impl Room {
         self.subscribers.is_empty() && self.standings == 0
     }
 
+    /// Those who want everything: they are sent whole runs as they are.
+    pub fn plain_subscribers(&self) -> &[ConnKey] {
+        &self.subscribers[..self.subscribers.len() - self.filters.len()]
+    }
+
+    /// Those with a filter, and theirs.
+    pub fn filtering_subscribers(&self) -> impl Iterator<Item = (ConnKey, &Arc<Filter>)> {
+        let plain = self.plain_subscribers().len();
+        self.subscribers[plain..].iter().copied().zip(&self.filters)
+    }
+
+    /// The filter of a listener, if it has one.
+    pub fn filter_of(&self, conn: ConnKey) -> Option<&Arc<Filter>> {
+        self.filtering_subscribers().find(|(other, _)| *other == conn).map(|(_, filter)| filter)
+    }
+
     /// Adds a listener that is not one yet.
-    pub fn subscribe(&mut self, conn: ConnKey) {
+    pub fn subscribe(&mut self, conn: ConnKey, filter: Option<Arc<Filter>>) {
         debug_assert!(!self.subscribers.contains(&conn), "the session's list says whether it listens");
-        self.subscribers.push(conn);
+        if let Some(filter) = filter {
+            self.subscribers.push(conn);
+            self.filters.push(filter);
+        } else {
+            let plain = self.plain_subscribers().len();
+            self.subscribers.insert(plain, conn);
+        }
     }
 
     /// Removes a listener.
     pub fn unsubscribe(&mut self, conn: ConnKey, now: UnixMillis) {
+        let plain = self.plain_subscribers().len();
         if let Some(at) = self.subscribers.iter().position(|c| *c == conn) {
-            self.subscribers.swap_remove(at);
+            if at < plain {
+                self.subscribers.swap(at, plain - 1);
+                self.subscribers.remove(plain - 1);
+            } else {
+                self.subscribers.swap_remove(at);
+                self.filters.swap_remove(at - plain);
+            }
         }
         self.touch(now);
     }

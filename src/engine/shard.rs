@@ -41,6 +41,8 @@ pub struct Shard {
     pub(super) loading: HashMap<RoomName, Vec<Waiter>, ahash::RandomState>,
     /// Read cursors that moved and are to be told, the latest of each.
     pub(super) reads_due: HashMap<(RoomKey, UserId), Seq, ahash::RandomState>,
+    /// Where the `meta` of the entries at hand lie; kept for its memory.
+    pub(super) filter_metas: Vec<Option<std::ops::Range<usize>>>,
     /// `Some` once the drain has begun: the upper bound of retry times, ms.
     pub(super) draining: Option<u32>,
 }
@@ -77,6 +79,7 @@ impl Shard {
             revoked,
             loading: HashMap::default(),
             reads_due: HashMap::default(),
+            filter_metas: Vec::new(),
             draining: None,
         }
     }

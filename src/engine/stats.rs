@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::protocol::command::Command;
 use crate::protocol::error::{CloseCode, ErrorCode};
+use crate::protocol::ids::Priority;
 
 /// Whether a number only grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,8 @@ readings!(
         Gauge subscriptions;
         /// Bytes that wait in outboxes to be sent.
         Gauge outbox_bytes;
+        /// Those of them whose socket does not take any more; bounded by outbox_total_bytes_max.
+        Gauge outbox_bytes_held;
         /// Outboxes that wait for a socket to become writable.
         Gauge outboxes_blocked;
         /// Bytes of recent batches that are kept for resumes.
@@ -123,6 +126,26 @@ readings!(
         Counter fanout_recipients;
         /// Entries that a reader may not see and got a stand-in for.
         Counter hidden;
+        /// Entries that the filter of a subscription hid behind a stand-in.
+        Counter filtered;
+        /// Critical messages and ephemeral events from this shard's clients.
+        Counter events_in_critical;
+        /// Normal ones.
+        Counter events_in_normal;
+        /// Low ones.
+        Counter events_in_low;
+        /// Critical events times connections that listened.
+        Counter considered_critical;
+        /// Normal events times connections that listened; memberships are normal.
+        Counter considered_normal;
+        /// Low events times connections that listened.
+        Counter considered_low;
+        /// Critical events that audience or filter hid from one of those connections.
+        Counter withheld_critical;
+        /// Normal events that audience or filter hid likewise.
+        Counter withheld_normal;
+        /// Low events that audience or filter hid likewise.
+        Counter withheld_low;
         /// Ephemeral events from this shard's clients.
         Counter ephemeral_in;
         /// Ephemeral events times connections they went to.
@@ -138,6 +161,17 @@ readings!(
         Counter gaps;
         /// Connections closed with 4102 (ladder step 4).
         Counter slow_closed;
+
+        /// Times that waiting bytes exceeded the shard's share of outbox_total_bytes_max.
+        Counter outbox_shed;
+        /// Arrays of events that were composed for clients with batch=1.
+        Counter arrays;
+        /// Events in those arrays.
+        Counter array_events;
+        /// Bytes of frames of such clients before arrays were composed.
+        Counter array_bytes_before;
+        /// The same bytes after.
+        Counter array_bytes_after;
 
         /// Resumes that replayed everything after the cursor.
         Counter resumes_recovered;
@@ -191,6 +225,28 @@ readings!(
         pub commands: CommandCounts,
     }
 );
+
+impl Stats {
+    /// An event came from one of this shard's clients.
+    pub fn count_event_in(&mut self, priority: Priority) {
+        match priority {
+            Priority::Critical => self.events_in_critical += 1,
+            Priority::Normal => self.events_in_normal += 1,
+            Priority::Low => self.events_in_low += 1,
+        }
+    }
+
+    /// `considered` events times connections that listened, of which `withheld` were hidden.
+    pub fn count_fanout(&mut self, priority: Priority, considered: u64, withheld: u64) {
+        let (total, hidden) = match priority {
+            Priority::Critical => (&mut self.considered_critical, &mut self.withheld_critical),
+            Priority::Normal => (&mut self.considered_normal, &mut self.withheld_normal),
+            Priority::Low => (&mut self.considered_low, &mut self.withheld_low),
+        };
+        *total += considered;
+        *hidden += withheld;
+    }
+}
 
 /// A latency histogram in four numbers, microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

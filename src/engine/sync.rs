@@ -106,7 +106,8 @@ pub fn recent_after(room: &Room, since: Seq) -> Option<impl Iterator<Item = (&Co
     Some(entries)
 }
 
-/// A run cut into stretches that everybody may see and single entries that not everybody may.
+/// A run cut into stretches that everybody may see, each critical throughout or not at all, and single
+/// entries that not everybody may see.
 pub fn stretches(entries: &[LogEntry]) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -114,7 +115,7 @@ pub fn stretches(entries: &[LogEntry]) -> impl Iterator<Item = Range<usize>> {
         let start = at;
         at += 1;
         if first.restricted.is_none() {
-            while entries.get(at).is_some_and(|entry| entry.restricted.is_none()) {
+            while entries.get(at).is_some_and(|e| e.restricted.is_none() && e.is_critical() == first.is_critical()) {
                 at += 1;
             }
         }

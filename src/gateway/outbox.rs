@@ -11,7 +11,16 @@
 //!    more until the outbox has drained, when the engine puts one `gap` event in their place
 //! 4. past `bytes_max`, or with no progress for too long (the driver's clock), the connection ends
 //!
+//! A critical log entry keeps its place among the messages and is dropped only with the connection: past
+//! `normal_bytes_max` it still waits, and behind a gap the gap is told first ([`Outbox::close_gap`]).
+//! When all outboxes together are too large, the driver makes single ones climb earlier:
+//! [`Outbox::shed_low`], [`Outbox::shed_normal`].
+//!
 //! An idle connection has no outbox at all: the driver lends one while something waits.
+
+mod arrays;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -56,6 +65,9 @@ pub enum Pushed {
     DroppedLow,
     /// Dropped, normal lane (step 3).
     DroppedNormal,
+    /// Not queued yet: critical, and its room is in a gap that begins after this seq. Tell the gap
+    /// with [`Outbox::close_gap`].
+    BehindGap(Seq),
     /// There is no room even for critical frames (step 4): end the connection.
     Overflow,
 }
@@ -84,6 +96,26 @@ impl Piece {
     }
 }
 
+/// What is lost with frames of the normal lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    /// Nothing that anybody would ask for.
+    Ephemeral,
+    /// Entries of a room after this seq.
+    Log(RoomKey, Seq),
+    /// Entries of several rooms, likewise.
+    Logs(Box<[(RoomKey, Seq)]>),
+}
+
+/// Frames of the normal lane.
+#[derive(Debug)]
+struct Waiting {
+    piece: Piece,
+    origin: Origin,
+    /// Never dropped, and nothing before it either.
+    is_critical: bool,
+}
+
 /// One connection's waiting frames.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -91,12 +123,16 @@ pub struct Outbox {
     critical: Vec<u8>,
     /// Bytes of `critical` that were sent.
     critical_sent: usize,
-    normal: VecDeque<Piece>,
+    normal: VecDeque<Waiting>,
     low: VecDeque<(u64, Bytes)>,
     /// Bytes of the front of `normal` that were sent: it must be finished first.
     normal_sent: usize,
     /// Likewise for `low`.
     low_sent: usize,
+    /// How many of `normal`, from the front, are arrays already (clients that asked for them).
+    normal_composed: usize,
+    /// Likewise of `low`.
+    low_composed: usize,
     /// The close frame, once there is one.
     last: Vec<u8>,
     /// Bytes of `last` that were sent.
@@ -133,29 +169,87 @@ impl Outbox {
 
     /// Puts frames into the lane of their class. `scratch` is what `Frames::Scratch` points into.
     pub fn push(&mut self, class: Class, frames: &Frames, scratch: &[u8], ladder: &Ladder) -> Pushed {
-        let len = frames.as_slice(scratch).len();
-        match class {
+        let after = self.bytes + frames.as_slice(scratch).len();
+        let (origin, is_critical) = match class {
             Class::Critical => return self.push_critical(frames.as_slice(scratch), ladder),
             Class::Log { room, first, .. } => {
-                if self.gaps.iter().any(|(gap, _)| *gap == room) {
+                if self.gap_of(room).is_some() {
                     return Pushed::DroppedNormal;
                 }
-                if self.bytes + len > ladder.normal_bytes_max {
+                if after > ladder.normal_bytes_max {
                     self.gaps.push((room, first.saturating_sub(1)));
                     return Pushed::DroppedNormal;
                 }
-                self.normal.push_back(Piece::new(frames, scratch));
+                (Origin::Log(room, first.saturating_sub(1)), false)
             }
-            Class::Normal => {
-                if self.bytes + len > ladder.normal_bytes_max {
-                    return Pushed::DroppedNormal;
+            Class::CriticalLog { room, first, .. } => {
+                if let Some(last) = self.gap_of(room) {
+                    return Pushed::BehindGap(last);
                 }
-                self.normal.push_back(Piece::new(frames, scratch));
+                if after > ladder.bytes_max {
+                    return Pushed::Overflow;
+                }
+                (Origin::Log(room, first.saturating_sub(1)), true)
             }
+            Class::Normal if after > ladder.normal_bytes_max => return Pushed::DroppedNormal,
+            Class::Normal => (Origin::Ephemeral, false),
             Class::Low { key } => return self.push_low(key, frames, scratch, ladder),
-        }
-        self.bytes += len;
+        };
+        self.normal.push_back(Waiting { piece: Piece::new(frames, scratch), origin, is_critical });
+        self.bytes = after;
         Pushed::Queued
+    }
+
+    fn gap_of(&self, room: RoomKey) -> Option<Seq> {
+        self.gaps.iter().find(|(gap, _)| *gap == room).map(|(_, last)| *last)
+    }
+
+    /// Tells a room's gap now, where it is in the order: `frame` is the `gap` event. The room's
+    /// entries may follow again.
+    pub fn close_gap(&mut self, room: RoomKey, frame: Bytes) {
+        let Some(at) = self.gaps.iter().position(|(gap, _)| *gap == room) else { return };
+        let (_, last) = self.gaps.swap_remove(at);
+        self.bytes += frame.len();
+        self.normal.push_back(Waiting {
+            piece: Piece::Bytes(frame),
+            origin: Origin::Log(room, last),
+            is_critical: true,
+        });
+    }
+
+    /// Drops what waits in the low lane, all but a frame that is half sent. Says how many frames.
+    pub fn shed_low(&mut self) -> usize {
+        let keep = usize::from(self.low_sent > 0);
+        let dropped = self.low.drain(keep.min(self.low.len())..);
+        let count = dropped.len();
+        self.bytes -= dropped.map(|(_, bytes)| bytes.len()).sum::<usize>();
+        self.low_composed = self.low_composed.min(keep);
+        count
+    }
+
+    /// Drops what waits in the normal lane behind its last critical entry, all but a frame that is
+    /// half sent; the rooms concerned are in a gap from there on. Says how many pieces.
+    pub fn shed_normal(&mut self) -> usize {
+        let is_kept = |waiting: &Waiting| waiting.is_critical;
+        let keep = self.normal.iter().rposition(is_kept).map_or(0, |at| at + 1).max(usize::from(self.normal_sent > 0));
+        let dropped = self.normal.split_off(keep.min(self.normal.len()));
+        for waiting in &dropped {
+            self.bytes -= waiting.piece.as_slice().len();
+            let lost = match &waiting.origin {
+                Origin::Ephemeral => &[][..],
+                Origin::Log(room, last) => &[(*room, *last)],
+                Origin::Logs(rooms) => rooms,
+            };
+            for (room, last) in lost {
+                // What was dropped before came later in the room.
+                match self.gaps.iter_mut().find(|(gap, _)| gap == room) {
+                    Some((_, known)) => *known = (*known).min(*last),
+                    None => self.gaps.push((*room, *last)),
+                }
+            }
+        }
+        self.normal_composed = self.normal_composed.min(keep);
+        dropped.len()
     }
 
     /// Puts bytes into the critical lane.
@@ -213,7 +307,7 @@ impl Outbox {
         if self.normal_sent > 0
             && let Some(cut) = normal.next()
         {
-            add(&cut.as_slice()[self.normal_sent..]);
+            add(&cut.piece.as_slice()[self.normal_sent..]);
         }
         if self.low_sent > 0
             && let Some((_, cut)) = low.next()
@@ -221,7 +315,7 @@ impl Outbox {
             add(&cut[self.low_sent..]);
         }
         add(&self.critical[self.critical_sent..]);
-        normal.for_each(|piece| add(piece.as_slice()));
+        normal.for_each(|waiting| add(waiting.piece.as_slice()));
         low.for_each(|(_, bytes)| add(bytes));
         add(&self.last[self.last_sent..]);
         filled
@@ -256,12 +350,13 @@ impl Outbox {
 
     fn advance_normal(&mut self, left: usize) -> usize {
         let Some(front) = self.normal.front() else { return left };
-        let rest = front.as_slice().len() - self.normal_sent;
+        let rest = front.piece.as_slice().len() - self.normal_sent;
         if left < rest {
             self.normal_sent += left;
             return 0;
         }
         self.normal.pop_front();
+        self.normal_composed = self.normal_composed.saturating_sub(1);
         self.normal_sent = 0;
         left - rest
     }
@@ -274,6 +369,7 @@ impl Outbox {
             return 0;
         }
         self.low.pop_front();
+        self.low_composed = self.low_composed.saturating_sub(1);
         self.low_sent = 0;
         left - rest
     }
@@ -291,7 +387,7 @@ impl Outbox {
         if self.normal_sent > 0
             && let Some(front) = self.normal.front()
         {
-            rest.extend_from_slice(cut_frame(front.as_slice(), self.normal_sent));
+            rest.extend_from_slice(cut_frame(front.piece.as_slice(), self.normal_sent));
         }
         if self.low_sent > 0
             && let Some((_, front)) = self.low.front()
@@ -316,6 +412,7 @@ impl Outbox {
         self.low.clear();
         self.low.shrink_to(16);
         self.gaps = Vec::new();
+        (self.normal_composed, self.low_composed) = (0, 0);
         self.last.clear();
         (self.critical_sent, self.normal_sent, self.low_sent, self.last_sent, self.bytes) = (0, 0, 0, 0, 0);
     }
@@ -326,135 +423,22 @@ impl Outbox {
 fn cut_frame(frames: &[u8], sent: usize) -> &[u8] {
     let mut at = 0;
     while at < sent {
-        let Some(head) = frames.get(at..at + 2) else { return &[] };
-        let (header, payload) = match head[1] & 0x7f {
-            126 => (4, be_len(frames, at + 2, 2)),
-            127 => (10, be_len(frames, at + 2, 8)),
-            short => (2, usize::from(short)),
-        };
+        let Some((header, payload)) = frame_lens(frames, at) else { return &[] };
         at += header + payload;
     }
     frames.get(sent..at).unwrap_or_default()
 }
 
-fn be_len(frames: &[u8], at: usize, bytes: usize) -> usize {
-    frames.iter().skip(at).take(bytes).fold(0, |len, byte| (len << 8) | usize::from(*byte))
+/// Bytes of the header and of the payload of the frame at `at`.
+fn frame_lens(frames: &[u8], at: usize) -> Option<(usize, usize)> {
+    let head = frames.get(at..at + 2)?;
+    Some(match head[1] & 0x7f {
+        126 => (4, be_len(frames, at + 2, 2)),
+        127 => (10, be_len(frames, at + 2, 8)),
+        short => (2, usize::from(short)),
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protocol::encode::frame_text;
-
-    const LADDER: Ladder = Ladder { low_bytes_max: 40, normal_bytes_max: 80, bytes_max: 120 };
-
-    fn frame(text: &str) -> Frames {
-        let mut out = Vec::new();
-        frame_text(&mut out, |out| out.extend_from_slice(text.as_bytes()));
-        Frames::Owned(out.into())
-    }
-
-    fn log(first: Seq, last: Seq) -> Class {
-        Class::Log { room: RoomKey(1), first, last }
-    }
-
-    /// Sends everything, at most `step` bytes a time, and returns the texts in order.
-    fn drain(outbox: &mut Outbox, step: usize) -> Vec<String> {
-        let mut wire = Vec::new();
-        while outbox.bytes() > 0 {
-            let mut slices = [IoSlice::new(&[]); 3];
-            let filled = outbox.slices(&mut slices);
-            let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
-            let sent = all.len().min(step);
-            wire.extend_from_slice(&all[..sent]);
-            outbox.advance(sent);
-        }
-        let mut texts = Vec::new();
-        let mut at = 0;
-        while at < wire.len() {
-            let len = usize::from(wire[at + 1]);
-            texts.push(String::from_utf8(wire[at + 2..at + 2 + len].to_vec()).unwrap());
-            at += 2 + len;
-        }
-        texts
-    }
-
-    #[test]
-    fn lanes_leave_in_order_whatever_the_sends_take() {
-        for step in 1..40 {
-            let mut outbox = Outbox::default();
-            outbox.push(Class::Low { key: 0 }, &frame("low"), &[], &LADDER);
-            outbox.push(log(1, 1), &frame("n1"), &[], &LADDER);
-            outbox.push(Class::Normal, &frame("n2"), &[], &LADDER);
-            outbox.push(Class::Critical, &frame("c1"), &[], &LADDER);
-            outbox.push(Class::Critical, &frame("c2"), &[], &LADDER);
-            assert_eq!(drain(&mut outbox, step), ["c1", "c2", "n1", "n2", "low"], "step {step}");
-            assert!(outbox.is_empty());
-        }
-    }
-
-    #[test]
-    fn the_close_frame_leaves_last() {
-        for step in 1..40 {
-            let mut outbox = Outbox::default();
-            outbox.push(log(1, 1), &frame("n1"), &[], &LADDER);
-            outbox.push_last(frame("bye").as_slice(&[]));
-            outbox.push(Class::Low { key: 0 }, &frame("low"), &[], &LADDER);
-            outbox.push(Class::Critical, &frame("c1"), &[], &LADDER);
-            assert_eq!(drain(&mut outbox, step), ["c1", "n1", "low", "bye"], "step {step}");
-            outbox.clear();
-            assert_eq!((outbox.bytes(), drain(&mut outbox, step).len()), (0, 0));
-        }
-    }
-
-    #[test]
-    fn a_cut_frame_is_finished_before_critical_ones() {
-        let mut outbox = Outbox::default();
-        outbox.push(log(1, 1), &frame("abcdef"), &[], &LADDER);
-        outbox.push(log(2, 2), &frame("next"), &[], &LADDER);
-        outbox.advance(3);
-        outbox.push(Class::Critical, &frame("ack"), &[], &LADDER);
-        let mut slices = [IoSlice::new(&[]); 8];
-        assert_eq!(outbox.slices(&mut slices), 3);
-        assert_eq!(&*slices[0], b"bcdef");
-        assert_eq!(&slices[1][2..], b"ack");
-        assert_eq!(&slices[2][2..], b"next");
-    }
-
-    #[test]
-    fn the_ladder_step_by_step() {
-        let mut outbox = Outbox::default();
-        let low = |key| Class::Low { key };
-        assert_eq!(outbox.push(low(7), &frame("0123456789"), &[], &LADDER), Pushed::Queued);
-        assert_eq!(outbox.push(low(7), &frame("abc"), &[], &LADDER), Pushed::Conflated);
-        assert_eq!(outbox.bytes(), 5);
-        assert_eq!(outbox.push(log(1, 1), &frame(&"x".repeat(38)), &[], &LADDER), Pushed::Queued);
-        assert_eq!(outbox.push(low(8), &frame("later"), &[], &LADDER), Pushed::DroppedLow);
-        assert_eq!(outbox.step(&LADDER), 2);
-        assert_eq!(outbox.push(log(2, 4), &frame(&"y".repeat(40)), &[], &LADDER), Pushed::DroppedNormal);
-        assert_eq!(outbox.push(log(5, 5), &frame("z"), &[], &LADDER), Pushed::DroppedNormal, "in the gap");
-        assert_eq!(outbox.step(&LADDER), 3);
-        assert_eq!(outbox.push(Class::Critical, &frame(&"c".repeat(60)), &[], &LADDER), Pushed::Queued);
-        assert_eq!(outbox.push(Class::Critical, &frame(&"c".repeat(60)), &[], &LADDER), Pushed::Overflow);
-        assert_eq!(outbox.take_gaps(&LADDER), None, "too much still waits");
-        assert_eq!(drain(&mut outbox, 1000).len(), 3);
-        assert!(!outbox.is_empty(), "the gap is not told yet");
-        assert_eq!(outbox.take_gaps(&LADDER), Some(vec![(RoomKey(1), 1)]));
-        assert!(outbox.is_empty());
-        assert_eq!(outbox.push(log(6, 6), &frame("z"), &[], &LADDER), Pushed::Queued);
-    }
-
-    #[test]
-    fn at_the_end_only_the_cut_frame_is_finished() {
-        for sent in 0..=14 {
-            let mut outbox = Outbox::default();
-            outbox.push(log(1, 1), &frame("abcde"), &[], &LADDER);
-            outbox.push(log(2, 2), &frame("fghij"), &[], &LADDER);
-            outbox.advance(sent);
-            outbox.keep_only_cut_frame();
-            outbox.push(Class::Critical, &frame("bye"), &[], &LADDER);
-            let rest = (7 - sent % 7) % 7;
-            assert_eq!(outbox.bytes(), rest + 5, "after {sent}");
-        }
-    }
+fn be_len(frames: &[u8], at: usize, bytes: usize) -> usize {
+    frames.iter().skip(at).take(bytes).fold(0, |len, byte| (len << 8) | usize::from(*byte))
 }

@@ -3,6 +3,9 @@
 //! A [`Command`] has passed every check that needs no state: names are valid, numbers are in
 //! range, texts are within their bounds. `parse` (see [`super::parse`]) is the only maker.
 
+use std::sync::Arc;
+
+use super::filter::Filter;
 use super::ids::{Priority, Role, RoomKind, Seq};
 
 /// The `id` that a client gives a command and finds again in its reply.
@@ -59,6 +62,8 @@ pub enum Command<'a> {
         room: &'a str,
         /// Where to resume.
         since: Option<Cursor<'a>>,
+        /// What the subscription wants to see; none: everything.
+        filter: Option<Arc<Filter>>,
     },
     /// `room:subscribe`: this connection only.
     RoomSubscribe {
@@ -66,6 +71,8 @@ pub enum Command<'a> {
         room: &'a str,
         /// Where to resume.
         since: Option<Cursor<'a>>,
+        /// What the subscription wants to see; none: everything.
+        filter: Option<Arc<Filter>>,
     },
     /// `room:unsubscribe`: this connection only.
     RoomUnsubscribe {

@@ -108,6 +108,17 @@ pub fn hidden_event(out: &mut Vec<u8>, room_json: &str, seq: Seq, ts: UnixMillis
     out.push(b'}');
 }
 
+/// Appends the stand-in for the entries `first..=last` that a subscription's filter hides; `ts` is the
+/// last one's. For a single entry it is [`hidden_event`].
+pub fn hidden_events(out: &mut Vec<u8>, room_json: &str, first: Seq, last: Seq, ts: UnixMillis) {
+    hidden_event(out, room_json, last, ts);
+    if first < last {
+        out.pop();
+        field_integer(out, "from", first);
+        out.push(b'}');
+    }
+}
+
 /// Appends `text` as a JSON string with its quotes (RFC 8259 section 7).
 ///
 /// U+2028 and U+2029 are escaped too, since they end a line in JavaScript source.

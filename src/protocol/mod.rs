@@ -2,13 +2,15 @@
 //! but the WebSocket codec's own.
 //!
 //! Reading order: [`ids`] (names and numbers), [`command`] (what a client may say), [`parse`] (how
-//! it is read), [`encode`] (what the server says), [`error`] (codes), [`upgrade`] (HTTP to
+//! it is read), [`filter`] (what a
+//! subscription wants to see), [`encode`] (what the server says), [`error`] (codes), [`upgrade`] (HTTP to
 //! WebSocket), [`websocket`] (bytes to messages), [`client`] (the other half, for tests and load).
 
 pub mod client;
 pub mod command;
 pub mod encode;
 pub mod error;
+pub mod filter;
 pub mod ids;
 pub mod parse;
 pub mod upgrade;

@@ -17,6 +17,7 @@
 
 mod command;
 mod fields;
+mod filter;
 mod json;
 
 use std::borrow::Cow;

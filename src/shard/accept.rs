@@ -168,6 +168,9 @@ impl Driver {
         // The slot that is given out next may be one whose end the engine does not know yet.
         self.settle();
         let key = self.conns.insert(fd, Phase::Open, self.limits.message_bytes_max, self.now);
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.is_batching = opening.batch;
+        }
         self.push_critical(key, &response);
         self.receive(key);
         self.handle(Input::Opened(key, opening));

@@ -38,6 +38,17 @@ pub struct Backlog {
     pub bytes: Vec<u8>,
 }
 
+/// What a connection lost by reading too slowly, step by step of the ladder.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Slow {
+    /// Low frames that a later one replaced.
+    pub conflated: u64,
+    /// Low frames that were dropped.
+    pub dropped_low: u64,
+    /// Normal frames that were dropped.
+    pub dropped_normal: u64,
+}
+
 /// One socket.
 pub struct Conn {
     /// Its name.
@@ -63,6 +74,12 @@ pub struct Conn {
     pub is_blocked: bool,
     /// A stall deadline is set.
     pub is_stall_watched: bool,
+    /// The client asked for arrays of events.
+    pub is_batching: bool,
+    /// In the list of those whose low events wait for company.
+    pub is_delayed: bool,
+    /// What its slowness has cost it so far; none: nothing.
+    pub slow: Option<Box<Slow>>,
     /// When bytes last went out, or the socket blocked.
     pub progress_at: UnixMillis,
 }
@@ -151,6 +168,9 @@ impl Conns {
             is_dirty: false,
             is_blocked: false,
             is_stall_watched: false,
+            is_batching: false,
+            is_delayed: false,
+            slow: None,
             progress_at: now,
         });
         self.count += 1;

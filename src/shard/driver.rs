@@ -87,6 +87,8 @@ pub(super) enum Deadline {
     Closing(ConnKey),
     /// Accept again after an error.
     Accept,
+    /// Low events have waited long enough for company.
+    Delayed,
 }
 
 /// One shard's thread.
@@ -115,6 +117,12 @@ pub struct Driver {
     pub(super) appends: Vec<Append>,
     /// Connections to be flushed this turn.
     pub(super) dirty: Vec<ConnKey>,
+    /// Connections with nothing but low events, which wait for company until [`Deadline::Delayed`].
+    pub(super) delayed: Vec<ConnKey>,
+    /// Bytes that wait for sockets which do not take them.
+    pub(super) held_bytes: usize,
+    /// This shard's share of the budget for them.
+    pub(super) held_bytes_max: usize,
     /// Connections that may go on.
     pub(super) unparked: Vec<ConnKey>,
     /// Connections that were ended in the middle of something; the engine is told after it.
@@ -139,6 +147,7 @@ impl Driver {
     pub fn new(setup: Setup) -> std::io::Result<Self> {
         let mut clock = Clock::new();
         let now = clock.now();
+        let held_bytes_max = held_bytes_max(&setup.limits, setup.genesis.shards);
         let mut ring = Ring::new(setup.ring)?;
         ring.watch_doorbell(&setup.inbox.bell);
         ring.accept_multi(std::os::fd::AsRawFd::as_raw_fd(&setup.listener));
@@ -164,6 +173,9 @@ impl Driver {
             outputs: Outputs::default(),
             appends: Vec::new(),
             dirty: Vec::new(),
+            delayed: Vec::new(),
+            held_bytes: 0,
+            held_bytes_max,
             unparked: Vec::new(),
             ended: Vec::new(),
             spare_outboxes: Vec::new(),
@@ -308,6 +320,7 @@ impl Driver {
                 Deadline::Stall(key) => self.on_stall_check(key),
                 Deadline::Closing(key) => self.drop_conn(key),
                 Deadline::Accept => self.accept_again(),
+                Deadline::Delayed => self.send_delayed(),
             }
         }
         is_busy
@@ -377,6 +390,7 @@ impl Driver {
         let outboxes = || self.conns.iter().filter_map(|conn| conn.outbox.as_deref());
         stats.outbox_bytes = outboxes().map(|outbox| outbox.bytes() as u64).sum();
         stats.outboxes_blocked = self.conns.iter().filter(|conn| conn.is_blocked).count() as u64;
+        stats.outbox_bytes_held = self.held_bytes as u64;
         stats.turn_time = LatencySummary::from(&self.turn_time);
         stats.wake_latency = LatencySummary::from(&self.wake_time);
         self.turn_time.reset();
@@ -393,6 +407,11 @@ impl Driver {
             self.ring.receive_multi(conn.raw_fd(), ring_key(key));
         }
     }
+}
+
+fn held_bytes_max(limits: &Limits, shards: u16) -> usize {
+    let share = limits.outbox_total_bytes_max / u64::from(shards.max(1));
+    usize::try_from(share).unwrap_or(usize::MAX)
 }
 
 /// A histogram of up to a minute in microseconds, two digits exact.

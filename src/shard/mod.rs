@@ -14,6 +14,7 @@ pub mod doorbell;
 pub mod driver;
 pub mod mail;
 mod notes;
+mod pressure;
 pub mod probe;
 mod read;
 pub mod ring;

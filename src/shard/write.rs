@@ -12,7 +12,7 @@ use crate::gateway::outbox::Pushed;
 use crate::protocol::command::CommandId;
 use crate::protocol::encode;
 use crate::protocol::error::CloseCode;
-use crate::protocol::ids::UnixMillis;
+use crate::protocol::ids::{Seq, UnixMillis};
 use crate::protocol::websocket::ping_frame;
 
 /// How long a closing connection may take to send its last bytes and to answer the close, ms.
@@ -108,6 +108,7 @@ impl Driver {
     fn reply_stats(&mut self, key: ConnKey, id: &CommandId, fields: &[u8]) {
         let Some(conn) = self.conns.get(key) else { return };
         let (bytes, step) = conn.outbox.as_ref().map_or((0, 0), |outbox| (outbox.bytes(), outbox.step(&self.ladder)));
+        let slow = conn.slow.as_deref().copied().unwrap_or_default();
         let mut frame = Vec::with_capacity(256);
         encode::frame_text(&mut frame, |out| {
             encode::ok(out, id, |out| {
@@ -115,6 +116,9 @@ impl Driver {
                 encode::field_integer(out, "outbox_bytes", bytes as u64);
                 encode::field_integer(out, "outbox_bytes_max", self.ladder.bytes_max as u64);
                 encode::field_integer(out, "ladder_step", u64::from(step));
+                encode::field_integer(out, "conflated", slow.conflated);
+                encode::field_integer(out, "dropped_low", slow.dropped_low);
+                encode::field_integer(out, "dropped_normal", slow.dropped_normal);
                 encode::field_integer(out, "shard_connections", self.conns.len() as u64);
             });
         });
@@ -129,18 +133,41 @@ impl Driver {
         }
         let spare = &mut self.spare_outboxes;
         let outbox = conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        let before = outbox.bytes();
         let pushed = outbox.push(class, frames, scratch, &self.ladder);
-        if !conn.is_dirty && !conn.is_blocked {
+        if conn.is_blocked {
+            self.held_bytes = self.held_bytes + outbox.bytes() - before;
+        } else if !conn.is_dirty {
+            if self.limits.batch_delay_ms > 0 && matches!(class, Class::Low { .. }) {
+                return self.delay(key, pushed);
+            }
             conn.is_dirty = true;
             self.dirty.push(key);
         }
-        let stats = self.engine.stats_mut();
+        self.count_pushed(key, pushed);
         match pushed {
-            Pushed::Queued => stats.frames_out += 1,
-            Pushed::Conflated => stats.slow_conflated += 1,
-            Pushed::DroppedLow => stats.slow_dropped_low += 1,
-            Pushed::DroppedNormal => stats.slow_dropped_normal += 1,
+            Pushed::BehindGap(last) => self.push_after_gap(key, last, class, frames, scratch),
             Pushed::Overflow => self.close_slow(key, "too much was waiting to be read"),
+            Pushed::Queued | Pushed::Conflated | Pushed::DroppedLow | Pushed::DroppedNormal => {}
+        }
+    }
+
+    /// A critical entry of a room in a gap: the gap, which ends right before it, is told first.
+    fn push_after_gap(&mut self, key: ConnKey, last: Seq, class: Class, frames: &Frames, scratch: &[u8]) {
+        let Class::CriticalLog { room, first, .. } = class else { return };
+        let mut gap = Vec::with_capacity(128);
+        if !self.engine.write_gap(&mut gap, room, last, first - 1) {
+            return self.close_slow(key, "events were lost");
+        }
+        if let Some(conn) = self.conns.get_mut(key)
+            && let Some(outbox) = conn.outbox.as_mut()
+        {
+            let before = outbox.bytes();
+            outbox.close_gap(room, gap.into());
+            if conn.is_blocked {
+                self.held_bytes = self.held_bytes + outbox.bytes() - before;
+            }
+            self.push(key, class, frames, scratch);
         }
     }
 
@@ -149,9 +176,12 @@ impl Driver {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let spare = &mut self.spare_outboxes;
         let outbox = conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        let before = outbox.bytes();
         let is_overflow = outbox.push_critical(bytes, &self.ladder) == Pushed::Overflow;
         let is_open = matches!(conn.phase, Phase::Open);
-        if !conn.is_dirty && !conn.is_blocked {
+        if conn.is_blocked {
+            self.held_bytes = self.held_bytes + outbox.bytes() - before;
+        } else if !conn.is_dirty {
             conn.is_dirty = true;
             self.dirty.push(key);
         }
@@ -173,7 +203,9 @@ impl Driver {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let spare = &mut self.spare_outboxes;
         conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default()).push_last(frame);
-        if !conn.is_dirty && !conn.is_blocked {
+        if conn.is_blocked {
+            self.held_bytes += frame.len();
+        } else if !conn.is_dirty {
             conn.is_dirty = true;
             self.dirty.push(key);
         }
@@ -181,13 +213,19 @@ impl Driver {
 
     /// Drops what waits for a peer that is not to get it, all but the rest of a frame that was cut.
     pub(super) fn drop_waiting(&mut self, key: ConnKey) {
-        if let Some(outbox) = self.conns.get_mut(key).and_then(|conn| conn.outbox.as_mut()) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && let Some(outbox) = conn.outbox.as_mut()
+        {
+            let before = outbox.bytes();
             outbox.keep_only_cut_frame();
+            if conn.is_blocked {
+                self.held_bytes = self.held_bytes + outbox.bytes() - before;
+            }
         }
     }
 
     /// Ends a connection that does not read (4102): what waits is dropped, all but a cut frame.
-    fn close_slow(&mut self, key: ConnKey, reason: &str) {
+    pub(super) fn close_slow(&mut self, key: ConnKey, reason: &str) {
         let stats = self.engine.stats_mut();
         stats.slow_closed += 1;
         stats.closes.count(CloseCode::SlowConsumer);
@@ -230,6 +268,7 @@ impl Driver {
 
     /// Forgets a connection and closes its socket.
     pub(super) fn drop_conn(&mut self, key: ConnKey) {
+        self.let_go(key);
         if let Some(outbox) = self.conns.remove(key) {
             self.give_back(outbox);
         }
@@ -244,6 +283,7 @@ impl Driver {
 
     /// One send for each dirty outbox.
     pub(super) fn flush(&mut self) {
+        self.shed();
         // Flushing may make some dirty once more: gaps are told, slow ones closed.
         while !self.dirty.is_empty() {
             let mut dirty = std::mem::take(&mut self.dirty);
@@ -270,6 +310,14 @@ impl Driver {
         conn.is_dirty = false;
         let fd = conn.raw_fd();
         let Some(outbox) = conn.outbox.as_mut() else { return self.after_flush(key) };
+        if conn.is_batching {
+            let composed = outbox.compose();
+            let stats = self.engine.stats_mut();
+            stats.arrays += composed.arrays;
+            stats.array_events += composed.events;
+            stats.array_bytes_before += composed.bytes_before;
+            stats.array_bytes_after += composed.bytes_after;
+        }
         while outbox.bytes() > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let filled = outbox.slices(&mut slices);
@@ -333,7 +381,9 @@ impl Driver {
 
     fn block(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.is_blocked = true;
+        if !std::mem::replace(&mut conn.is_blocked, true) {
+            self.held_bytes += conn.outbox.as_ref().map_or(0, |outbox| outbox.bytes());
+        }
         conn.progress_at = conn.progress_at.max(self.now.saturating_sub(u64::from(self.limits.stall_ms)));
         let at = self.now + u64::from(self.limits.stall_ms);
         if !std::mem::replace(&mut conn.is_stall_watched, true) {
@@ -344,8 +394,8 @@ impl Driver {
     }
 
     pub(super) fn on_writable(&mut self, key: ConnKey) {
+        self.let_go(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.is_blocked = false;
         if !conn.is_dirty {
             conn.is_dirty = true;
             self.dirty.push(key);

@@ -32,7 +32,7 @@ pub const DAWN: u64 = 1_000_000;
 /// The lines that an input gave.
 #[must_use = "what comes out is what is tested"]
 #[derive(Debug)]
-pub struct Given(Vec<String>);
+pub struct Given(pub Vec<String>);
 
 impl Given {
     /// Exactly these lines, in this order; white space at their ends is no matter.
@@ -370,9 +370,10 @@ impl Table {
             Class::Critical => "!".to_owned(),
             Class::Normal => "=".to_owned(),
             Class::Low { .. } => "~".to_owned(),
-            Class::Log { room, first, last } => {
+            Class::Log { room, first, last } | Class::CriticalLog { room, first, last } => {
                 let name = self.log.kept.rooms[&room].name.as_str();
-                if first == last { format!("{name} {first}") } else { format!("{name} {first}..{last}") }
+                let mark = if matches!(class, Class::CriticalLog { .. }) { "!" } else { "" };
+                if first == last { format!("{name} {first}{mark}") } else { format!("{name} {first}..{last}{mark}") }
             }
         };
         format!("{} {lane} {}", self.name(conn), texts(frames.as_slice(&outputs.bytes)).join(" "))

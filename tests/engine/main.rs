@@ -5,6 +5,7 @@
 mod admin;
 mod bounds;
 mod events;
+mod filters;
 mod harness;
 mod loading;
 #[path = "../support/log.rs"]

@@ -17,6 +17,7 @@ macro_rules! with_1_2_4_shards {
 }
 
 mod admin;
+mod broadcast;
 mod crowd;
 mod disk;
 mod drain;

@@ -328,6 +328,48 @@ def test_resume_after_kill(start):
     assert sorted(bodies) == sorted({*bodies}), "nothing twice"
 
 
+def test_filters(server):
+    ann, bob = server.client("ann", "filters"), server.client("bob", "filters")
+    ann.listen("room:join", "filtered")
+    wanted = {"all": [{"field": "lang", "in": ["de", "en"]}, {"not": {"field": "level", "lt": 3}}]}
+    joined = bob.listen("room:join", "filtered", filter=wanted)
+    metas = [{"lang": "de", "level": 3}, {"lang": "fr"}, None, {"lang": "en"}, {"lang": "en", "level": 2}, {"lang": "de"}]
+    for number, meta in enumerate(metas):
+        ann.ask("message:send", room="filtered", body=str(number), **({"meta": meta} if meta else {}))
+    assert [bob.event("message:created")["body"] for _ in range(3)] == ["0", "3", "5"]
+    hidden = [frame for frame in bob.events if frame["type"] == "message:hidden"]
+    told = [seq for frame in hidden for seq in range(frame.get("from", frame["seq"]), frame["seq"] + 1)]
+    assert told == [joined["seq"] + 2, joined["seq"] + 3, joined["seq"] + 5]
+    for frame in hidden:
+        fields(frame, "type", "room", "seq", "ts", optional=("from",))
+    bob.events.clear()
+    bob.cursors["filtered"]["seq"] = joined["seq"]
+    assert bob.listen("room:subscribe", "filtered", filter=wanted)["recovered"] is True
+    assert [(frame["type"], frame["seq"] - joined["seq"]) for frame in bob.events] == [
+        ("message:created", 1), ("message:hidden", 3), ("message:created", 4), ("message:hidden", 5),
+        ("message:created", 6)]
+    assert bob.events[1]["from"] == joined["seq"] + 2
+    for filter in ({}, [], {"all": []}, {"field": "lang"}, {"field": "lang", "matches": "d.*"}):
+        refused(107, bob.ask, "room:subscribe", room="filtered", filter=filter)
+
+
+def test_arrays_and_stats(server):
+    ann, bob = server.client("ann", "arrays"), server.client("bob", "arrays&batch=1")
+    ann.listen("room:join", "arrays")
+    bob.listen("room:join", "arrays")
+    for _ in range(20):
+        sent = [ann.say("message:send", room="arrays", body=str(number)) for number in range(50)]
+        for identifier in sent:
+            ann.reply(identifier)
+        assert [bob.event("message:created")["body"] for _ in range(50)] == [str(number) for number in range(50)]
+        if bob.arrays:
+            break
+        time.sleep(0.5)
+    assert bob.arrays > 0 and ann.arrays == 0
+    stats = bob.ask("stats")
+    assert (stats["conflated"], stats["dropped_low"], stats["dropped_normal"]) == (0, 0, 0)
+
+
 def test_admin_reaches_clients(server):
     ann = server.client("ann", "admin-test", jti="to-be-revoked")
     ann.listen("room:join", "news")

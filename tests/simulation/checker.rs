@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use antiphon::engine::event::{MembershipChange, Revocation};
-use antiphon::protocol::encode::hidden_event;
+use antiphon::protocol::encode::{hidden_event, hidden_events, json_string};
 use antiphon::protocol::ids::{Position, Role, RoomKey, RoomKind, Seq, UserId};
 
 use crate::log::TestLog;
@@ -27,6 +27,21 @@ pub struct RoomTruth {
     roles: BTreeMap<UserId, Vec<(Position, Option<Role>)>>,
 }
 
+impl Truth {
+    fn is_visible(&self, user: &UserId) -> bool {
+        match (&self.audience, &self.author) {
+            (Some(audience), Some(author)) => audience.admits(user.as_str(), author.as_str()),
+            _ => true,
+        }
+    }
+
+    /// What a filter for this `k` says, by a parser of another make.
+    fn is_wanted(&self, filter: u64) -> bool {
+        let value: serde_json::Value = serde_json::from_slice(&self.json).expect("entries are JSON");
+        value["type"] != "message:created" || value["meta"]["k"] == filter
+    }
+}
+
 impl RoomTruth {
     pub fn head(&self) -> Seq {
         self.entries.len() as Seq
@@ -38,6 +53,9 @@ pub struct Reader<'a> {
     pub user: &'a UserId,
     pub is_admin: bool,
 }
+
+/// How an entry came: `live` or in which answer, and how far the shard was when it was asked.
+pub type How<'a> = (&'a str, Position);
 
 #[derive(Default)]
 pub struct Checker {
@@ -51,6 +69,8 @@ pub struct Checker {
     pub events: u64,
     pub resumes: u64,
     pub gaps: u64,
+    /// Entries that filters hid.
+    pub hidden: u64,
 }
 
 impl Checker {
@@ -119,30 +139,56 @@ impl Checker {
         allows(before) || changes.iter().any(|(at, role)| *at > from && allows(*role))
     }
 
-    /// An entry came to a reader: it stands in the log with this content, and they may see it.
+    /// An entry came to a reader: it stands in the log with this content, and they may see it, or it
+    /// stands in for what their filter hides. Returns the first seq that it tells of.
     ///
-    /// In an answer (named, with the place in the log where the shard stood when it was asked) a
-    /// reader gets what was there by the reader's threads, which may be a moment ahead of the shard:
-    /// the right is that of the shard's place.
+    /// `how`: live, or in which answer; and where the shard stood in the log when it was asked. A
+    /// reader thread may be a moment ahead of it: the right is that of the shard's place.
     pub fn check_entry(
         &mut self,
         reader: &Reader<'_>,
+        filter: Option<u64>,
         room: &str,
         seq: Seq,
         json: &[u8],
-        answer: Option<(&str, Position)>,
-    ) {
+        how: How<'_>,
+    ) -> Seq {
+        let Some(filter) = filter else {
+            self.check_plain(reader, room, seq, json, how);
+            return seq;
+        };
+        let is_hidden = |checker: &Self, seq: Seq| {
+            let entry = checker.entry(room, seq).unwrap_or_else(|| panic!("P1: {room} {seq} is not in the log"));
+            !entry.is_visible(reader.user) || !entry.is_wanted(filter)
+        };
+        if !json.starts_with(b"{\"type\":\"message:hidden\"") {
+            assert!(!is_hidden(self, seq), "the filter hides {room} {seq}: {}", text(json));
+            self.check_plain(reader, room, seq, json, how);
+            return seq;
+        }
+        let value: serde_json::Value = serde_json::from_slice(json).expect("the server says JSON");
+        let from = value["from"].as_u64().unwrap_or(seq);
+        assert!(
+            (from..=seq).all(|seq| is_hidden(self, seq)),
+            "the filter shows one of {room} {from}..{seq} ({})",
+            how.0
+        );
+        let mut due = Vec::new();
+        hidden_events(&mut due, &json_string(room), from, seq, value["ts"].as_u64().unwrap_or(0));
+        assert_eq!(text(json), text(&due));
+        self.events += 1;
+        self.hidden += seq - from + 1;
+        from
+    }
+
+    fn check_plain(&mut self, reader: &Reader<'_>, room: &str, seq: Seq, json: &[u8], how: How<'_>) {
         self.events += 1;
         let user = reader.user;
-        let (how, asked_at) = answer.unwrap_or(("live", Position::MAX));
+        let (how, asked_at) = how;
         let Some(entry) = self.entry(room, seq) else {
             panic!("P1: {user} was shown {room} {seq} ({how}), which the log has not: {}", text(json));
         };
-        let sees = match (&entry.audience, &entry.author) {
-            (Some(audience), Some(author)) => audience.admits(user.as_str(), author.as_str()),
-            _ => true,
-        };
-        let due = if sees { &entry.json } else { &entry.hidden };
+        let due = if entry.is_visible(user) { &entry.json } else { &entry.hidden };
         assert!(
             json == &due[..],
             "P2: {user} was shown another {room} {seq} ({how}):\n is {}\n due {}",

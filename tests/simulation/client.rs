@@ -119,6 +119,8 @@ pub struct Client {
     pub wants_refresh: bool,
     /// The server asked for patience until then.
     pub quiet_until: u64,
+    /// It listens with a filter: messages whose `meta` has this `k`.
+    pub filter: Option<u64>,
     /// What was read, and acknowledged, before this connection.
     pub read_before: BTreeMap<String, Seq>,
 }
@@ -142,6 +144,7 @@ impl Client {
             nameless_got: 0,
             wants_refresh: false,
             quiet_until: 0,
+            filter: (number % 3 == 1).then_some(number as u64 % 2),
             read_before: BTreeMap::new(),
         }
     }
@@ -217,9 +220,11 @@ impl Client {
     fn subscribe(&mut self, room: &str, verb: &str) -> String {
         let since = self.views.get(room).and_then(|view| view.cursor);
         let cursor = since.map_or(String::new(), |seq| format!(",\"since\":{{\"epoch\":\"{EPOCH}\",\"seq\":{seq}}}"));
+        let filter = |k| format!(",\"filter\":{{\"all\":[{{\"field\":\"k\",\"in\":[{k},\"no\"]}}]}}");
+        let filter = self.filter.map_or(String::new(), filter);
         self.ask(
             Asked::Subscribe { room: room.to_owned(), since },
-            &format!("\"type\":\"room:{verb}\",\"room\":\"{room}\"{cursor}"),
+            &format!("\"type\":\"room:{verb}\",\"room\":\"{room}\"{cursor}{filter}"),
         )
     }
 
@@ -260,6 +265,8 @@ impl Client {
         self.next_message += 1;
         let padding = "x".repeat(dice.pick(&[0, 0, 0, 40, 200]));
         let client_id = format!("{}-{number}", self.number);
+        let meta = dice.pick(&["", ",\"meta\":{\"k\":0}", ",\"meta\":{\"x\":[1,{\"k\":0}],\"k\":1}"]);
+        let audience = format!("{audience}{meta}");
         Message { body: format!("{client_id}{padding}"), client_id, room: room.to_owned(), audience }
     }
 

@@ -64,7 +64,13 @@ impl Client {
     fn hear_entry(&mut self, json: &[u8], scene: &mut Scene<'_>) {
         let (room, seq) = room_and_seq(json);
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        scene.checker.check_entry(&reader, room, seq, json, None);
+        let from = scene.checker.check_entry(&reader, self.filter, room, seq, json, ("live", Seq::MAX));
+        for seq in from..=seq {
+            self.hear_seq(room, seq, scene);
+        }
+    }
+
+    fn hear_seq(&mut self, room: &str, seq: Seq, scene: &mut Scene<'_>) {
         let number = self.number;
         let view = self.views.get_mut(room).unwrap_or_else(|| panic!("client {number} never asked for {room}"));
         assert!(
@@ -187,8 +193,9 @@ impl Client {
         for event in events(json) {
             let (named, seq) = room_and_seq(event);
             assert_eq!(named, room);
-            scene.checker.check_entry(&reader, room, seq, event, Some((how, scene.fed_at)));
-            seqs.push(seq);
+            let filter = self.filter.filter(|_| how == "resume");
+            let from = scene.checker.check_entry(&reader, filter, room, seq, event, (how, scene.fed_at));
+            seqs.extend(from..=seq);
         }
         seqs
     }

@@ -63,6 +63,7 @@ struct Done {
     events: u64,
     resumes: u64,
     gaps: u64,
+    hidden: u64,
 }
 
 fn run(seed: u64) -> Done {
@@ -91,6 +92,7 @@ fn run(seed: u64) -> Done {
         events: world.checker.events,
         resumes: world.checker.resumes,
         gaps: world.checker.gaps,
+        hidden: world.checker.hidden,
     }
 }
 
@@ -194,10 +196,12 @@ fn seeds() {
         all.events += done.events;
         all.resumes += done.resumes;
         all.gaps += done.gaps;
+        all.hidden += done.hidden;
     }
-    println!("{} acks, {} events, {} resumes, {} gaps", all.acks, all.events, all.resumes, all.gaps);
+    let Done { acks, events, resumes, gaps, hidden } = &all;
+    println!("{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden by filters");
     if is_many {
-        assert!(all.acks > 10_000 && all.events > 50_000 && all.resumes > 500 && all.gaps > 10, "too tame");
+        assert!(*acks > 10_000 && *events > 50_000 && *resumes > 500 && *gaps > 10 && *hidden > 10_000, "too tame");
     }
 }
 

@@ -161,6 +161,8 @@ impl Plan {
             outbox_low_bytes_max: 1_000,
             outbox_normal_bytes_max: dice.pick(&[2_000, 1 << 20]),
             outbox_bytes_max: 4 << 20,
+            outbox_total_bytes_max: 512 << 20,
+            batch_delay_ms: 50,
             stall_ms: 4_000,
             ..Limits::default()
         }

@@ -269,7 +269,7 @@ impl World {
         match output {
             Output::Send { conn, class, frames } => self.push(shard, conn, class, &frames, outputs),
             Output::Fanout { targets, class, frames } => {
-                if let Class::Log { room, last, .. } = class {
+                if let Class::Log { room, last, .. } | Class::CriticalLog { room, last, .. } = class {
                     let head = self.store.log.kept.rooms[&room].head;
                     assert!(last <= head, "P1: fanned out before its commit: {room:?} {last}");
                 }
@@ -355,10 +355,17 @@ impl World {
         if it.phase != Phase::Open {
             return;
         }
-        let pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
         let payload = &frames.as_slice(&outputs.bytes)[2..];
         if payload.windows(OK.len()).take(9).any(|start| start == OK) {
             it.oks.push_back(it.fed_at);
+        }
+        let mut pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
+        if let (Pushed::BehindGap(last), Class::CriticalLog { room, first, .. }) = (pushed, class) {
+            // As the driver does it: the gap first, then the entry behind it.
+            let mut gap = Vec::new();
+            assert!(self.shards[shard].engine.write_gap(&mut gap, room, last, first - 1), "a fan-out of no room");
+            it.outbox.close_gap(room, gap.into());
+            pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
         }
         let client = it.client;
         trace!("  -> {client} {class:?} {pushed:?} {}", text(frames.as_slice(&outputs.bytes)));

@@ -65,6 +65,7 @@ impl Shard {
         };
         let waiting = self.pending.insert(Waiting::AdminPublish { token, room: room.clone() });
         self.cx.stats.messages_submitted += 1;
+        self.cx.stats.count_event_in(*priority);
         self.cx.append(waiting, Entry::Message(entry));
         Ok(())
     }

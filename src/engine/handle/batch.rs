@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::event::{
-    AdminAnswer, Class, Committed, CommittedBatch, ConnKey, Frames, MembershipChange, Note, Outcome, Output,
+    AdminAnswer, Class, Committed, CommittedBatch, ConnKey, Frames, LogEntry, MembershipChange, Note, Outcome, Output,
     ReadAdvance, RoomRun, StoreEvent,
 };
 use super::super::rooms::RoomIdx;
 use super::super::session::State;
 use super::super::shard::Shard;
+use super::super::stats::Stats;
 use super::super::sync::{self, RecentRun};
 use super::super::timers::Timer;
 use super::load::row_before;
@@ -124,18 +125,24 @@ impl Shard {
     /// Sends a part of a run to those who listen.
     fn fan_out(&mut self, idx: RoomIdx, batch: &Arc<CommittedBatch>, run: &RoomRun, part: Range<usize>) {
         let room = self.rooms.get(idx);
-        if room.subscribers.is_empty() {
+        if !room.filters.is_empty() {
+            self.fan_out_filtered(idx, batch, run, part.clone());
+        }
+        let room = self.rooms.get(idx);
+        let subscribers = room.plain_subscribers();
+        if subscribers.is_empty() {
             return;
         }
         let part = &run.entries[part];
         for stretch in sync::stretches(part) {
             let entries = &part[stretch];
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
-            let class = Class::Log { room: run.room, first: first.seq, last: last.seq };
+            let class = Class::of_log(run.room, first, last);
             let frames = Frames::Batch(batch.clone(), first.span.start..last.span.end);
-            self.cx.stats.deliveries += (room.subscribers.len() * entries.len()) as u64;
+            self.cx.stats.deliveries += (subscribers.len() * entries.len()) as u64;
             let Some(restricted) = &first.restricted else {
-                self.cx.fanout(room.subscribers.iter().copied(), class, frames);
+                count_considered(&mut self.cx.stats, entries, subscribers.len());
+                self.cx.fanout(subscribers.iter().copied(), class, frames);
                 continue;
             };
             let admits = |conn: &ConnKey| {
@@ -144,11 +151,13 @@ impl Shard {
                     restricted.audience.admits(user, restricted.author.as_str())
                 })
             };
-            let (seeing, blind): (Vec<ConnKey>, Vec<ConnKey>) = room.subscribers.iter().copied().partition(admits);
+            let (seeing, blind): (Vec<ConnKey>, Vec<ConnKey>) = subscribers.iter().copied().partition(admits);
             self.cx.stats.hidden += blind.len() as u64;
+            self.cx.stats.count_fanout(first.priority, subscribers.len() as u64, blind.len() as u64);
             self.cx.fanout(seeing, class, frames);
             let json = room.json();
             let span = self.cx.scratch(|out| encode::hidden_event(out, &json, first.seq, first.ts));
+            let class = Class::Log { room: run.room, first: first.seq, last: first.seq };
             self.cx.fanout(blind, class, Frames::Scratch(span));
         }
     }
@@ -218,8 +227,8 @@ impl Shard {
         }
         match (waiting, &outcome.result) {
             (Waiting::Ack { call, room, trace }, Ok(committed)) => self.acknowledge(&call, &room, trace, committed),
-            (Waiting::Join { call, room, since }, Ok(_)) => {
-                self.on_joined(call, &room, since);
+            (Waiting::Join { call, room, since, filter }, Ok(_)) => {
+                self.on_joined(call, &room, since, filter);
             }
             (Waiting::Membership { call, room }, Ok(committed)) => {
                 self.cx.ok(call.conn, call.id.as_ref(), |out| {
@@ -283,6 +292,13 @@ impl Shard {
             self.cx.stats.busy += 1;
         }
         self.refuse_call(call, refusal);
+    }
+}
+
+/// Counts entries that went to every listener. One priority is the rule.
+fn count_considered(stats: &mut Stats, entries: &[LogEntry], listeners: usize) {
+    for alike in entries.chunk_by(|a, b| a.priority == b.priority) {
+        stats.count_fanout(alike[0].priority, (alike.len() * listeners) as u64, 0);
     }
 }
 

@@ -86,8 +86,10 @@ impl Shard {
             Command::RoomCreate { room, kind, members, title } => {
                 self.on_room_create(conn, id, room, *kind, members, *title)
             }
-            Command::RoomJoin { room, since } => self.on_room_join(conn, id, room, *since),
-            Command::RoomSubscribe { room, since } => self.on_room_subscribe(conn, id, room, *since),
+            Command::RoomJoin { room, since, filter } => self.on_room_join(conn, id, room, *since, filter.as_ref()),
+            Command::RoomSubscribe { room, since, filter } => {
+                self.on_room_subscribe(conn, id, room, *since, filter.as_ref())
+            }
             Command::RoomUnsubscribe { room } => self.on_room_unsubscribe(conn, id, room),
             Command::RoomLeave { room } => self.on_room_leave(conn, id, room),
             Command::RoomManage { room, user, act } => self.on_room_manage(conn, id, room, user, *act),

@@ -36,6 +36,7 @@ impl Shard {
             out.push(b'}');
         });
         self.cx.stats.ephemeral_in += 1;
+        self.cx.stats.count_event_in(priority);
         self.broadcast(key, frame.clone(), priority);
         if self.cx.shards > 1 {
             self.cx.out.list.push(Output::Mesh(MeshMessage::Ephemeral { room: key, frame, priority }));
@@ -59,6 +60,7 @@ impl Shard {
             Priority::Low => Class::Low { key: 0 },
         };
         self.cx.stats.ephemeral_out += subscribers.len() as u64;
+        self.cx.stats.count_fanout(priority, subscribers.len() as u64, 0);
         self.cx.fanout(subscribers.iter().copied(), class, Frames::Owned(frame));
     }
 }

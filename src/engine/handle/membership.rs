@@ -3,6 +3,8 @@
 //! The connection is parked until the outcome is there, so that a client may send the next command
 //! at once and find it handled in the new standing.
 
+use std::sync::Arc;
+
 use super::super::auth::Want;
 use super::super::event::{ConnKey, Entry, Output, Query, RoomRow};
 use super::super::shard::Shard;
@@ -11,6 +13,7 @@ use super::{Call, OwnedCursor, Waiting};
 use crate::protocol::command::{CommandId, Cursor, Manage};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::filter::Filter;
 use crate::protocol::ids::{BadName, Epoch, Role, RoomKind, RoomName, UserId};
 
 impl Shard {
@@ -43,6 +46,7 @@ impl Shard {
         id: Option<&CommandId>,
         room: &str,
         since: Option<Cursor<'_>>,
+        filter: Option<&Arc<Filter>>,
     ) -> Result<(), Refusal> {
         self.check_covers(conn, room, Want::Read)?;
         let user = self.user_of(conn)?;
@@ -52,7 +56,7 @@ impl Shard {
             let key = self.rooms.get(idx).key;
             let role = self.users.find(user.as_str()).and_then(|user| self.users.get(user).role(key));
             if role.is_some_and(Role::is_member) {
-                if self.subscribe(call, idx, since)? == Answer::Later {
+                if self.subscribe(call, idx, since, filter.cloned())? == Answer::Later {
                     self.cx.out.list.push(Output::Park { conn, again: false });
                 }
                 return Ok(());
@@ -63,18 +67,24 @@ impl Shard {
         self.cx.may_append()?;
         let room = RoomName::parse(room).map_err(bad)?;
         let entry = Entry::Join { room: room.clone(), user, auto_create: self.cx.limits.auto_create };
-        let token = self.pending.insert(Waiting::Join { call, room, since });
+        let token = self.pending.insert(Waiting::Join { call, room, since, filter: filter.cloned() });
         self.cx.out.list.push(Output::Park { conn, again: false });
         self.cx.append(token, entry);
         Ok(())
     }
 
     /// The join is committed and applied: now listen.
-    pub(super) fn on_joined(&mut self, call: Call, room: &RoomName, since: Option<OwnedCursor>) {
+    pub(super) fn on_joined(
+        &mut self,
+        call: Call,
+        room: &RoomName,
+        since: Option<OwnedCursor>,
+        filter: Option<Arc<Filter>>,
+    ) {
         let conn = call.conn;
         let id = call.id.clone();
         let result = match self.rooms.find(room.as_str()) {
-            Some(idx) => self.subscribe(call, idx, since),
+            Some(idx) => self.subscribe(call, idx, since, filter),
             // The user was a member already by the store, and is not loaded with it here: only a
             // session that ended meanwhile leaves that.
             None => Err(Refusal::new(ErrorCode::Internal, "the room is not loaded").retry_after(100)),

@@ -40,6 +40,7 @@ impl Shard {
         let call = Call { conn, id: id.cloned() };
         let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace });
         self.cx.stats.messages_submitted += 1;
+        self.cx.stats.count_event_in(message.priority);
         self.cx.append(token, Entry::Message(entry));
         Ok(())
     }

@@ -4,6 +4,7 @@ mod admin;
 mod batch;
 mod command;
 mod ephemeral;
+mod filter;
 mod history;
 mod load;
 mod membership;
@@ -11,9 +12,12 @@ mod message;
 mod session;
 mod subscribe;
 
+use std::sync::Arc;
+
 use super::event::{ConnKey, Token};
 use super::users::UserIdx;
 use crate::protocol::command::CommandId;
+use crate::protocol::filter::Filter;
 use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq};
 
 /// How often idle rooms and users and old batches are looked for, ms.
@@ -25,7 +29,7 @@ pub enum Waiting {
     /// A message's commit.
     Ack { call: Call, room: RoomName, trace: u64 },
     /// A join's commit; the connection is parked.
-    Join { call: Call, room: RoomName, since: Option<OwnedCursor> },
+    Join { call: Call, room: RoomName, since: Option<OwnedCursor>, filter: Option<Arc<Filter>> },
     /// The commit of a create, leave, invite, kick, ban or role; the connection is parked.
     Membership { call: Call, room: RoomName },
     /// A read cursor's commit.
@@ -91,6 +95,10 @@ pub struct Resume {
     pub upto: Seq,
     /// Events so far, comma-separated objects.
     pub json: Vec<u8>,
-    /// How many.
+    /// How many log entries they stand for.
     pub events: u32,
+    /// What the subscription wants to see.
+    pub filter: Option<Arc<Filter>>,
+    /// Entries at the end that the filter hides and that `json` does not tell of yet.
+    pub hidden: Option<filter::Hidden>,
 }

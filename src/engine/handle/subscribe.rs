@@ -4,15 +4,19 @@
 //! The replay travels inside the `ok`, and the connection becomes a subscriber in the same step, so
 //! no live event can come before the replay or between its entries.
 
+use std::sync::Arc;
+
 use super::super::auth::Want;
-use super::super::event::{Class, CommittedBatch, ConnKey, HistoryEntry, LogEntry, Output, Query, Restricted};
+use super::super::event::{Class, ConnKey, HistoryEntry, Output, Query, Restricted};
 use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::super::sync;
+use super::filter::Hidden;
 use super::{Call, OwnedCursor, Resume, Waiting};
 use crate::protocol::command::{CommandId, Cursor};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
+use crate::protocol::filter::Filter;
 use crate::protocol::ids::{Epoch, RoomKey, Seq};
 
 /// What a resume came to.
@@ -39,10 +43,11 @@ impl Shard {
         id: Option<&CommandId>,
         room: &str,
         since: Option<Cursor<'_>>,
+        filter: Option<&Arc<Filter>>,
     ) -> Result<(), Refusal> {
         let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
         let since = since.map(|cursor| OwnedCursor { epoch: Epoch::new(cursor.epoch), seq: cursor.seq });
-        if self.subscribe(Call { conn, id: id.cloned() }, idx, since)? == Answer::Later {
+        if self.subscribe(Call { conn, id: id.cloned() }, idx, since, filter.cloned())? == Answer::Later {
             self.cx.out.list.push(Output::Park { conn, again: false });
         }
         Ok(())
@@ -57,6 +62,7 @@ impl Shard {
         call: Call,
         idx: RoomIdx,
         since: Option<OwnedCursor>,
+        filter: Option<Arc<Filter>>,
     ) -> Result<Answer, Refusal> {
         self.check_right(call.conn, idx, Want::Read)?;
         let Some(session) = self.sessions.get(call.conn) else { return Ok(Answer::Given) };
@@ -65,16 +71,16 @@ impl Shard {
         }
         let head = self.rooms.get(idx).head;
         let Some(cursor) = since.filter(|cursor| cursor.epoch == self.cx.epoch) else {
-            return Ok(self.listen(&call, idx, &Replay::None));
+            return Ok(self.listen(&call, idx, filter, &Replay::None));
         };
         if cursor.seq > head {
             return Err(Refusal::new(ErrorCode::UnrecoverableCursor, "the cursor is ahead of the room"));
         }
         if head - cursor.seq > Seq::from(self.cx.limits.resume_events_max) {
-            return Ok(self.listen(&call, idx, &Replay::None));
+            return Ok(self.listen(&call, idx, filter, &Replay::None));
         }
         let room = self.rooms.get(idx).key;
-        let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0 };
+        let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0, filter, hidden: None };
         self.go_on_resuming(resume)
     }
 
@@ -98,7 +104,7 @@ impl Shard {
         let Some(session) = self.sessions.get(resume.call.conn) else { return Ok(Answer::Given) };
         // Checked each time around: a busy room could run ahead of the pages for ever.
         if self.is_too_much(&resume) {
-            return Ok(self.listen(&resume.call, idx, &Replay::None));
+            return Ok(self.listen(&resume.call, idx, resume.filter, &Replay::None));
         }
         let room = self.rooms.get(idx);
         let reader = self.users.get(session.user).name.clone();
@@ -108,15 +114,18 @@ impl Shard {
         let room_json = room.json();
         let mut from_cache = 0;
         for (batch, entry) in entries {
-            append_recent(&mut resume.json, &room_json, reader.as_str(), batch, entry);
+            let json = &batch.bytes[entry.json_span()];
+            let mark = Hidden { first: entry.seq, last: entry.seq, ts: entry.ts };
+            resume.append(&room_json, json, admits(entry.restricted.as_deref(), reader.as_str()), mark);
             resume.upto = entry.seq;
             resume.events += 1;
             from_cache += 1;
         }
         self.cx.stats.resume_events_memory += from_cache;
         debug_assert_eq!(resume.upto, room.head, "recent entries reach the head");
+        resume.tell_hidden(&room_json);
         let replay = if self.is_too_much(&resume) { Replay::None } else { Replay::Whole { json: resume.json } };
-        Ok(self.listen(&resume.call, idx, &replay))
+        Ok(self.listen(&resume.call, idx, resume.filter, &replay))
     }
 
     fn is_too_much(&self, resume: &Resume) -> bool {
@@ -146,14 +155,16 @@ impl Shard {
             (Some(idx), Ok(reader)) => {
                 let room_json = self.rooms.get(idx).json();
                 for entry in entries {
-                    append_stored(&mut resume.json, &room_json, reader.as_str(), json, entry);
+                    let json = &json[entry.span.start as usize..entry.span.end as usize];
+                    let mark = Hidden { first: entry.seq, last: entry.seq, ts: entry.ts };
+                    resume.append(&room_json, json, admits(entry.restricted.as_deref(), reader.as_str()), mark);
                     resume.upto = entry.seq;
                     resume.events += 1;
                 }
                 self.cx.stats.resume_events_store += entries.len() as u64;
                 // An empty page for entries that the room's head says exist would be asked for ever.
                 if more || entries.is_empty() {
-                    Ok(self.listen(&resume.call, idx, &Replay::None))
+                    Ok(self.listen(&resume.call, idx, resume.filter, &Replay::None))
                 } else {
                     self.go_on_resuming(resume)
                 }
@@ -170,7 +181,7 @@ impl Shard {
     }
 
     /// Makes the connection a subscriber and answers.
-    fn listen(&mut self, call: &Call, idx: RoomIdx, replay: &Replay) -> Answer {
+    fn listen(&mut self, call: &Call, idx: RoomIdx, filter: Option<Arc<Filter>>, replay: &Replay) -> Answer {
         // The right may have ended while entries were read from the store.
         let role = match self.check_right(call.conn, idx, Want::Read) {
             Ok(role) => role,
@@ -180,11 +191,16 @@ impl Shard {
             }
         };
         let Some(session) = self.sessions.get_mut(call.conn) else { return Answer::Given };
+        let room = self.rooms.get_mut(idx);
         if !session.is_subscribed(idx) {
             session.subscriptions.reserve_exact(1);
             session.subscriptions.push(idx);
-            self.rooms.get_mut(idx).subscribe(call.conn);
+            room.subscribe(call.conn, filter);
             self.cx.stats.subscriptions += 1;
+        } else if filter.is_some() || room.filter_of(call.conn).is_some() {
+            // The last word counts: with another filter, or without one.
+            room.unsubscribe(call.conn, self.cx.now);
+            room.subscribe(call.conn, filter);
         }
         let room = self.rooms.get(idx);
         let (recovered, events): (bool, &[u8]) = match replay {
@@ -248,37 +264,41 @@ impl Shard {
             // Who no longer listens is told as well: they may have missed the very entry that shut
             // them out, and nothing else would make them ask.
             let room = self.rooms.get(idx);
+            let head = room.head;
             self.cx.stats.gaps += 1;
             // In the messages' own lane: what was queued before the gap must arrive before it.
-            let class = Class::Log { room: *key, first: *last + 1, last: room.head };
-            self.cx.send(conn, class, |out| {
-                out.extend_from_slice(b"{\"type\":\"gap\",\"room\":");
-                string(out, room.name.as_str());
-                field_integer(out, "last", *last);
-                field_integer(out, "head", room.head);
-                out.push(b'}');
-            });
+            let class = Class::Log { room: *key, first: *last + 1, last: head };
+            self.cx.send(conn, class, |out| write_gap(out, room.name.as_str(), *last, head));
         }
+    }
+
+    /// Appends the frame of a `gap` event that ends at `head`, for an outbox that needs it in the
+    /// middle of its entries. False when the room is not loaded.
+    pub fn write_gap(&mut self, frame: &mut Vec<u8>, room: RoomKey, last: Seq, head: Seq) -> bool {
+        let Some(idx) = self.rooms.find_key(room) else { return false };
+        let name = self.rooms.get(idx).name.as_str();
+        encode::frame_text(frame, |out| write_gap(out, name, last, head));
+        self.cx.stats.gaps += 1;
+        true
     }
 }
 
-fn comma(json: &mut Vec<u8>) {
+fn write_gap(out: &mut Vec<u8>, room: &str, last: Seq, head: Seq) {
+    out.extend_from_slice(b"{\"type\":\"gap\",\"room\":");
+    string(out, room);
+    field_integer(out, "last", last);
+    field_integer(out, "head", head);
+    out.push(b'}');
+}
+
+pub(super) fn comma(json: &mut Vec<u8>) {
     if !json.is_empty() {
         json.push(b',');
     }
 }
 
-fn admits(restricted: Option<&Restricted>, reader: &str) -> bool {
+pub(super) fn admits(restricted: Option<&Restricted>, reader: &str) -> bool {
     restricted.is_none_or(|r| r.audience.admits(reader, r.author.as_str()))
-}
-
-fn append_recent(json: &mut Vec<u8>, room_json: &str, reader: &str, batch: &CommittedBatch, entry: &LogEntry) {
-    comma(json);
-    if admits(entry.restricted.as_deref(), reader) {
-        json.extend_from_slice(&batch.bytes[entry.json_span()]);
-    } else {
-        encode::hidden_event(json, room_json, entry.seq, entry.ts);
-    }
 }
 
 /// Appends one entry of a history page, or its stand-in.

@@ -1,7 +1,10 @@
 //! Fields to commands: one small function a shape, every bound of PROTOCOL.md checked here.
 
+use std::sync::Arc;
+
 use super::super::command::{Command, HistoryFrom, Manage, MessageSend};
 use super::super::error::{ErrorCode, Refusal};
+use super::super::filter::Filter;
 use super::super::ids::{Priority, Role, RoomKind, RoomName};
 use super::fields::{Length, required};
 use super::{BODY_BYTES_MAX, DATA_BYTES_MAX, META_BYTES_MAX, Object, TOKEN_BYTES_MAX, bad};
@@ -38,8 +41,14 @@ pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         "message:history" => message_history(frame),
         "event:send" => event_send(frame),
         "room:create" => room_create(frame),
-        "room:join" => Ok(Command::RoomJoin { room: frame.room()?, since: frame.since()? }),
-        "room:subscribe" => Ok(Command::RoomSubscribe { room: frame.room()?, since: frame.since()? }),
+        "room:join" => {
+            Ok(Command::RoomJoin { room: frame.room()?, since: frame.since()?, filter: subscription_filter(frame)? })
+        }
+        "room:subscribe" => Ok(Command::RoomSubscribe {
+            room: frame.room()?,
+            since: frame.since()?,
+            filter: subscription_filter(frame)?,
+        }),
         "room:unsubscribe" => Ok(Command::RoomUnsubscribe { room: frame.room()? }),
         "room:leave" => Ok(Command::RoomLeave { room: frame.room()? }),
         "room:invite" => {
@@ -147,6 +156,10 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         rooms.push((entry.room()?, required("seq", entry.seq("seq", 0)?)?));
     }
     Ok(Command::SyncCheck { rooms })
+}
+
+fn subscription_filter(frame: Object<'_, '_>) -> Result<Option<Arc<Filter>>, Refusal> {
+    frame.find("filter").map(|value| super::filter::read(value).map(Arc::new)).transpose()
 }
 
 fn priority(frame: Object<'_, '_>) -> Result<Priority, Refusal> {

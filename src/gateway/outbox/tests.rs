@@ -1,0 +1,236 @@
+//! The outbox: lanes, ladder, arrays, shedding, all without a socket.
+
+use super::*;
+use crate::protocol::encode::frame_text;
+
+const LADDER: Ladder = Ladder { low_bytes_max: 40, normal_bytes_max: 80, bytes_max: 120 };
+
+fn frame(text: &str) -> Frames {
+    let mut out = Vec::new();
+    frame_text(&mut out, |out| out.extend_from_slice(text.as_bytes()));
+    Frames::Owned(out.into())
+}
+
+fn log(first: Seq, last: Seq) -> Class {
+    Class::Log { room: RoomKey(1), first, last }
+}
+
+/// Sends everything, at most `step` bytes a time, and returns the texts in order.
+fn drain(outbox: &mut Outbox, step: usize) -> Vec<String> {
+    let mut wire = Vec::new();
+    while outbox.bytes() > 0 {
+        let mut slices = [IoSlice::new(&[]); 3];
+        let filled = outbox.slices(&mut slices);
+        let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
+        let sent = all.len().min(step);
+        wire.extend_from_slice(&all[..sent]);
+        outbox.advance(sent);
+    }
+    let mut texts = Vec::new();
+    let mut at = 0;
+    while at < wire.len() {
+        let len = usize::from(wire[at + 1]);
+        texts.push(String::from_utf8(wire[at + 2..at + 2 + len].to_vec()).unwrap());
+        at += 2 + len;
+    }
+    texts
+}
+
+#[test]
+fn lanes_leave_in_order_whatever_the_sends_take() {
+    for step in 1..40 {
+        let mut outbox = Outbox::default();
+        outbox.push(Class::Low { key: 0 }, &frame("low"), &[], &LADDER);
+        outbox.push(log(1, 1), &frame("n1"), &[], &LADDER);
+        outbox.push(Class::Normal, &frame("n2"), &[], &LADDER);
+        outbox.push(Class::Critical, &frame("c1"), &[], &LADDER);
+        outbox.push(Class::Critical, &frame("c2"), &[], &LADDER);
+        assert_eq!(drain(&mut outbox, step), ["c1", "c2", "n1", "n2", "low"], "step {step}");
+        assert!(outbox.is_empty());
+    }
+}
+
+#[test]
+fn the_close_frame_leaves_last() {
+    for step in 1..40 {
+        let mut outbox = Outbox::default();
+        outbox.push(log(1, 1), &frame("n1"), &[], &LADDER);
+        outbox.push_last(frame("bye").as_slice(&[]));
+        outbox.push(Class::Low { key: 0 }, &frame("low"), &[], &LADDER);
+        outbox.push(Class::Critical, &frame("c1"), &[], &LADDER);
+        assert_eq!(drain(&mut outbox, step), ["c1", "n1", "low", "bye"], "step {step}");
+        outbox.clear();
+        assert_eq!((outbox.bytes(), drain(&mut outbox, step).len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_cut_frame_is_finished_before_critical_ones() {
+    let mut outbox = Outbox::default();
+    outbox.push(log(1, 1), &frame("abcdef"), &[], &LADDER);
+    outbox.push(log(2, 2), &frame("next"), &[], &LADDER);
+    outbox.advance(3);
+    outbox.push(Class::Critical, &frame("ack"), &[], &LADDER);
+    let mut slices = [IoSlice::new(&[]); 8];
+    assert_eq!(outbox.slices(&mut slices), 3);
+    assert_eq!(&*slices[0], b"bcdef");
+    assert_eq!(&slices[1][2..], b"ack");
+    assert_eq!(&slices[2][2..], b"next");
+}
+
+#[test]
+fn the_ladder_step_by_step() {
+    let mut outbox = Outbox::default();
+    let low = |key| Class::Low { key };
+    assert_eq!(outbox.push(low(7), &frame("0123456789"), &[], &LADDER), Pushed::Queued);
+    assert_eq!(outbox.push(low(7), &frame("abc"), &[], &LADDER), Pushed::Conflated);
+    assert_eq!(outbox.bytes(), 5);
+    assert_eq!(outbox.push(log(1, 1), &frame(&"x".repeat(38)), &[], &LADDER), Pushed::Queued);
+    assert_eq!(outbox.push(low(8), &frame("later"), &[], &LADDER), Pushed::DroppedLow);
+    assert_eq!(outbox.step(&LADDER), 2);
+    assert_eq!(outbox.push(log(2, 4), &frame(&"y".repeat(40)), &[], &LADDER), Pushed::DroppedNormal);
+    assert_eq!(outbox.push(log(5, 5), &frame("z"), &[], &LADDER), Pushed::DroppedNormal, "in the gap");
+    assert_eq!(outbox.step(&LADDER), 3);
+    assert_eq!(outbox.push(Class::Critical, &frame(&"c".repeat(60)), &[], &LADDER), Pushed::Queued);
+    assert_eq!(outbox.push(Class::Critical, &frame(&"c".repeat(60)), &[], &LADDER), Pushed::Overflow);
+    assert_eq!(outbox.take_gaps(&LADDER), None, "too much still waits");
+    assert_eq!(drain(&mut outbox, 1000).len(), 3);
+    assert!(!outbox.is_empty(), "the gap is not told yet");
+    assert_eq!(outbox.take_gaps(&LADDER), Some(vec![(RoomKey(1), 1)]));
+    assert!(outbox.is_empty());
+    assert_eq!(outbox.push(log(6, 6), &frame("z"), &[], &LADDER), Pushed::Queued);
+}
+
+#[test]
+fn at_the_end_only_the_cut_frame_is_finished() {
+    for sent in 0..=14 {
+        let mut outbox = Outbox::default();
+        outbox.push(log(1, 1), &frame("abcde"), &[], &LADDER);
+        outbox.push(log(2, 2), &frame("fghij"), &[], &LADDER);
+        outbox.advance(sent);
+        outbox.keep_only_cut_frame();
+        outbox.push(Class::Critical, &frame("bye"), &[], &LADDER);
+        let rest = (7 - sent % 7) % 7;
+        assert_eq!(outbox.bytes(), rest + 5, "after {sent}");
+    }
+}
+
+fn critical(seq: Seq) -> Class {
+    Class::CriticalLog { room: RoomKey(1), first: seq, last: seq }
+}
+
+#[test]
+fn a_critical_entry_waits_where_others_are_dropped_and_tells_the_gap_first() {
+    let mut outbox = Outbox::default();
+    outbox.push(log(1, 1), &frame(&"x".repeat(70)), &[], &LADDER);
+    assert_eq!(outbox.push(critical(2), &frame("c2-past-the-bound"), &[], &LADDER), Pushed::Queued);
+    assert_eq!(outbox.push(log(3, 3), &frame("lost"), &[], &LADDER), Pushed::DroppedNormal);
+    assert_eq!(outbox.push(critical(4), &frame("c4"), &[], &LADDER), Pushed::BehindGap(2), "not queued yet");
+    outbox.close_gap(RoomKey(1), Bytes::copy_from_slice(frame("gap").as_slice(&[])));
+    assert_eq!(outbox.push(critical(4), &frame("c4"), &[], &LADDER), Pushed::Queued);
+    assert_eq!(outbox.push(log(5, 5), &frame("lost"), &[], &LADDER), Pushed::DroppedNormal, "a gap of its own");
+    let too_much = frame(&"c".repeat(60));
+    assert_eq!(outbox.push(critical(6), &too_much, &[], &LADDER), Pushed::BehindGap(4));
+    assert_eq!(drain(&mut outbox, 7)[1..], ["c2-past-the-bound", "gap", "c4"]);
+    assert_eq!(outbox.take_gaps(&LADDER), Some(vec![(RoomKey(1), 4)]));
+    outbox.push(log(7, 7), &frame(&"x".repeat(70)), &[], &LADDER);
+    assert_eq!(
+        outbox.push(critical(8), &too_much, &[], &LADDER),
+        Pushed::Overflow,
+        "only the connection's end drops it"
+    );
+}
+
+#[test]
+fn shedding_keeps_the_cut_frame_and_what_stands_before_a_critical_entry() {
+    let wide = Ladder { low_bytes_max: 1_000, normal_bytes_max: 1_000, bytes_max: 1_000 };
+    let of = |room: u64, seq| Class::Log { room: RoomKey(room), first: seq, last: seq };
+    let mut outbox = Outbox::default();
+    outbox.push(of(1, 1), &frame("abc"), &[], &wide);
+    outbox.push(of(1, 2), &frame("m2"), &[], &wide);
+    outbox.push(Class::Low { key: 3 }, &frame("low"), &[], &wide);
+    outbox.advance(2);
+    assert_eq!((outbox.shed_low(), outbox.shed_low()), (1, 0));
+    assert_eq!(outbox.shed_normal(), 1);
+    assert_eq!(outbox.bytes(), 3, "the rest of the cut frame");
+    outbox.advance(3);
+    assert_eq!(outbox.take_gaps(&wide), Some(vec![(RoomKey(1), 1)]));
+
+    outbox.push(of(1, 3), &frame("m3"), &[], &wide);
+    outbox.push(critical(4), &frame("c4"), &[], &wide);
+    outbox.push(of(2, 9), &frame("n9"), &[], &wide);
+    outbox.push(Class::Normal, &frame("event"), &[], &wide);
+    outbox.push(of(1, 5), &frame("m5"), &[], &wide);
+    outbox.push(of(2, 10), &frame("n10"), &[], &wide);
+    assert_eq!(outbox.shed_normal(), 4);
+    assert_eq!(outbox.push(of(1, 6), &frame("m6"), &[], &wide), Pushed::DroppedNormal);
+    assert_eq!(drain(&mut outbox, 5), ["m3", "c4"]);
+    let mut gaps = outbox.take_gaps(&wide).unwrap();
+    gaps.sort_unstable();
+    assert_eq!(gaps, [(RoomKey(1), 4), (RoomKey(2), 8)]);
+    assert!(outbox.is_empty());
+}
+
+#[test]
+fn shedding_lowers_a_gap_that_the_ladder_began_later() {
+    let mut outbox = Outbox::default();
+    outbox.push(log(1, 3), &frame(&"x".repeat(60)), &[], &LADDER);
+    outbox.push(log(4, 4), &frame(&"y".repeat(60)), &[], &LADDER);
+    assert_eq!(outbox.shed_normal(), 1);
+    assert_eq!(outbox.take_gaps(&LADDER), Some(vec![(RoomKey(1), 0)]));
+}
+
+const WIDE: Ladder = Ladder { low_bytes_max: 1 << 20, normal_bytes_max: 1 << 20, bytes_max: 1 << 20 };
+
+#[test]
+fn arrays_hold_what_waits_in_order_and_replies_stay_single() {
+    let mut outbox = Outbox::default();
+    outbox.push(log(1, 1), &frame(r#"{"n":1}"#), &[], &WIDE);
+    outbox.push(Class::Critical, &frame(r#"{"ok":1}"#), &[], &WIDE);
+    outbox.push(Class::Normal, &frame(r#"{"n":2}"#), &[], &WIDE);
+    outbox.push(Class::Low { key: 1 }, &frame(r#"{"l":1}"#), &[], &WIDE);
+    outbox.push(Class::Low { key: 2 }, &frame(r#"{"l":2}"#), &[], &WIDE);
+    outbox.push(Class::Low { key: 1 }, &frame(r#"{"l":3}"#), &[], &WIDE);
+    let done = outbox.compose();
+    assert_eq!((done.arrays, done.events, done.bytes_before, done.bytes_after), (2, 4, 4 * 9, 2 * 19));
+    assert_eq!(outbox.compose(), arrays::Composed::default(), "what was composed is left alone");
+    outbox.push(log(2, 2), &frame(r#"{"n":4}"#), &[], &WIDE);
+    let alone = outbox.compose();
+    assert_eq!((alone.arrays, alone.bytes_before), (0, alone.bytes_after));
+    let expected = [r#"{"ok":1}"#, r#"[{"n":1},{"n":2}]"#, r#"{"n":4}"#, r#"[{"l":3},{"l":2}]"#];
+    assert_eq!(drain(&mut outbox, 4), expected);
+    assert!(outbox.is_empty());
+}
+
+/// Frames of any length in one piece, as a run of a committed batch is.
+fn run(texts: &[String]) -> Frames {
+    let mut out = Vec::new();
+    texts.iter().for_each(|text| {
+        frame_text(&mut out, |out| out.extend_from_slice(text.as_bytes()));
+    });
+    Frames::Owned(out.into())
+}
+
+#[test]
+fn arrays_are_bounded_and_remember_what_a_drop_would_lose() {
+    let mut outbox = Outbox::default();
+    let small: Vec<String> = (0..150).map(|n| format!("{{\"n\":{n}}}")).collect();
+    outbox.push(log(1, 150), &run(&small), &[], &WIDE);
+    let large: Vec<String> = (0..3).map(|_| format!("{{\"x\":\"{}\"}}", "y".repeat(30_000))).collect();
+    outbox.push(Class::Log { room: RoomKey(2), first: 7, last: 9 }, &run(&large), &[], &WIDE);
+    let before = outbox.bytes();
+    let done = outbox.compose();
+    assert_eq!(done.bytes_before as usize, before);
+    assert_eq!(done.bytes_after as usize, outbox.bytes());
+    // 64, 64, the last 22 with two large ones (which fit), one large one by itself.
+    let first_seqs: Vec<Origin> = outbox.normal.iter().map(|waiting| waiting.origin.clone()).collect();
+    let both = Origin::Logs([(RoomKey(1), 128), (RoomKey(2), 6)].into());
+    let one = |seq| Origin::Log(RoomKey(1), seq);
+    assert_eq!(first_seqs, [one(0), one(64), both, Origin::Log(RoomKey(2), 8)]);
+    assert!(outbox.normal.iter().all(|waiting| waiting.piece.as_slice().len() <= arrays::ARRAY_BYTES_MAX + 10));
+    outbox.advance(outbox.normal[0].piece.as_slice().len() + 1);
+    assert_eq!(outbox.shed_normal(), 2, "the second array is half sent");
+    let mut gaps = outbox.gaps.clone();
+    gaps.sort_unstable();
+    assert_eq!(gaps, [(RoomKey(1), 128), (RoomKey(2), 6)]);
+}
