@@ -231,6 +231,12 @@ section! {
         resume_events_max: u32 = "500" in 1 to 10000, "resume-events-max" "ANTIPHON_RESUME_EVENTS_MAX" [hide_short_help = true];
         /// Most bytes a resume replays; past it recovered:false
         resume_bytes_max: u32 = "1048576" in 16384 to 67108864, "resume-bytes-max" "ANTIPHON_RESUME_BYTES_MAX" [hide_short_help = true];
+        /// Items that may wait in a user's inbox
+        inbox_items_max: u32 = "1000" in 1 to 10000, "inbox-items-max" "ANTIPHON_INBOX_ITEMS_MAX" [hide_short_help = true];
+        /// Bytes of names and data that may wait in a user's inbox
+        inbox_bytes_max: u32 = "1048576" in 4160 to 16777216, "inbox-bytes-max" "ANTIPHON_INBOX_BYTES_MAX" [hide_short_help = true];
+        /// Life of an inbox item that names none, milliseconds
+        inbox_ttl_ms: u32 = "604800000" in 1000 to 2592000000, "inbox-ttl-ms" "ANTIPHON_INBOX_TTL_MS" [hide_short_help = true];
         /// Between pings, milliseconds; two intervals without a byte close (4104)
         heartbeat_ms: u32 = "25000" in 1000 to 600000, "heartbeat-ms" "ANTIPHON_HEARTBEAT_MS" [hide_short_help = true];
         /// Appends of a shard that the store may owe an answer; past it busy
@@ -245,6 +251,16 @@ section! {
         idle_unload_ms: u32 = "60000" in 0 to 86400000, "idle-unload-ms" "ANTIPHON_IDLE_UNLOAD_MS" [hide_short_help = true];
         /// read:advanced waits for a later one, milliseconds
         read_coalesce_ms: u32 = "200" in 0 to 60000, "read-coalesce-ms" "ANTIPHON_READ_COALESCE_MS" [hide_short_help = true];
+        /// Without activity for so long a device counts as away, milliseconds
+        idle_after_ms: u32 = "300000" in 1000 to 86400000, "idle-after-ms" "ANTIPHON_IDLE_AFTER_MS" [hide_short_help = true];
+        /// A device that lost its connection still counts as present for so long, milliseconds
+        grace_ms: u32 = "10000" in 0 to 600000, "grace-ms" "ANTIPHON_GRACE_MS" [hide_short_help = true];
+        /// Changes of presence are gathered for so long, milliseconds
+        presence_tick_ms: u32 = "100" in 10 to 60000, "presence-tick-ms" "ANTIPHON_PRESENCE_TICK_MS" [hide_short_help = true];
+        /// Shards compare their views of presence at this interval, milliseconds
+        presence_refresh_ms: u32 = "5000" in 500 to 600000, "presence-refresh-ms" "ANTIPHON_PRESENCE_REFRESH_MS" [hide_short_help = true];
+        /// Members of a room above which watchers of its presence get counts only
+        presence_room_max: u32 = "1000" in 0 to 10000, "presence-room-max" "ANTIPHON_PRESENCE_ROOM_MAX" [hide_short_help = true];
         /// Waiting bytes of a connection past which low events are merged and dropped
         outbox_low_bytes_max: u32 = "262144" in 4096 to 1073741824, "outbox-low-bytes-max" "ANTIPHON_OUTBOX_LOW_BYTES_MAX" [hide_short_help = true];
         /// Waiting bytes of a connection past which messages are dropped for a gap event

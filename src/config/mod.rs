@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::engine::inbox::Bounds;
 use crate::engine::limits::{Limits, Rate};
 use crate::exit::StartError;
 use crate::protocol::upgrade::Origins;
@@ -248,6 +249,11 @@ fn limits(settings: &Settings) -> Limits {
         recent_ttl_ms: l.recent_ttl_ms,
         idle_unload_ms: l.idle_unload_ms,
         read_coalesce_ms: l.read_coalesce_ms,
+        idle_after_ms: l.idle_after_ms,
+        grace_ms: l.grace_ms,
+        presence_tick_ms: l.presence_tick_ms,
+        presence_refresh_ms: l.presence_refresh_ms,
+        presence_room_max: l.presence_room_max,
         outbox_low_bytes_max: l.outbox_low_bytes_max,
         outbox_normal_bytes_max: l.outbox_normal_bytes_max,
         outbox_bytes_max: l.outbox_bytes_max,
@@ -258,6 +264,7 @@ fn limits(settings: &Settings) -> Limits {
         handshake_bytes_max: l.handshake_bytes_max,
         handshake_headers_max: l.handshake_headers_max,
         backlog_bytes_max: l.backlog_bytes_max,
+        inbox: Bounds { items_max: l.inbox_items_max, bytes_max: l.inbox_bytes_max, ttl_ms: l.inbox_ttl_ms },
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::ports::{AdminResult, Answer, Ready};
 use super::*;
-use crate::engine::event::{AdminAct, AdminAnswer, Committed, Revocation, ShardId};
+use crate::engine::event::{AdminAct, AdminAnswer, Committed, PresenceCount, Revocation, ShardId};
 use crate::engine::shard_of;
 use crate::engine::stats::{Stats, StoreStats};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -68,6 +68,9 @@ impl Cluster for Fake {
             }
             AdminAct::Disconnect { .. } => Ok(AdminAnswer::Disconnected(3)),
             AdminAct::Revoke(_) => Ok(AdminAnswer::Revoked),
+            AdminAct::Presence => Ok(AdminAnswer::Presence(PresenceCount { online: 2, ..PresenceCount::default() })),
+            AdminAct::Notify(item) if item.user.as_str() == "full" => Err(Refusal::new(ErrorCode::InboxFull, "full")),
+            AdminAct::Notify(_) => Ok(AdminAnswer::Notified(9)),
         };
         let _ = answer.send(result);
         later

@@ -3,8 +3,11 @@
 //! `Limits` is plain data: `config.rs` fills it, engines and gateways obey it. Relations between
 //! bounds that must hold for the whole to work are checked by [`Limits::check`] at start.
 
+use super::inbox::Bounds;
 use crate::protocol::ids::UnixMillis;
-pub use crate::protocol::parse::{BODY_BYTES_MAX, DATA_BYTES_MAX, JSON_DEPTH_MAX, META_BYTES_MAX};
+pub use crate::protocol::parse::{
+    BODY_BYTES_MAX, DATA_BYTES_MAX, ITEM_TTL_MS_MAX, JSON_DEPTH_MAX, META_BYTES_MAX, NAME_BYTES_MAX,
+};
 
 /// Bounds and times of one process. Per connection, per user or per shard, as each says.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +52,16 @@ pub struct Limits {
     pub idle_unload_ms: u32,
     /// `read:advanced` waits so long for a later one of the same user and room, ms.
     pub read_coalesce_ms: u32,
+    /// Without activity for so long a device is away, ms.
+    pub idle_after_ms: u32,
+    /// A device that is gone still counts as present for so long, ms.
+    pub grace_ms: u32,
+    /// Changes of presence are gathered for so long, ms.
+    pub presence_tick_ms: u32,
+    /// Interval at which shards compare their views of presence, ms.
+    pub presence_refresh_ms: u32,
+    /// Members of a room above which its watchers get counts only.
+    pub presence_room_max: u32,
     /// Outbox bytes past which low events are conflated and dropped.
     pub outbox_low_bytes_max: u32,
     /// Outbox bytes past which messages are dropped for a `gap`.
@@ -70,6 +83,8 @@ pub struct Limits {
     pub handshake_headers_max: u32,
     /// Unparsed bytes kept for a parked connection; past it the socket is not read.
     pub backlog_bytes_max: u32,
+    /// What may wait in a user's inbox.
+    pub inbox: Bounds,
 }
 
 /// A token bucket's shape.
@@ -108,6 +123,11 @@ impl Default for Limits {
             recent_ttl_ms: 120_000,
             idle_unload_ms: 60_000,
             read_coalesce_ms: 200,
+            idle_after_ms: 300_000,
+            grace_ms: 10_000,
+            presence_tick_ms: 100,
+            presence_refresh_ms: 5_000,
+            presence_room_max: 1_000,
             outbox_low_bytes_max: 256 * 1024,
             outbox_normal_bytes_max: 2 * 1024 * 1024,
             outbox_bytes_max: 4 * 1024 * 1024,
@@ -118,6 +138,7 @@ impl Default for Limits {
             handshake_bytes_max: 16 * 1024,
             handshake_headers_max: 64,
             backlog_bytes_max: 64 * 1024,
+            inbox: Bounds::default(),
         }
     }
 }
@@ -131,7 +152,7 @@ impl Limits {
     /// # Errors
     /// One sentence that names the knobs in conflict.
     pub fn check(&self) -> Result<(), String> {
-        let rules: [(bool, &str); 9] = [
+        let rules: [(bool, &str); 10] = [
             (self.message_bytes_max >= Self::MESSAGE_BYTES_FLOOR, "message_bytes_max must be at least 12288"),
             (self.message_bytes_max <= 1024 * 1024, "message_bytes_max must be at most 1048576"),
             (
@@ -156,6 +177,10 @@ impl Limits {
             (
                 [self.connection_rate, self.user_rate].iter().all(|r| r.per_second >= 1 && r.burst >= 1),
                 "rates and bursts must be at least 1",
+            ),
+            (
+                self.inbox.bytes_max as usize >= DATA_BYTES_MAX + NAME_BYTES_MAX,
+                "inbox_bytes_max must hold one item (4160 bytes)",
             ),
         ];
         match rules.iter().find(|(holds, _)| !holds) {

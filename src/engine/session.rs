@@ -12,6 +12,7 @@
 use super::auth::Rights;
 use super::event::{Claims, ConnKey, Opening};
 use super::limits::Bucket;
+use super::presence::DevicePresence;
 use super::rooms::RoomIdx;
 use super::users::UserIdx;
 use crate::protocol::error::Refusal;
@@ -85,6 +86,8 @@ pub struct Session {
     /// Set when the next frame comes again, after a load that succeeded or was refused. It was
     /// counted the first time.
     pub replay: Option<Result<(), Box<Refusal>>>,
+    /// What it counts for in its user's presence.
+    pub presence: DevicePresence,
 }
 
 impl Session {
@@ -108,6 +111,7 @@ impl Session {
             bucket: Bucket::default(),
             errors: 0,
             replay: None,
+            presence: DevicePresence::new(now),
         }
     }
 

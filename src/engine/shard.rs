@@ -14,8 +14,10 @@ use super::auth::Revoked;
 use super::cx::Cx;
 use super::event::{AdminAnswer, ConnKey, Genesis, Input, Output, Outputs, Token};
 use super::handle::Waiting;
+use super::handle::presence_gather::Gathers;
 use super::limits::Limits;
 use super::pending::Pending;
+use super::presence::Presence;
 use super::rng::Rng;
 use super::rooms::Rooms;
 use super::session::Sessions;
@@ -43,6 +45,9 @@ pub struct Shard {
     pub(super) reads_due: HashMap<(RoomKey, UserId, Option<DeviceId>), Seq, ahash::RandomState>,
     /// Where the `meta` of the entries at hand lie; kept for its memory.
     pub(super) filter_metas: Vec<Option<std::ops::Range<usize>>>,
+    pub(super) presence: Presence,
+    /// Questions of presence that other shards have a part of.
+    pub(super) gathers: Gathers,
     /// `Some` once the drain has begun: the upper bound of retry times, ms.
     pub(super) draining: Option<u32>,
 }
@@ -80,6 +85,8 @@ impl Shard {
             loading: HashMap::default(),
             reads_due: HashMap::default(),
             filter_metas: Vec::new(),
+            presence: Presence::new(genesis.shards),
+            gathers: Gathers::default(),
             draining: None,
         }
     }
@@ -112,6 +119,13 @@ impl Shard {
         }
     }
 
+    /// The client of this connection has said goodbye: when it ends, it ends cleanly.
+    pub fn note_goodbye(&mut self, conn: ConnKey) {
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.presence.said_goodbye = true;
+        }
+    }
+
     /// Moves what is to be done into `outputs`, which must be clear, in order.
     pub fn drain_outputs(&mut self, outputs: &mut Outputs) {
         debug_assert!(outputs.list.is_empty() && outputs.targets.is_empty() && outputs.bytes.is_empty());
@@ -131,6 +145,8 @@ impl Shard {
         stats.rooms_loaded = self.rooms.count() as u64;
         stats.appends_pending = u64::from(self.cx.appends);
         stats.reads_pending = u64::from(self.cx.reads);
+        stats.presence_watches = self.presence.watching.watches() as u64;
+        stats.presence_cards = self.presence.watching.cards() as u64;
         stats.recent_bytes = self.recent.bytes() as u64;
         stats
     }

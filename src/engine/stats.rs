@@ -81,6 +81,10 @@ readings!(
         Gauge appends_pending;
         /// Reads that the store has not answered.
         Gauge reads_pending;
+        /// Users and rooms whose presence connections watch.
+        Gauge presence_watches;
+        /// Users whose presence is kept here for local watchers.
+        Gauge presence_cards;
 
         /// Connections that were accepted.
         Counter accepted;
@@ -156,6 +160,20 @@ readings!(
         Counter ephemeral_in;
         /// Ephemeral events times connections they went to.
         Counter ephemeral_out;
+        /// Changes of what others see of a user of this shard.
+        Counter presence_changes;
+        /// Changes of presence times shards that were told.
+        Counter presence_told;
+        /// Changes of presence times connections that were told.
+        Counter presence_events;
+        /// Views of another shard's users that had to be sent anew since something was lost.
+        Counter presence_refreshes;
+        /// Questions of presence that were answered without some shard's part.
+        Counter presence_partial;
+        /// Activities that were passed on to a room.
+        Counter activities_passed;
+        /// Activities that came too soon after another of the same user and room, and went nowhere.
+        Counter activities_held;
 
         /// Low-lane frames that a later one with the same key replaced (ladder step 1).
         Counter slow_conflated;
@@ -187,6 +205,19 @@ readings!(
         Counter resume_events_memory;
         /// Entries that resumes replayed from the store.
         Counter resume_events_store;
+
+        /// Inbox items times connections they were sent to.
+        Counter inbox_sent;
+        /// Inbox items that were sent again because no device acknowledged them in time.
+        Counter inbox_retries;
+        /// Inbox items that were acknowledged, read, or heard by listening to their room.
+        Counter inbox_acked;
+        /// Those among them that were never sent, because a device listened to their room.
+        Counter inbox_heard;
+        /// Inbox items whose time was over before they were acknowledged, seen by a shard.
+        Counter inbox_expired;
+        /// Inbox items that became dead letters after the last attempt.
+        Counter inbox_dead;
 
         /// Commands that were refused for their rate.
         Counter rate_limited;
@@ -372,8 +403,16 @@ command_table! {
     MessageDelete: Command::MessageDelete { .. } => "message:delete",
     Reaction: Command::Reaction { .. } => "reaction",
     EventSend: Command::EventSend { .. } => "event:send",
+    Notify: Command::Notify(_) => "notify",
+    InboxAck: Command::InboxAck { .. } => "inbox:ack",
+    InboxList: Command::InboxList { .. } => "inbox:list",
     SyncCheck: Command::SyncCheck { .. } => "sync:check",
     Stats: Command::Stats => "stats",
+    PresenceSet: Command::PresenceSet { .. } => "presence:set",
+    PresenceSubscribe: Command::PresenceSubscribe(_) => "presence:subscribe",
+    PresenceUnsubscribe: Command::PresenceUnsubscribe(_) => "presence:unsubscribe",
+    PresenceGet: Command::PresenceGet { .. } => "presence:get",
+    Activity: Command::Activity { .. } => "activity",
 }
 
 /// How many commands of each type were handled. Invite, kick, ban and role are `room:manage`,
@@ -446,6 +485,12 @@ readings!(
         Counter inbox_full;
         /// client_ids that were forgotten early because too many were remembered.
         Counter dedupe_evicted;
+        /// Inbox items that were refused or left out because the inbox was full.
+        Counter items_refused;
+        /// Inbox items that were thrown out of a full inbox.
+        Counter items_evicted;
+        /// Inbox items that were deleted because their time was over.
+        Counter items_expired;
         /// Questions that were answered.
         Counter reads;
         /// Questions that were answered with an error.

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::event::ConnKey;
+use super::users::UserIdx;
 use crate::protocol::ids::UnixMillis;
 
 /// What is due.
@@ -16,8 +17,20 @@ pub enum Timer {
     Session(ConnKey),
     /// Waiting `read:advanced` events go out.
     FlushReads,
+    /// Inbox items of a user are to be sent again, or have expired.
+    Inbox(UserIdx),
     /// Rooms and users without connections are unloaded, old batches dropped.
     Sweep,
+    /// A gone device of this user counts no longer.
+    Grace(UserIdx),
+    /// Changes of presence go out.
+    PresenceTick,
+    /// Counts of large rooms go out.
+    PresenceCounts,
+    /// Views of presence are compared.
+    PresenceProbe,
+    /// A question of presence is answered with what is there.
+    Gather(u64),
 }
 
 /// Deadlines of things of one kind.

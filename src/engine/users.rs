@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 
 use super::event::{AdminRequest, ConnKey};
+use super::inbox::Inbox;
 use super::limits::Bucket;
+use super::presence::UserPresence;
 use crate::protocol::ids::{Position, Role, RoomKey, Seq, UnixMillis, UserId};
 
 /// Index of a loaded user within the shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserIdx(pub u32);
 
 /// A user's standing in one room.
@@ -42,6 +44,10 @@ pub struct User {
     pub bucket: Bucket,
     /// Since when they have no connection.
     pub idle_since: UnixMillis,
+    /// What others see of them.
+    pub presence: UserPresence,
+    /// What waits for them; none: nothing.
+    pub inbox: Option<Box<Inbox>>,
 }
 
 impl User {
@@ -89,7 +95,7 @@ impl User {
 
     /// True when nothing needs them loaded.
     pub fn is_idle(&self) -> bool {
-        self.conns.is_empty()
+        self.conns.is_empty() && self.presence.is_gone()
     }
 }
 
@@ -122,6 +128,21 @@ impl Users {
         self.slots[idx.0 as usize].as_deref_mut().expect("a session or waiter keeps its user loaded")
     }
 
+    /// The user at that place, if there is one: perhaps not the one that was meant.
+    pub fn at(&self, idx: UserIdx) -> Option<&User> {
+        self.slots.get(idx.0 as usize)?.as_deref()
+    }
+
+    /// Every user.
+    pub fn iter(&self) -> impl Iterator<Item = &User> {
+        self.slots.iter().filter_map(|user| user.as_deref())
+    }
+
+    /// The user of that index, if there is one still.
+    pub fn find_idx_mut(&mut self, idx: UserIdx) -> Option<&mut User> {
+        self.slots.get_mut(idx.0 as usize)?.as_deref_mut()
+    }
+
     /// Adds a user that is yet to be read.
     pub fn add(&mut self, name: UserId) -> UserIdx {
         let user = User {
@@ -132,6 +153,8 @@ impl Users {
             early_reads: Vec::new(),
             bucket: Bucket::default(),
             idle_since: 0,
+            presence: UserPresence::default(),
+            inbox: None,
         };
         let idx = match self.free.pop() {
             Some(idx) => {

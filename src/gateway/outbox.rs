@@ -141,6 +141,8 @@ pub struct Outbox {
     bytes: usize,
     /// Rooms whose entries were dropped, with the last seq that was not.
     gaps: Vec<(RoomKey, Seq)>,
+    /// Low frames were dropped: what they said is to be said anew.
+    low_lost: bool,
 }
 
 /// How far back a waiting low frame of the same key is looked for.
@@ -154,7 +156,7 @@ impl Outbox {
 
     /// True when nothing waits and nothing was dropped that is yet to be told.
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0 && self.gaps.is_empty()
+        self.bytes == 0 && self.gaps.is_empty() && !self.low_lost
     }
 
     /// Which step of the ladder it stands on: 0 to 3.
@@ -284,6 +286,7 @@ impl Outbox {
             return Pushed::Conflated;
         }
         if self.bytes + bytes.len() > ladder.low_bytes_max {
+            self.low_lost = true;
             return Pushed::DroppedLow;
         }
         self.bytes += bytes.len();
@@ -374,10 +377,15 @@ impl Outbox {
         left - rest
     }
 
-    /// The gaps to be told now: all of them, once so little waits that messages fit again.
+    /// The gaps to be told now: all of them, once so little waits that messages fit again. Empty when
+    /// only low frames were lost.
     pub fn take_gaps(&mut self, ladder: &Ladder) -> Option<Vec<(RoomKey, Seq)>> {
-        let is_time = !self.gaps.is_empty() && self.bytes <= ladder.low_bytes_max / 2;
-        is_time.then(|| std::mem::take(&mut self.gaps))
+        let is_lossy = !self.gaps.is_empty() || self.low_lost;
+        let is_time = is_lossy && self.bytes <= ladder.low_bytes_max / 2;
+        is_time.then(|| {
+            self.low_lost = false;
+            std::mem::take(&mut self.gaps)
+        })
     }
 
     /// Drops everything but the rest of a frame that was cut in the middle, for a last close frame
@@ -413,6 +421,7 @@ impl Outbox {
         self.low.shrink_to(16);
         self.gaps = Vec::new();
         (self.normal_composed, self.low_composed) = (0, 0);
+        self.low_lost = false;
         self.last.clear();
         (self.critical_sent, self.normal_sent, self.low_sent, self.last_sent, self.bytes) = (0, 0, 0, 0, 0);
     }

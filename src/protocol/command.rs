@@ -35,6 +35,21 @@ pub struct Cursor<'a> {
     pub seq: Seq,
 }
 
+/// `notify`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Notify<'a> {
+    /// Whose inbox; a valid user id.
+    pub user: &'a str,
+    /// 1–64 bytes.
+    pub name: &'a str,
+    /// JSON text, at most 4 KiB, written anew from what was parsed.
+    pub data: String,
+    /// Order of delivery.
+    pub priority: Priority,
+    /// 1 ms–30 days; none: the server's default.
+    pub ttl_ms: Option<u64>,
+}
+
 /// Every command of protocol version 1 that is built.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command<'a> {
@@ -178,6 +193,20 @@ pub enum Command<'a> {
         /// Lane.
         priority: Priority,
     },
+    /// `notify`: an item for a user's inbox.
+    Notify(Box<Notify<'a>>),
+    /// `inbox:ack`: these need not be sent any more.
+    InboxAck {
+        /// 1–1,000 numbers of items.
+        items: Vec<u64>,
+    },
+    /// `inbox:list`
+    InboxList {
+        /// Continue after this item; 0: from the first.
+        after: u64,
+        /// 1–100, default 50.
+        limit: u32,
+    },
     /// `sync:check`
     SyncCheck {
         /// Rooms and the seq the client has of each; at most 256.
@@ -185,6 +214,98 @@ pub enum Command<'a> {
     },
     /// `stats`
     Stats,
+    /// `presence:set`: of this device.
+    PresenceSet {
+        /// `offline` hides every device of the user.
+        status: Status,
+        /// At most 128 characters; empty clears it.
+        custom: Option<&'a str>,
+    },
+    /// `presence:subscribe`
+    PresenceSubscribe(PresenceOf<'a>),
+    /// `presence:unsubscribe`
+    PresenceUnsubscribe(PresenceOf<'a>),
+    /// `presence:get`
+    PresenceGet {
+        /// Valid user ids, 1 to 1,000.
+        users: Vec<&'a str>,
+    },
+    /// `activity`
+    Activity {
+        /// Where; none: only the device's own activity is noted.
+        room: Option<&'a str>,
+        /// What.
+        kind: Activity,
+    },
+}
+
+/// Whose presence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PresenceOf<'a> {
+    /// Of these; valid user ids, 1 to 1,000.
+    Users(Vec<&'a str>),
+    /// Of the members of a room.
+    Room(&'a str),
+}
+
+/// How present a device or a user is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// Here.
+    Online,
+    /// Connected, and not at hand.
+    Away,
+    /// Here, and not to be disturbed.
+    Busy,
+    /// Not connected, or hidden.
+    Offline,
+}
+
+impl Status {
+    /// The status of that name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Online, Self::Away, Self::Busy, Self::Offline].into_iter().find(|status| status.as_str() == text)
+    }
+
+    /// Its name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Away => "away",
+            Self::Busy => "busy",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// What a device is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activity {
+    /// In use.
+    Active,
+    /// Not in use.
+    Idle,
+    /// Reading.
+    Reading,
+    /// Typing; holds for ten seconds.
+    Typing,
+}
+
+impl Activity {
+    /// The activity of that name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Active, Self::Idle, Self::Reading, Self::Typing].into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// Its name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Idle => "idle",
+            Self::Reading => "reading",
+            Self::Typing => "typing",
+        }
+    }
 }
 
 /// What is done to another user's membership.

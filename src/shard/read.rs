@@ -114,6 +114,7 @@ impl Driver {
                 }
                 Ok(Some(Incoming::Pong)) => self.engine.stats_mut().frames_in += 1,
                 Ok(Some(Incoming::Close { .. })) => {
+                    self.engine.note_goodbye(key);
                     self.handle(Input::Closed(key));
                     self.begin_closing(key);
                 }

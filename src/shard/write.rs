@@ -72,6 +72,13 @@ impl Driver {
                     }
                 }
             }
+            Output::MeshTo(to, message) => {
+                let stats = self.engine.stats_mut();
+                match self.peers.get(usize::from(to.0)).map(|peer| peer.post(Letter::Mesh(message))) {
+                    Some(Ok(())) => stats.mesh_sent += 1,
+                    _ => stats.mesh_dropped += 1,
+                }
+            }
             Output::AdminReply(token, result) => {
                 if let Some(answer) = self.admin_waiting.remove(&token) {
                     answer(result);

@@ -17,7 +17,9 @@ use antiphon::engine::event::{
     AdminAct, AdminAnswer, AdminRequest, Append, Claims, Class, CommittedBatch, ConnKey, Entry, Frames, Input,
     MeshMessage, Opening, Output, Outputs, Query, ReadReply, ReadRequest, StoreEvent, Token,
 };
+use antiphon::engine::inbox::Bounds;
 use antiphon::engine::limits::Limits;
+use antiphon::engine::presence::mail::{Interest, Mail};
 use antiphon::engine::sequencer::SequencerConfig;
 use antiphon::engine::shard::Shard;
 use antiphon::protocol::error::{ErrorCode, Refusal};
@@ -56,6 +58,11 @@ impl Given {
         Self(self.0.into_iter().filter(|line| who.iter().any(|who| line.starts_with(&format!("{who} ")))).collect())
     }
 
+    /// The lines with `part` in them.
+    pub fn lines(self, part: &str) -> Vec<String> {
+        self.0.into_iter().filter(|line| line.contains(part)).collect()
+    }
+
     pub fn has(&self, part: &str) -> bool {
         self.0.iter().any(|line| line.contains(part))
     }
@@ -91,8 +98,20 @@ impl Table {
         Self::of_shards(limits, 1)
     }
 
+    /// With other bounds of inboxes.
+    pub fn with_inbox(inbox: Bounds) -> Self {
+        Self::laid(
+            Limits { inbox, ..Limits::default() },
+            SequencerConfig { seed: 1, inbox, ..SequencerConfig::default() },
+        )
+    }
+
     pub fn of_shards(limits: Limits, shards: u16) -> Self {
-        let log = TestLog::new(SequencerConfig { shards, seed: 1, ..SequencerConfig::default() });
+        Self::laid(limits, SequencerConfig { shards, seed: 1, ..SequencerConfig::default() })
+    }
+
+    fn laid(limits: Limits, config: SequencerConfig) -> Self {
+        let log = TestLog::new(config);
         let engine = Shard::new(log.genesis(0, 1), Arc::new(limits), DAWN);
         Self {
             engine,
@@ -174,6 +193,14 @@ impl Table {
     pub fn comes_again(&mut self, conn: &str) -> Given {
         let json = self.again.remove(conn).expect("a frame was parked");
         self.says(conn, &json)
+    }
+
+    pub fn hears_from_mesh(&mut self, message: MeshMessage) -> Given {
+        self.give(Input::Mesh(message))
+    }
+
+    pub fn key(&self, conn: &str) -> ConnKey {
+        self.conns[conn]
     }
 
     pub fn closes(&mut self, conn: &str) -> Given {
@@ -350,8 +377,18 @@ impl Table {
                 line
             }
             Output::Mesh(message) => {
-                let MeshMessage::Ephemeral { room, frame, priority } = &message;
-                let line = format!("mesh {} {} {}", room.0, priority.as_str(), texts(frame).join(" "));
+                let line = match &message {
+                    MeshMessage::Ephemeral { room, frame, priority } => {
+                        format!("mesh {} {} {}", room.0, priority.as_str(), texts(frame).join(" "))
+                    }
+                    MeshMessage::Presence { mail, .. } => format!("mesh {}", mail_text(mail)),
+                };
+                self.mesh.push(message);
+                line
+            }
+            Output::MeshTo(to, message) => {
+                let MeshMessage::Presence { mail, .. } = &message else { panic!("only presence is for one shard") };
+                let line = format!("mesh to {} {}", to.0, mail_text(mail));
                 self.mesh.push(message);
                 line
             }
@@ -409,6 +446,26 @@ fn plain(text: String, key: &str) -> String {
     out
 }
 
+fn mail_text(mail: &Mail) -> String {
+    let named = |interest: &Interest| format!("{:?} {:?}", interest.users, interest.rooms);
+    match mail {
+        Mail::Watch { interest, is_all, .. } => {
+            format!("watch{} {}", if *is_all { " only" } else { "" }, named(interest))
+        }
+        Mail::Unwatch(interest) => format!("unwatch {}", named(interest)),
+        Mail::Cards { entries, counts, is_all, .. } => {
+            let cards = entries.iter().map(|e| format!("{} {} {:?}", e.card.user, e.card.status.as_str(), e.rooms));
+            let cards: Vec<String> = cards.collect();
+            format!("cards{} {} {counts:?}", if *is_all { " all" } else { "" }, cards.join(", "))
+        }
+        Mail::Probe { .. } => "probe".to_owned(),
+        Mail::AskInterest => "ask interest".to_owned(),
+        Mail::Get { users, .. } => format!("get {users:?}"),
+        Mail::Got { people, .. } => format!("got {people:?}"),
+        Mail::Activity { room, frame, .. } => format!("activity {} {}", room.0, texts(frame).join(" ")),
+    }
+}
+
 fn entry_text(entry: &Entry) -> String {
     match entry {
         Entry::Message(message) => {
@@ -433,6 +490,13 @@ fn entry_text(entry: &Entry) -> String {
             format!("amend {} {} by {}{admin}: {:?}", amend.room.0, amend.target, amend.by, amend.act)
         }
         Entry::Revoke(revocation) => format!("revoke {revocation:?}"),
+        Entry::Notify { item, by_admin } => {
+            let by = if *by_admin { " (admin)" } else { "" };
+            format!("notify {} {} {} {}{by}", item.user, item.priority.as_str(), item.name, item.data)
+        }
+        Entry::InboxAck { user, items } => format!("inbox ack {user} {items:?}"),
+        Entry::InboxTried { user, items } => format!("inbox tried {user} {items:?}"),
+        Entry::InboxDead { user, items } => format!("inbox dead {user} {items:?}"),
     }
 }
 
@@ -454,6 +518,8 @@ fn admin_text(result: &Result<AdminAnswer, Refusal>) -> String {
         Ok(AdminAnswer::Published { room, committed }) => format!("published {room} {}", committed.seq),
         Ok(AdminAnswer::Disconnected(count)) => format!("disconnected {count}"),
         Ok(AdminAnswer::Revoked) => "revoked".to_owned(),
+        Ok(AdminAnswer::Presence(count)) => format!("{count:?}"),
+        Ok(AdminAnswer::Notified(item)) => format!("notified {item}"),
         Err(refusal) => format!("refused {}", refusal.code),
     }
 }

@@ -8,10 +8,12 @@ mod edits;
 mod events;
 mod filters;
 mod harness;
+mod inbox;
 mod loading;
 #[path = "../support/log.rs"]
 mod log;
 mod messages;
+mod presence;
 mod properties;
 mod resume;
 mod rooms;

@@ -152,6 +152,7 @@ fn an_invitation_makes_a_member_who_may_then_subscribe() {
     );
     table.commit().gives(
         r#"
+        b = {"type":"inbox:item","items":[{"item":1,"name":"invitation","data":{"room":"den","seq":2,"by":"alice"},"priority":"normal","ts":1000000,"expires_ts":605800000,"attempt":1,"from":"alice"}]}
         a ! {"type":"ok","id":2,"room":"den","seq":2}
         a unpark
         "#,
@@ -247,14 +248,14 @@ fn members_and_rooms_are_listed_in_pages() {
     );
     table.answer().gives(
         r#"
-        a ! {"type":"ok","id":1,"members":[{"user":"alice","role":"owner"}],"next":"alice"}
+        a ! {"type":"ok","id":1,"members":[{"user":"alice","role":"owner","status":"online"}],"next":"alice"}
         a unpark
         "#,
     );
     table.says("a", r#"{"type":"room:members","id":2,"room":"one","after":"alice"}"#).whatever();
     table.answer().gives(
         r#"
-        a ! {"type":"ok","id":2,"members":[{"user":"bob","role":"member"}]}
+        a ! {"type":"ok","id":2,"members":[{"user":"bob","role":"member","status":"online"}]}
         a unpark
         "#,
     );

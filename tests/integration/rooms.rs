@@ -346,7 +346,10 @@ fn commands_may_be_pipelined(shards: u16) {
         assert_eq!(reply(&mut alice, json!(number))["seq"], number + 2);
     }
     assert_eq!(reply(&mut alice, json!("history"))["type"], "ok");
-    assert_eq!(reply(&mut alice, json!("members"))["members"], json!([{"user": "alice", "role": "owner"}]));
+    assert_eq!(
+        reply(&mut alice, json!("members"))["members"],
+        json!([{"user": "alice", "role": "owner", "status": "online"}])
+    );
     assert_eq!(reply(&mut alice, json!("ping"))["type"], "ok");
     assert_eq!(reply(&mut alice, json!("leave"))["type"], "ok");
     // A public room takes messages from whoever may read it.

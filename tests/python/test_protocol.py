@@ -88,8 +88,8 @@ def test_rooms(server):
     assert bob.event("room:kicked")["user"] == "mallory"
 
     members = fields(ann.ask("room:members", room="club"), "type", "id", "members")
-    assert members["members"] == [{"user": "ann", "role": "owner"}, {"user": "bob", "role": "member"}] or \
-        {"user": "mallory", "role": "banned"} in members["members"]
+    here = [{"user": "ann", "role": "owner", "status": "online"}, {"user": "bob", "role": "member", "status": "online"}]
+    assert all(member in members["members"] for member in here)
     page = ann.ask("room:members", room="club", limit=1)
     assert page["members"][0]["user"] == "ann" and page["next"] == "ann"
     listed = [room for room in ann.ask("room:list", kind="private")["rooms"] if room["room"] == "club"]

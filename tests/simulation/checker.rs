@@ -268,7 +268,8 @@ impl Checker {
         let sees = entry.is_visible(user);
         let due = if sees { &entry.json } else { &entry.hidden };
         assert!(
-            json == &due[..] || (how == "history" && sees && self.is_as_it_stood(room, seq, due, json)),
+            json == &due[..]
+                || (how == "history" && entry.is_visible(user) && self.is_as_it_stood(room, seq, due, json)),
             "P2: {user} was shown another {room} {seq} ({how}):\n is {}\n due {}",
             text(json),
             text(due)
@@ -305,6 +306,15 @@ impl Checker {
     pub fn reads_of(&self, user: &UserId) -> BTreeMap<String, Seq> {
         let theirs = self.reads.iter().filter(|((reader, _), _)| reader == user);
         theirs.map(|((_, room), seq)| (room.clone(), *seq)).collect()
+    }
+
+    /// Who is a member now.
+    pub fn members(&self, room: &str) -> Vec<UserId> {
+        let roles = self.rooms.get(room).into_iter().flat_map(|room| &room.roles);
+        let is_in = |changes: &[(Position, Option<Role>)]| {
+            changes.last().and_then(|(_, role)| *role).is_some_and(|role| role.is_member())
+        };
+        roles.filter(|(_, changes)| is_in(changes)).map(|(user, _)| user.clone()).collect()
     }
 
     /// True when the user's membership began once and never changed.

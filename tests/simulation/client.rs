@@ -9,6 +9,7 @@ use antiphon::protocol::ids::{Seq, UserId};
 use crate::checker::{Checker, Reader};
 use crate::log::EPOCH;
 use crate::plan::{Dice, Plan};
+use crate::presence::PresenceView;
 
 /// What a client has at hand while it acts.
 pub struct Scene<'a> {
@@ -58,6 +59,18 @@ pub enum Asked {
     Amend {
         room: String,
         target: Seq,
+    },
+    Choose {
+        status: &'static str,
+    },
+    WatchUsers {
+        users: Vec<String>,
+    },
+    UnwatchUsers {
+        users: Vec<String>,
+    },
+    WatchRoom {
+        room: String,
     },
     Other,
 }
@@ -125,6 +138,7 @@ pub struct Client {
     pub filter: Option<u64>,
     /// What was read, and acknowledged, before this connection.
     pub read_before: BTreeMap<String, Seq>,
+    pub presence: PresenceView,
 }
 
 impl Client {
@@ -148,6 +162,7 @@ impl Client {
             quiet_until: 0,
             filter: (number % 3 == 1).then_some(number as u64 % 2),
             read_before: BTreeMap::new(),
+            presence: PresenceView::default(),
         }
     }
 
@@ -173,6 +188,7 @@ impl Client {
             view.live = 0;
         }
         self.acked.clear();
+        self.presence = PresenceView::default();
         self.had_hello = false;
         (self.nameless, self.nameless_maybe, self.nameless_got) = (0, 0, 0);
     }
@@ -293,6 +309,10 @@ impl Client {
             frames.push(self.ask(Asked::Other, "\"type\":\"auth:refresh\",\"token\":\"TOKEN\""));
         }
         frames.extend(self.resume(scene.now));
+        let is_choosing = self.asked.values().any(|asked| matches!(asked, Asked::Choose { .. }));
+        if scene.heals && self.presence.chosen.is_none() && !is_choosing && scene.now >= self.quiet_until {
+            frames.push(self.choose(scene.dice));
+        }
         if scene.last_words {
             let listens = |view: &View| view.listening == Listening::On;
             let rooms: Vec<String> =
@@ -319,6 +339,9 @@ impl Client {
             return self.moderate(&room, &other, dice);
         }
         let named = |kind: &str| format!("\"type\":\"{kind}\",\"room\":\"{room}\"");
+        if dice.chance(150) {
+            return self.something_of_presence(&room, &other, dice);
+        }
         match dice.below(100) {
             0..10 => self.amend(&room, scene),
             10..47 => {
@@ -393,6 +416,30 @@ impl Client {
             6 => self.ask(Asked::Other, &of("message:delivered")),
             7 => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:remove"))),
             _ => self.ask(Asked::Other, &format!("{},\"emoji\":\"{emoji}\"", of("reaction:add"))),
+        }
+    }
+
+    fn choose(&mut self, dice: &mut Dice) -> String {
+        let status = dice.pick(&["online", "online", "away", "busy", "offline"]);
+        self.ask(Asked::Choose { status }, &format!("\"type\":\"presence:set\",\"status\":\"{status}\""))
+    }
+
+    fn something_of_presence(&mut self, room: &str, other: &str, dice: &mut Dice) -> String {
+        let of_users = |verb: &str| format!("\"type\":\"presence:{verb}\",\"users\":[\"{other}\",\"u0\"]");
+        let users = || vec![other.to_owned(), "u0".to_owned()];
+        match dice.below(8) {
+            0 | 1 => self.choose(dice),
+            2 | 3 => self.ask(Asked::WatchUsers { users: users() }, &of_users("subscribe")),
+            4 => self.ask(Asked::UnwatchUsers { users: users() }, &of_users("unsubscribe")),
+            5 => {
+                let fields = format!("\"type\":\"presence:subscribe\",\"room\":\"{room}\"");
+                self.ask(Asked::WatchRoom { room: room.to_owned() }, &fields)
+            }
+            6 => self.ask(Asked::Other, &of_users("get")),
+            _ => {
+                let fields = format!("\"type\":\"activity\",\"room\":\"{room}\",\"kind\":\"typing\"");
+                self.ask(Asked::Other, &fields)
+            }
         }
     }
 

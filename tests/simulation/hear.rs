@@ -39,7 +39,9 @@ impl Client {
             "ok" => self.hear_ok(&value, json, scene),
             "error" => self.hear_error(&value, scene),
             "gap" => self.hear_gap(&value, scene),
-            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" => {}
+            "presence:changed" => self.presence.hear_changed(&value),
+            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" | "inbox:item"
+            | "inbox:acked" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
@@ -148,6 +150,10 @@ impl Client {
                 let (seq, version) = (value["seq"].as_u64().unwrap(), value["version"].as_u64().unwrap());
                 scene.checker.check_amended(&self.user, &room, target, seq, version);
             }
+            Asked::Choose { status } => self.presence.chosen = Some(status),
+            Asked::WatchUsers { users } => self.presence.watch_users(users, value),
+            Asked::UnwatchUsers { users } => self.presence.unwatch_users(users, value),
+            Asked::WatchRoom { room } => self.presence.watch_room(&room, value),
             Asked::Probe { room } => {
                 let due = scene.checker.role(&room, &self.user);
                 let role = value["role"].as_str().and_then(Role::parse);

@@ -15,6 +15,7 @@ mod link;
 mod log;
 mod network;
 mod plan;
+mod presence;
 mod store;
 mod world;
 
@@ -65,6 +66,8 @@ struct Done {
     gaps: u64,
     hidden: u64,
     amended: u64,
+    /// Views of presence that were compared with the truth.
+    watches: u64,
 }
 
 fn run(seed: u64) -> Done {
@@ -77,6 +80,10 @@ fn run(seed: u64) -> Done {
     world.run(world.now + world.plan.pause_ms * 2);
     world.last_words = false;
     settle(&mut world);
+    let limits = &world.plan.limits;
+    let calm_ms = limits.grace_ms + limits.presence_tick_ms + 3 * limits.presence_refresh_ms + 3_000;
+    world.run(world.now + u64::from(calm_ms));
+    let watches = presence::check_converged(&world);
     check_quiet(&mut world);
     // Everybody comes anew and is told how they stand.
     world.is_final = true;
@@ -95,6 +102,7 @@ fn run(seed: u64) -> Done {
         gaps: world.checker.gaps,
         hidden: world.checker.hidden,
         amended: world.checker.amended,
+        watches,
     }
 }
 
@@ -156,7 +164,7 @@ fn check_given_back(world: &mut World) {
     }
     for shard in 0..world.shards.len() {
         // First the users go, and some time later the rooms that were kept for them.
-        for _ in 0..4 {
+        for _ in 0..8 {
             world.now += u64::from(world.plan.limits.idle_unload_ms) + 6_000;
             world.handle(shard, Input::Tick);
         }
@@ -200,14 +208,16 @@ fn seeds() {
         all.gaps += done.gaps;
         all.hidden += done.hidden;
         all.amended += done.amended;
+        all.watches += done.watches;
     }
-    let Done { acks, events, resumes, gaps, hidden, amended } = all;
+    let Done { acks, events, resumes, gaps, hidden, amended, watches } = all;
     println!(
-        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden by filters, {amended} edits"
+        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden, {amended} edits, {watches} watches"
     );
     if is_many {
         assert!(acks > 10_000 && events > 50_000 && resumes > 500 && gaps > 10, "too tame");
         assert!(hidden > 10_000 && amended > 500, "too tame");
+        assert!(watches > 500, "nobody watches");
     }
 }
 

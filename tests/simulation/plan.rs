@@ -158,6 +158,12 @@ impl Plan {
             recent_ttl_ms: dice.pick(&[100, 120_000]),
             idle_unload_ms: dice.pick(&[0, 500, 60_000]),
             read_coalesce_ms: dice.pick(&[0, 200]),
+            // Devices do not idle here, so that what they chose is what is shown.
+            idle_after_ms: 86_400_000,
+            grace_ms: dice.pick(&[0, 500, 3_000]),
+            presence_tick_ms: dice.pick(&[20, 100]),
+            presence_refresh_ms: dice.pick(&[1_000, 3_000]),
+            presence_room_max: dice.pick(&[2, 1_000]),
             outbox_low_bytes_max: 1_000,
             outbox_normal_bytes_max: dice.pick(&[2_000, 1 << 20]),
             outbox_bytes_max: 4 << 20,

@@ -316,6 +316,12 @@ impl World {
                     }
                 }
             }
+            Output::MeshTo(to, message) => {
+                if !self.dice.chance(self.plan.mesh_lost) {
+                    let ms = self.dice.below(20);
+                    self.after(ms, Event::Mesh(alive, usize::from(to.0), message));
+                }
+            }
             Output::AdminReply(token, _) => assert!(self.admin_asked.remove(&token), "an admin answer too many"),
             Output::StatsReply { conn, id, fields } => {
                 let mut frame = Vec::new();

@@ -11,6 +11,23 @@ use crate::protocol::encode::{field_integer, field_raw};
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{Role, RoomName, Seq};
 
+/// True when a person does this, not their program by itself: it ends idleness.
+fn is_use(command: &Command<'_>) -> bool {
+    match command {
+        Command::MessageSend(_)
+        | Command::MessageRead { .. }
+        | Command::MessageHistory { .. }
+        | Command::EventSend { .. }
+        | Command::RoomCreate { .. }
+        | Command::RoomJoin { .. }
+        | Command::RoomLeave { .. }
+        | Command::RoomManage { .. }
+        | Command::PresenceSet { .. } => true,
+        // `activity` says itself what it is.
+        _ => false,
+    }
+}
+
 impl Shard {
     pub(in crate::engine) fn on_frame(&mut self, conn: ConnKey, request: &Request<'_>) {
         let id = request.id.as_ref();
@@ -76,6 +93,9 @@ impl Shard {
 
     fn on_command(&mut self, conn: ConnKey, id: Option<&CommandId>, command: &Command<'_>) -> Result<(), Refusal> {
         self.cx.stats.commands.count(command);
+        if is_use(command) {
+            self.note_use(conn);
+        }
         match command {
             Command::Ping => {
                 let now = self.cx.now;
@@ -111,8 +131,16 @@ impl Shard {
             Command::EventSend { room, name, data, priority } => {
                 self.on_event_send(conn, id, room, name, data, *priority)
             }
+            Command::Notify(notify) => self.on_notify(conn, id, notify),
+            Command::InboxAck { items } => self.on_inbox_ack(conn, id, items),
+            Command::InboxList { after, limit } => self.on_inbox_list(conn, id, *after, *limit),
             Command::SyncCheck { rooms } => self.on_sync_check(conn, id, rooms),
             Command::Stats => self.on_stats(conn, id),
+            Command::PresenceSet { status, custom } => self.on_presence_set(conn, id, *status, *custom),
+            Command::PresenceSubscribe(of) => self.on_presence_subscribe(conn, id, of),
+            Command::PresenceUnsubscribe(of) => self.on_presence_unsubscribe(conn, id, of),
+            Command::PresenceGet { users } => self.on_presence_get(conn, id, users),
+            Command::Activity { room, kind } => self.on_activity(conn, id, *room, *kind),
         }
     }
 

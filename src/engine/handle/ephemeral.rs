@@ -9,6 +9,7 @@ use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Priority, RoomKey};
 use bytes::Bytes;
+use std::sync::Arc;
 
 impl Shard {
     pub(super) fn on_event_send(
@@ -48,6 +49,9 @@ impl Shard {
     pub(in crate::engine) fn on_mesh(&mut self, message: MeshMessage) {
         match message {
             MeshMessage::Ephemeral { room, frame, priority } => self.broadcast(room, frame, priority),
+            MeshMessage::Presence { from, mail } => {
+                self.on_presence_mail(from, Arc::unwrap_or_clone(mail));
+            }
         }
     }
 

@@ -3,14 +3,16 @@
 //! The connection is parked until the outcome is there, so that a client may send the next command
 //! at once and find it handled in the new standing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::auth::Want;
 use super::super::event::{ConnKey, Entry, Output, Query, RoomRow};
 use super::super::shard::Shard;
+use super::presence_gather::Sought;
 use super::subscribe::Answer;
 use super::{Call, OwnedCursor, Waiting};
-use crate::protocol::command::{CommandId, Cursor, Manage};
+use crate::protocol::command::{CommandId, Cursor, Manage, Status};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::filter::Filter;
@@ -156,13 +158,26 @@ impl Shard {
         Ok(())
     }
 
-    pub(super) fn on_members_page(&mut self, call: &Call, members: &[(UserId, Role)], more: bool) {
+    /// The page is there; how present its users are is asked of their shards.
+    pub(super) fn on_members_page(&mut self, call: Call, members: Vec<(UserId, Role)>, more: bool) {
+        let users: Vec<UserId> = members.iter().map(|(user, _)| user.clone()).collect();
+        self.gather_people(call, &users, Sought::Members { members, more, found: HashMap::default() });
+    }
+
+    pub(super) fn say_members(
+        &mut self,
+        call: &Call,
+        members: &[(UserId, Role)],
+        more: bool,
+        status: impl Fn(&UserId) -> Status,
+    ) {
         self.cx.ok(call.conn, call.id.as_ref(), |out| {
             field_raw(out, "members", b"[");
             for (at, (user, role)) in members.iter().enumerate() {
                 out.extend_from_slice(if at == 0 { b"{\"user\":" } else { b",{\"user\":" });
                 string(out, user.as_str());
                 field_string(out, "role", role.as_str());
+                field_string(out, "status", status(user).as_str());
                 out.push(b'}');
             }
             out.push(b']');

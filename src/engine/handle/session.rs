@@ -124,15 +124,18 @@ impl Shard {
             }
             out.push(b']');
             limits_object(out, &limits);
-            out.extend_from_slice(b",\"inbox\":0}");
+            field_integer(out, "inbox", super::inbox::waiting_count(user.inbox.as_deref()));
+            out.push(b'}');
         });
         self.cx.out.list.push(Output::Unpark(conn));
+        self.presence_came(conn);
         if self.cx.degraded {
             self.say_degraded(vec![conn], true);
         }
         if let Some(spread_ms) = self.draining {
             self.say_goaway(conn, spread_ms);
         }
+        self.greet_with_inbox(conn);
     }
 
     /// Ends a session: the server's doing when there is an ending, else the peer's.
@@ -147,10 +150,12 @@ impl Shard {
         if user.conns.is_empty() {
             user.idle_since = self.cx.now;
         }
+        let user_name = user.name.clone();
+        self.presence_went(&session, ending.as_ref().map(|(code, _)| *code));
         let note = Note::SessionClosed {
             conn,
             session: session.id,
-            user: user.name.clone(),
+            user: user_name,
             code: ending.as_ref().map(|(code, _)| *code),
         };
         self.cx.note(note);
@@ -165,12 +170,15 @@ impl Shard {
     }
 
     /// Sets the session's next deadline, unless the one that is set comes first.
-    fn arm(&mut self, conn: ConnKey) {
+    pub(super) fn arm(&mut self, conn: ConnKey) {
         let silence_ms = 2 * u64::from(self.cx.limits.heartbeat_ms);
         let Some(session) = self.sessions.get_mut(conn) else { return };
         // Whoever answers pings is heard again before the last of the three is ever due. Rounded up,
         // so that a thousand sessions share a wake-up instead of causing one each.
-        let due = session.ping_at.min(session.expires_at).min(session.heard_at + silence_ms);
+        let mut due = session.ping_at.min(session.expires_at).min(session.heard_at + silence_ms);
+        if !session.presence.is_idle {
+            due = due.min(session.presence.active_at + u64::from(self.cx.limits.idle_after_ms));
+        }
         let due = due.next_multiple_of(TIMER_STEP_MS);
         if session.timer_at <= self.cx.now || due < session.timer_at {
             session.timer_at = due;
@@ -183,6 +191,12 @@ impl Shard {
             match timer {
                 Timer::Session(conn) => self.on_session_timer(conn, due),
                 Timer::FlushReads => self.flush_reads(),
+                Timer::Grace(user) => self.on_grace_over(user),
+                Timer::PresenceTick => self.on_presence_tick(),
+                Timer::PresenceCounts => self.on_presence_counts(),
+                Timer::PresenceProbe => self.on_presence_probe(),
+                Timer::Gather(gather) => self.on_gather_late(gather),
+                Timer::Inbox(user) => self.on_inbox_timer(user, due),
                 Timer::Sweep => {
                     self.sweep();
                     self.timers.set(self.cx.now + SWEEP_MS, Timer::Sweep);
@@ -202,6 +216,13 @@ impl Shard {
             self.cx.stats.heartbeats_missed += 1;
             return self.end(conn, Some((CloseCode::NoHeartbeat, "nothing arrived for two heartbeats".into())));
         }
+        let idle_at = session.presence.active_at + u64::from(self.cx.limits.idle_after_ms);
+        if !session.presence.is_idle && idle_at <= now {
+            session.presence.is_idle = true;
+            let user = session.user;
+            self.mark_presence(user, false);
+        }
+        let Some(session) = self.sessions.get_mut(conn) else { return };
         if session.ping_at <= now {
             session.ping_at = now + heartbeat_ms;
             self.cx.stats.pings += 1;
@@ -269,6 +290,7 @@ impl Shard {
             may
         });
         self.cx.stats.subscriptions -= (before - session.subscriptions.len()) as u64;
+        self.end_uncovered_watches(conn);
     }
 
     /// Tokens were revoked: their sessions end.

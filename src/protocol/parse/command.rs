@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::super::command::{Command, HistoryFrom, Manage, MessageSend};
+use super::super::command::{Activity, Command, HistoryFrom, Manage, MessageSend, Notify, PresenceOf, Status};
 use super::super::error::{ErrorCode, Refusal};
 use super::super::filter::Filter;
 use super::super::ids::{Priority, Role, RoomKind, RoomName};
-use super::fields::{Length, required};
-use super::{BODY_BYTES_MAX, DATA_BYTES_MAX, META_BYTES_MAX, Object, TOKEN_BYTES_MAX, bad};
+use super::fields::{Length, SEQ_MAX, required};
+use super::{
+    BODY_BYTES_MAX, DATA_BYTES_MAX, ITEM_TTL_MS_MAX, META_BYTES_MAX, NAME_BYTES_MAX, Object, TOKEN_BYTES_MAX, bad,
+};
 
 const TITLE_BYTES_MAX: usize = 128;
 const MEMBERS_MAX: usize = 1_000;
@@ -20,9 +22,13 @@ const MENTIONS_MAX: usize = 64;
 const ATTACHMENTS_MAX: usize = 16;
 const ATTACHMENT_CHARS_MAX: usize = 128;
 const FILTER_MAX: usize = 64;
-const EVENT_NAME_BYTES_MAX: usize = 64;
 const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
+const PRESENCE_USERS_MAX: usize = 1_000;
+const CUSTOM_CHARS_MAX: usize = 128;
+const ACK_ITEMS_MAX: usize = 1_000;
+const LIST_MAX: u32 = 100;
+const LIST_DEFAULT: u32 = 50;
 
 const KINDS: &str = "public, private, direct";
 const PRIORITIES: &str = "critical, normal, low";
@@ -81,12 +87,29 @@ pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
             after: frame.name("after", RoomName::is_valid, RoomName::bad())?,
             limit: frame.limit(PAGE_MAX, PAGE_DEFAULT)?,
         }),
+        "notify" => notify(frame),
+        "inbox:ack" => Ok(Command::InboxAck { items: frame.integers("items", ACK_ITEMS_MAX, 1, SEQ_MAX)? }),
+        "inbox:list" => Ok(Command::InboxList {
+            after: frame.integer("after", 0, SEQ_MAX)?.unwrap_or(0),
+            limit: frame.limit(LIST_MAX, LIST_DEFAULT)?,
+        }),
         "sync:check" => sync_check(frame),
         "auth:refresh" => {
             let token = required("token", frame.text("token", Length::Bytes(1, TOKEN_BYTES_MAX))?)?;
             Ok(Command::AuthRefresh { token })
         }
         "stats" => Ok(Command::Stats),
+        "presence:set" => Ok(Command::PresenceSet {
+            status: required("status", frame.word("status", Status::parse, "online, away, busy, offline")?)?,
+            custom: frame.text("custom", Length::Chars(0, CUSTOM_CHARS_MAX))?,
+        }),
+        "presence:subscribe" => Ok(Command::PresenceSubscribe(presence_of(frame)?)),
+        "presence:unsubscribe" => Ok(Command::PresenceUnsubscribe(presence_of(frame)?)),
+        "presence:get" => Ok(Command::PresenceGet { users: presence_users(frame)? }),
+        "activity" => Ok(Command::Activity {
+            room: frame.name("room", RoomName::is_valid, RoomName::bad())?,
+            kind: required("kind", frame.word("kind", Activity::parse, "typing, reading, idle, active")?)?,
+        }),
         _ => Err(unknown_type()),
     }
 }
@@ -154,10 +177,20 @@ fn message_history<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
 fn event_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
     Ok(Command::EventSend {
         room: frame.room()?,
-        name: required("name", frame.text("name", Length::Bytes(1, EVENT_NAME_BYTES_MAX))?)?,
+        name: required("name", frame.text("name", Length::Bytes(1, NAME_BYTES_MAX))?)?,
         data: required("data", frame.json("data", DATA_BYTES_MAX)?)?,
         priority: priority(frame)?,
     })
+}
+
+fn notify<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    Ok(Command::Notify(Box::new(Notify {
+        user: required("user", frame.user("user")?)?,
+        name: required("name", frame.text("name", Length::Bytes(1, NAME_BYTES_MAX))?)?,
+        data: required("data", frame.json("data", DATA_BYTES_MAX)?)?,
+        priority: priority(frame)?,
+        ttl_ms: frame.integer("ttl_ms", 1, ITEM_TTL_MS_MAX)?,
+    })))
 }
 
 fn room_create<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
@@ -187,6 +220,19 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
 
 fn subscription_filter(frame: Object<'_, '_>) -> Result<Option<Arc<Filter>>, Refusal> {
     frame.find("filter").map(|value| super::filter::read(value).map(Arc::new)).transpose()
+}
+
+fn presence_of<'s>(frame: Object<'_, 's>) -> Result<PresenceOf<'s>, Refusal> {
+    match (frame.find("users"), frame.find("room")) {
+        (Some(_), None) => Ok(PresenceOf::Users(presence_users(frame)?)),
+        (None, Some(_)) => Ok(PresenceOf::Room(frame.room()?)),
+        _ => Err(bad("name either users or a room")),
+    }
+}
+
+fn presence_users<'s>(frame: Object<'_, 's>) -> Result<Vec<&'s str>, Refusal> {
+    let users = frame.users("users", PRESENCE_USERS_MAX)?;
+    if users.is_empty() { Err(bad("users must name 1 to 1000 users")) } else { Ok(users) }
 }
 
 fn priority(frame: Object<'_, '_>) -> Result<Priority, Refusal> {

@@ -1,0 +1,323 @@
+//! Presence: statuses, grace, idleness, watches, and what shards tell each other.
+
+use antiphon::engine::event::{AdminAct, MeshMessage, ShardId};
+use antiphon::engine::limits::Limits;
+use antiphon::engine::presence::mail::{Entry, Mail};
+use antiphon::protocol::ids::RoomKey;
+
+use crate::harness::{Table, user};
+
+/// alice watches bob, who is here with one device.
+fn watched() -> Table {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.says("a", r#"{"type":"presence:subscribe","id":1,"users":["bob","carol","bob"]}"#).gives(
+        r#"
+        a ! {"type":"ok","id":1,"presence":[{"user":"bob","status":"online","version":1,"last_seen":1000000},{"user":"carol","status":"offline"}]}
+        "#,
+    );
+    table.passes(200).gives_nothing();
+    table
+}
+
+#[test]
+fn a_watcher_hears_the_latest_of_a_tick_once() {
+    let mut table = watched();
+    for status in ["away", "offline", "busy"] {
+        table
+            .says("b", &format!(r#"{{"type":"presence:set","status":"{status}","custom":"a \"b\""}}"#))
+            .gives_nothing();
+    }
+    table.passes(100).gives(
+        r#"
+        a ~ {"type":"presence:changed","presence":[{"user":"bob","status":"busy","custom":"a \"b\"","version":3,"last_seen":1000200}]}
+        "#,
+    );
+    // There and back within a tick is nothing.
+    table.says("b", r#"{"type":"presence:set","id":5,"status":"away"}"#).gives(
+        r#"
+        b ! {"type":"ok","id":5,"status":"away","shown":"away"}
+        "#,
+    );
+    table.says("b", r#"{"type":"presence:set","status":"busy"}"#).gives_nothing();
+    table.passes(1_000).gives_nothing();
+    table.says("a", r#"{"type":"presence:unsubscribe","id":6,"users":["bob","nobody"]}"#).gives(
+        r#"
+        a ! {"type":"ok","id":6}
+        "#,
+    );
+    table.says("b", r#"{"type":"presence:set","status":"away"}"#).gives_nothing();
+    table.passes(1_000).gives_nothing();
+}
+
+#[test]
+fn who_returns_within_the_grace_shows_nobody_anything() {
+    let mut table = watched();
+    table.says("b", r#"{"type":"presence:set","status":"busy"}"#).gives_nothing();
+    table.passes(100).whatever();
+    table.closes("b").gives_nothing();
+    table.passes(9_000).only(&["a ~"]).gives_nothing();
+    let claims = table.claims("bob");
+    table.opens_with("b2", "b", claims).whatever();
+    table.passes(20_000).only(&["a ~"]).gives_nothing();
+    assert!(table.says("a", r#"{"type":"presence:get","id":2,"users":["bob"]}"#).has(r#""status":"busy""#));
+    // Gone for good: after the grace, once, with the cause.
+    table.closes("b2").gives_nothing();
+    table.passes(10_099).only(&["a ~"]).gives_nothing();
+    let went = table.now - 10_099;
+    table.passes(1).only(&["a ~"]).gives(&format!(
+        r#"
+        a ~ {{"type":"presence:changed","presence":[{{"user":"bob","status":"offline","version":4,"last_seen":{went},"cause":"timeout"}}]}}
+        "#
+    ));
+}
+
+#[test]
+fn who_is_put_out_is_gone_at_once_and_who_says_goodbye_went_cleanly() {
+    let mut table = watched();
+    table.admin(AdminAct::Disconnect { user: user("bob"), reason: "out".into() }).whatever();
+    let given = table.passes(100);
+    assert!(given.has(r#""status":"offline""#) && given.has(r#""cause":"kicked""#), "{given:?}");
+    table.has("b2", "bob");
+    table.passes(100).whatever();
+    table.engine.note_goodbye(table.key("b2"));
+    table.closes("b2").whatever();
+    let given = table.passes(10_100);
+    assert!(given.has(r#""cause":"clean""#), "{given:?}");
+}
+
+#[test]
+fn two_devices_are_two_devices() {
+    let mut table = watched();
+    table.has("b2", "bob");
+    table.says("b2", r#"{"type":"presence:set","status":"away"}"#).gives_nothing();
+    // The most present device wins.
+    table.passes(1_000).gives_nothing();
+    table.says("b2", r#"{"type":"activity","kind":"typing"}"#).gives_nothing();
+    table.says("a", r#"{"type":"presence:get","id":2,"users":["bob","nobody"]}"#).gives(
+        r#"
+        a ! {"type":"ok","id":2,"presence":[{"user":"bob","status":"online","last_seen":1001200,"last_activity":1001200,"devices":[{"device":"b","status":"online","activity":"active"},{"device":"b2","status":"away","activity":"typing"}]},{"user":"nobody","status":"offline","devices":[]}]}
+        "#,
+    );
+    // One that is invisible hides all.
+    table.says("b2", r#"{"type":"presence:set","status":"offline"}"#).gives_nothing();
+    let given = table.passes(100);
+    assert!(given.has(r#""status":"offline","version":3"#), "{given:?}");
+    let given = table.says("a", r#"{"type":"presence:get","id":3,"users":["bob"]}"#);
+    assert!(given.has(r#""status":"offline""#) && given.has(r#""devices":[]"#), "{given:?}");
+    table
+        .admin(AdminAct::Presence)
+        .gives("admin 1 PresenceCount { online: 1, away: 0, busy: 0, invisible: 1, devices: [1, 1, 0, 0] }");
+}
+
+#[test]
+fn idle_is_away_by_itself_and_back_on_activity() {
+    let mut table = Table::with(Limits { idle_after_ms: 5_000, ..Limits::default() });
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.joins("b", "one");
+    table.says("a", r#"{"type":"presence:subscribe","users":["bob"]}"#).gives_nothing();
+    table.passes(4_000).only(&["a ~"]).gives_nothing();
+    // Programs that talk by themselves keep nobody awake.
+    table.says("b", r#"{"type":"ping"}"#).gives_nothing();
+    assert!(table.passes(1_200).only(&["a ~"]).has(r#""status":"away""#));
+    table.sends("b", "one", "back");
+    assert!(table.passes(100).only(&["a ~"]).has(r#""status":"online""#));
+    table.says("b", r#"{"type":"activity","kind":"idle"}"#).gives_nothing();
+    assert!(table.passes(100).only(&["a ~"]).has(r#""status":"away""#));
+}
+
+#[test]
+fn a_room_is_watched_as_long_as_one_may() {
+    let mut table = Table::new();
+    for (conn, name) in [("a", "alice"), ("b", "bob"), ("c", "carol")] {
+        table.has(conn, name);
+    }
+    table.joins("a", "one");
+    table.joins("b", "one");
+    table.passes(100).gives_nothing();
+    table.says("a", r#"{"type":"presence:subscribe","id":1,"room":"one"}"#).gives(
+        r#"
+        a ! {"type":"ok","id":1,"presence":[{"user":"alice","status":"online","version":1,"last_seen":1000000},{"user":"bob","status":"online","version":2,"last_seen":1000000}]}
+        "#,
+    );
+    // Who joins is told; who is no member is nobody's business.
+    table.says("c", r#"{"type":"presence:set","status":"busy"}"#).gives_nothing();
+    table.passes(100).gives_nothing();
+    table.joins("c", "one");
+    table.passes(100).gives(
+        r#"
+        a ~ {"type":"presence:changed","room":"one","presence":[{"user":"carol","status":"busy","version":5,"last_seen":1000200}]}
+        "#,
+    );
+    // A watcher that is put out watches no more.
+    table.joins("b", "two");
+    table.says("b", r#"{"type":"presence:subscribe","room":"one"}"#).gives_nothing();
+    table.says("a", r#"{"type":"room:kick","room":"one","user":"bob"}"#).whatever();
+    table.settle();
+    table.passes(100).only(&["b"]).gives_nothing();
+    table.says("c", r#"{"type":"presence:set","status":"away"}"#).gives_nothing();
+    let given = table.passes(100);
+    assert!(given.has("a ~") && !given.has("b ~"), "{given:?}");
+    assert_eq!(table.engine.stats().presence_watches, 1);
+    table.closes("a").whatever();
+    assert_eq!((table.engine.stats().presence_watches, table.engine.stats().presence_cards), (0, 0));
+}
+
+#[test]
+fn a_large_room_is_only_counted() {
+    let mut table = Table::with(Limits { presence_room_max: 1, ..Limits::default() });
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.joins("a", "one");
+    table.joins("b", "one");
+    table.passes(100).gives_nothing();
+    table.says("a", r#"{"type":"presence:subscribe","id":1,"room":"one"}"#).gives(
+        r#"
+        a ! {"type":"ok","id":1,"presence":[],"counts":{"online":2,"away":0,"busy":0}}
+        "#,
+    );
+    table.says("b", r#"{"type":"presence:set","status":"busy"}"#).gives_nothing();
+    table.passes(1_000).gives_nothing();
+    table.passes(100).gives(
+        r#"
+        a ~ {"type":"presence:changed","room":"one","presence":[],"counts":{"online":1,"away":0,"busy":1}}
+        "#,
+    );
+}
+
+#[test]
+fn typing_is_passed_on_once_a_second_and_not_of_the_invisible() {
+    let mut table = Table::of_shards(Limits::default(), 2);
+    table.has("a", "alice");
+    table.joins("a", "one");
+    let typing = r#"{"type":"activity","id":1,"room":"one","kind":"typing"}"#;
+    table.says("a", typing).gives(
+        r#"
+        a ~ {"type":"activity","room":"one","user":"alice","kind":"typing","ts":1000000}
+        mesh activity 1 {"type":"activity","room":"one","user":"alice","kind":"typing","ts":1000000}
+        a ! {"type":"ok","id":1}
+        "#,
+    );
+    table.says("a", typing).gives(r#"a ! {"type":"ok","id":1}"#);
+    table.passes(1_000).whatever();
+    assert!(table.says("a", typing).has("mesh activity"));
+    table.says("a", r#"{"type":"presence:set","status":"offline"}"#).gives_nothing();
+    table.passes(1_000).whatever();
+    table.says("a", typing).gives(r#"a ! {"type":"ok","id":1}"#);
+    table.says("a", r#"{"type":"activity","id":2,"room":"one","kind":"sleeping"}"#).gives(
+        r#"
+        a ! {"type":"error","id":2,"code":107,"error":"bad_request","message":"kind must be one of typing, reading, idle, active","temporary":false,"retry_after_ms":0}
+        "#,
+    );
+}
+
+/// What the other shard of two says of its user `bob`.
+fn cards(table: &Table, status: antiphon::protocol::command::Status, version: u64) -> MeshMessage {
+    let card = antiphon::engine::presence::mail::Card {
+        user: user("frank"),
+        status,
+        custom: None,
+        version,
+        seen_at: 0,
+        cause: None,
+    };
+    let entries = vec![Entry { card: card.into(), rooms: Box::default() }];
+    let gather = match table.mesh.iter().rev().find_map(|message| match message {
+        MeshMessage::Presence { mail, .. } => match &**mail {
+            Mail::Watch { gather, .. } => Some(*gather),
+            _ => None,
+        },
+        MeshMessage::Ephemeral { .. } => None,
+    }) {
+        Some(gather) if version == 3 => gather,
+        _ => 0,
+    };
+    let mail = Mail::Cards { entries, counts: Vec::new(), is_all: false, clock: version, gather };
+    MeshMessage::Presence { from: ShardId(1), mail: mail.into() }
+}
+
+#[test]
+fn another_shard_is_asked_once_and_late_news_is_ignored() {
+    use antiphon::protocol::command::Status;
+    let mut table = Table::of_shards(Limits::default(), 2);
+    assert_eq!(antiphon::engine::shard_of(&user("frank"), 2), ShardId(1), "frank lives elsewhere");
+    table.has("a", "alice");
+    table.has("a2", "alice");
+    table.passes(200).whatever();
+    table
+        .says("a", r#"{"type":"presence:subscribe","id":1,"users":["frank"]}"#)
+        .gives("mesh to 1 watch {\"frank\"} {}");
+    table.hears_from_mesh(cards(&table, Status::Away, 3)).gives(
+        r#"
+        a ! {"type":"ok","id":1,"presence":[{"user":"frank","status":"away","version":3}]}
+        "#,
+    );
+    // A second watcher costs the other shard nothing.
+    table.says("a2", r#"{"type":"presence:subscribe","id":2,"users":["frank"]}"#).gives(
+        r#"
+        a2 ! {"type":"ok","id":2,"presence":[{"user":"frank","status":"away","version":3}]}
+        "#,
+    );
+    table.hears_from_mesh(cards(&table, Status::Online, 2)).gives_nothing();
+    table.hears_from_mesh(cards(&table, Status::Busy, 4)).gives(
+        r#"
+        a ~ {"type":"presence:changed","presence":[{"user":"frank","status":"busy","version":4}]}
+        a2 ~ {"type":"presence:changed","presence":[{"user":"frank","status":"busy","version":4}]}
+        "#,
+    );
+    table.passes(5_000).only(&["mesh"]).gives("mesh to 1 probe");
+    table.closes("a").gives_nothing();
+    table.closes("a2").gives("mesh to 1 unwatch {\"frank\"} {}");
+}
+
+#[test]
+fn a_question_whose_part_is_lost_is_answered_with_what_is_there() {
+    let mut table = Table::of_shards(Limits::default(), 2);
+    table.has("a", "alice");
+    table.passes(200).whatever();
+    table.says("a", r#"{"type":"presence:get","id":1,"users":["frank"]}"#).gives("mesh to 1 get [\"frank\"]");
+    table.passes(249).gives_nothing();
+    table.passes(1).gives(
+        r#"
+        a ! {"type":"ok","id":1,"presence":[{"user":"frank","status":"offline","devices":[]}]}
+        "#,
+    );
+    assert_eq!(table.engine.stats().presence_partial, 1);
+}
+
+#[test]
+fn who_lost_low_events_is_told_all_of_it_anew() {
+    let mut table = watched();
+    table.drained("a", &[]).gives(
+        r#"
+        a ! {"type":"presence:changed","presence":[{"user":"bob","status":"online","version":1,"last_seen":1000000},{"user":"carol","status":"offline"}]}
+        "#,
+    );
+    table.joins("a", "one");
+    table.drained("b", &[(RoomKey(1), 1)]).only(&["b !"]).gives_nothing();
+}
+
+#[test]
+fn watches_are_bounded() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    let names = |from: u32| (from..from + 600).map(|n| format!("\"u{n}\"")).collect::<Vec<_>>().join(",");
+    table.says("a", &format!(r#"{{"type":"presence:subscribe","users":[{}]}}"#, names(0))).gives_nothing();
+    let given = table.says("a", &format!(r#"{{"type":"presence:subscribe","id":1,"users":[{}]}}"#, names(500)));
+    assert!(given.has(r#""code":106"#));
+    assert_eq!(table.engine.stats().presence_watches, 600, "what is refused changes nothing");
+    for wrong in [
+        r#"{"type":"presence:subscribe","id":1}"#,
+        r#"{"type":"presence:subscribe","id":1,"users":[]}"#,
+        r#"{"type":"presence:subscribe","id":1,"users":["a b"]}"#,
+        r#"{"type":"presence:subscribe","id":1,"users":["a"],"room":"b"}"#,
+        r#"{"type":"presence:get","id":1}"#,
+        r#"{"type":"presence:set","id":1,"status":"gone"}"#,
+        r#"{"type":"presence:set","id":1,"status":"busy","custom":7}"#,
+        r#"{"type":"activity","id":1,"room":"one"}"#,
+    ] {
+        assert!(table.says("a", wrong).has(r#""code":107"#), "{wrong}");
+    }
+}
