@@ -206,6 +206,7 @@ impl Bench {
                 thread: None,
                 audience: None,
                 priority: Priority::Normal,
+                mentions: Box::default(),
             };
             append(self.n, Entry::Message(message))
         });

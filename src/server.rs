@@ -168,6 +168,7 @@ fn store_config(config: &Config) -> StoreConfig {
     store.sequencer.dedupe_window_ms = config.limits.dedupe_window_ms;
     store.sequencer.dedupe_entries_max = config.store.dedupe_entries_max;
     store.sequencer.rooms_max = config.limits.rooms_max;
+    store.sequencer.inbox = config.limits.inbox;
     store.sequencer.seed = random_seed();
     store.fatal = Arc::new(fatal);
     store
@@ -406,6 +407,9 @@ impl Cluster for Process {
             adopted: stats.adopted,
             inbox_full: stats.inbox_full,
             dedupe_evicted: stats.dedupe_evicted,
+            items_refused: stats.items_refused,
+            items_evicted: stats.items_evicted,
+            items_expired: stats.items_expired,
             reads: stats.reads,
             read_errors: stats.read_errors,
             checkpoints: stats.checkpoints,

@@ -69,7 +69,7 @@ fn a_restart_keeps_everything() {
     assert_eq!((again.room, again.seq, again.ts, again.duplicate), (key, first.seq, first.ts, true));
     assert_eq!(store.position(), 3, "a duplicate leaves nothing");
     assert_eq!(store.committed(numbered(key, "bob", 1)).seq, 4);
-    let Page::User { at, memberships } = store.page(Query::User(user("bob"))) else { panic!() };
+    let Page::User { at, memberships, .. } = store.page(Query::User(user("bob"))) else { panic!() };
     assert_eq!((at, memberships.len(), memberships[0].read, memberships[0].room.head), (4, 1, 2, 4));
     store.stop();
 }
@@ -305,7 +305,7 @@ fn a_user_page_has_roles_bans_and_cursors_and_a_room_page_the_head() {
     store.committed(join("b", "bob"));
     store.committed(read(key, "bob", 2));
     store.committed(manage("a", "alice", "bob", Manage::Ban));
-    let Page::User { at, memberships } = store.page(Query::User(user("bob"))) else { panic!("a user") };
+    let Page::User { at, memberships, .. } = store.page(Query::User(user("bob"))) else { panic!("a user") };
     assert_eq!(at, store.position());
     let lines: Vec<_> = memberships
         .iter()
@@ -369,7 +369,7 @@ fn readers_see_whole_batches_while_the_writer_writes() {
         });
         let mut last = 0;
         while !done.load(std::sync::atomic::Ordering::Relaxed) {
-            let Page::User { at, memberships } = store.page(Query::User(user("alice"))) else { panic!("a user") };
+            let Page::User { at, memberships, .. } = store.page(Query::User(user("alice"))) else { panic!("a user") };
             assert!(at >= last, "snapshots do not go back");
             let heads: Vec<_> = memberships.iter().map(|m| m.room.head).collect();
             assert_eq!(heads, [heads[0]; 4], "whole batches");

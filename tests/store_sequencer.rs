@@ -291,6 +291,7 @@ fn entry(ask: &Ask, model: &Model) -> Entry {
             thread: None,
             audience: None,
             priority: Priority::Normal,
+            mentions: Box::default(),
         }),
         Ask::Create { room: index, kind, creator, members } => Entry::CreateRoom {
             room: room(*index),

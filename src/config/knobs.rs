@@ -231,6 +231,12 @@ section! {
         resume_events_max: u32 = "500" in 1 to 10000, "resume-events-max" "ANTIPHON_RESUME_EVENTS_MAX" [hide_short_help = true];
         /// Most bytes a resume replays; past it recovered:false
         resume_bytes_max: u32 = "1048576" in 16384 to 67108864, "resume-bytes-max" "ANTIPHON_RESUME_BYTES_MAX" [hide_short_help = true];
+        /// Items that may wait in a user's inbox
+        inbox_items_max: u32 = "1000" in 1 to 10000, "inbox-items-max" "ANTIPHON_INBOX_ITEMS_MAX" [hide_short_help = true];
+        /// Bytes of names and data that may wait in a user's inbox
+        inbox_bytes_max: u32 = "1048576" in 4160 to 16777216, "inbox-bytes-max" "ANTIPHON_INBOX_BYTES_MAX" [hide_short_help = true];
+        /// Life of an inbox item that names none, milliseconds
+        inbox_ttl_ms: u32 = "604800000" in 1000 to 2592000000, "inbox-ttl-ms" "ANTIPHON_INBOX_TTL_MS" [hide_short_help = true];
         /// Between pings, milliseconds; two intervals without a byte close (4104)
         heartbeat_ms: u32 = "25000" in 1000 to 600000, "heartbeat-ms" "ANTIPHON_HEARTBEAT_MS" [hide_short_help = true];
         /// Appends of a shard that the store may owe an answer; past it busy

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::engine::inbox::Bounds;
 use crate::engine::limits::{Limits, Rate};
 use crate::exit::StartError;
 use crate::protocol::upgrade::Origins;
@@ -263,6 +264,7 @@ fn limits(settings: &Settings) -> Limits {
         handshake_bytes_max: l.handshake_bytes_max,
         handshake_headers_max: l.handshake_headers_max,
         backlog_bytes_max: l.backlog_bytes_max,
+        inbox: Bounds { items_max: l.inbox_items_max, bytes_max: l.inbox_bytes_max, ttl_ms: l.inbox_ttl_ms },
     }
 }
 

@@ -43,6 +43,7 @@ pub(super) fn routes(context: &Context) -> Router<Context> {
         .route("/rooms/{room}/messages", post(publish))
         .route("/users/{user}/disconnect", post(disconnect))
         .route("/tokens/revoke", post(revoke))
+        .merge(super::inbox::routes())
         .fallback(reply::no_such_path)
         .method_not_allowed_fallback(reply::no_such_method)
         .layer(middleware::from_fn_with_state(context.clone(), require_token))
@@ -200,7 +201,7 @@ fn meta_text(meta: Map<String, Value>) -> Result<Box<str>, Failure> {
 }
 
 /// Nesting of a value; serde_json has bounded it at 128 already.
-fn depth(value: &Value) -> usize {
+pub(super) fn depth(value: &Value) -> usize {
     match value {
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
         Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
@@ -263,7 +264,7 @@ async fn revoke(State(context): State<Context>, body: Result<Bytes, BytesRejecti
 }
 
 /// Reads a JSON body.
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Failure> {
+pub(super) fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Failure> {
     let bytes = body.map_err(|rejection| match rejection.into_response().status() {
         StatusCode::PAYLOAD_TOO_LARGE => Failure::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -276,7 +277,7 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, 
 }
 
 /// Asks a shard and waits for a bounded time.
-async fn ask(context: &Context, shard: ShardId, act: AdminAct) -> Result<AdminAnswer, Failure> {
+pub(super) async fn ask(context: &Context, shard: ShardId, act: AdminAct) -> Result<AdminAnswer, Failure> {
     let answer = context.cluster.admin(shard, act);
     match tokio::time::timeout(context.answer_wait, answer).await {
         Ok(Ok(result)) => result.map_err(Failure::from),
@@ -289,7 +290,7 @@ async fn ask(context: &Context, shard: ShardId, act: AdminAct) -> Result<AdminAn
     }
 }
 
-fn unexpected(answer: &AdminAnswer) -> Failure {
+pub(super) fn unexpected(answer: &AdminAnswer) -> Failure {
     tracing::error!(?answer, "a shard answered another question");
     Refusal::new(ErrorCode::Internal, "the shard answered another question").into()
 }

@@ -9,6 +9,7 @@
 
 mod admin;
 mod health;
+mod inbox;
 mod metrics;
 mod page;
 pub mod ports;

@@ -18,6 +18,11 @@ impl Failure {
         Self { status, refusal }
     }
 
+    /// The refusal, where there is no status to say it with.
+    pub(super) fn refusal(&self) -> &Refusal {
+        &self.refusal
+    }
+
     pub(super) fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, Refusal::new(ErrorCode::BadRequest, message))
     }

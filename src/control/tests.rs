@@ -69,6 +69,8 @@ impl Cluster for Fake {
             AdminAct::Disconnect { .. } => Ok(AdminAnswer::Disconnected(3)),
             AdminAct::Revoke(_) => Ok(AdminAnswer::Revoked),
             AdminAct::Presence => Ok(AdminAnswer::Presence(PresenceCount { online: 2, ..PresenceCount::default() })),
+            AdminAct::Notify(item) if item.user.as_str() == "full" => Err(Refusal::new(ErrorCode::InboxFull, "full")),
+            AdminAct::Notify(_) => Ok(AdminAnswer::Notified(9)),
         };
         let _ = answer.send(result);
         later

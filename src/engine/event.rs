@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::inbox::{InboxChange, Item, ItemId, NewItem};
 use crate::protocol::encode::{EventKind, frame_header_len};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{
@@ -128,6 +129,35 @@ pub enum Entry {
     Amend(Box<Amend>),
     /// Tokens lose their validity, durably.
     Revoke(Revocation),
+    /// An item for a user's inbox. A sender (`from`) must share a room with the user, unless
+    /// `by_admin`. The outcome's `seq` is the item's number; refused with `inbox_full`.
+    Notify {
+        /// What is queued.
+        item: NewItem,
+        /// No shared room is needed.
+        by_admin: bool,
+    },
+    /// Items of `user` are done with. The outcome's `seq` is how many of them were waiting.
+    InboxAck {
+        /// Whose.
+        user: UserId,
+        /// Which; those that do not wait are no matter.
+        items: Box<[ItemId]>,
+    },
+    /// Items of `user` were sent once more.
+    InboxTried {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        items: Box<[ItemId]>,
+    },
+    /// Items of `user` become dead letters.
+    InboxDead {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        items: Box<[ItemId]>,
+    },
 }
 
 /// A message, as its author's shard hands it over.
@@ -147,6 +177,8 @@ pub struct NewMessage {
     pub audience: Option<Arc<Audience>>,
     /// Lane.
     pub priority: Priority,
+    /// Who is mentioned (repeated inside `fields`): members of the room among them get an inbox item.
+    pub mentions: Box<[UserId]>,
 }
 
 /// A change to a message that stands in the log, as its author's shard hands it over.
@@ -242,6 +274,8 @@ pub struct CommittedBatch {
     pub reads: Vec<ReadAdvance>,
     /// Tokens revoked by this batch.
     pub revocations: Vec<Revocation>,
+    /// Changes of users' inboxes, in the order in which they were decided.
+    pub inbox: Vec<InboxChange>,
     /// Answers to appends, by shard (indexed by `ShardId`), in the order of the appends.
     pub outcomes: Vec<Vec<Outcome>>,
 }
@@ -360,7 +394,8 @@ pub struct Outcome {
 pub struct Committed {
     /// The room (0 for entries without one).
     pub room: RoomKey,
-    /// Its seq; for a join that changed nothing, the room's head; for `Read`, the cursor.
+    /// Its seq; for a join that changed nothing, the room's head; for `Read`, the cursor; for
+    /// `Notify`, the item; for the other inbox entries, how many items there were.
     pub seq: Seq,
     /// When it was numbered (the first time, for a duplicate).
     pub ts: UnixMillis,
@@ -452,6 +487,8 @@ pub enum Page {
         at: Position,
         /// One for each room the user is in, or banned from.
         memberships: Vec<Membership>,
+        /// What waits in their inbox, in no order.
+        inbox: Vec<Item>,
     },
     /// For [`Query::Room`].
     Room {
@@ -659,6 +696,8 @@ pub enum AdminAct {
     Revoke(Revocation),
     /// How many of this shard's users are present.
     Presence,
+    /// Put an item into a user's inbox.
+    Notify(Box<NewItem>),
 }
 
 /// The answer to an [`AdminRequest`].
@@ -675,6 +714,8 @@ pub enum AdminAnswer {
     Disconnected(u32),
     /// The revocation is committed.
     Revoked,
+    /// The item of this number waits.
+    Notified(ItemId),
     /// Who is present, in numbers.
     Presence(PresenceCount),
 }

@@ -3,8 +3,11 @@
 //! `Limits` is plain data: `config.rs` fills it, engines and gateways obey it. Relations between
 //! bounds that must hold for the whole to work are checked by [`Limits::check`] at start.
 
+use super::inbox::Bounds;
 use crate::protocol::ids::UnixMillis;
-pub use crate::protocol::parse::{BODY_BYTES_MAX, DATA_BYTES_MAX, JSON_DEPTH_MAX, META_BYTES_MAX};
+pub use crate::protocol::parse::{
+    BODY_BYTES_MAX, DATA_BYTES_MAX, ITEM_TTL_MS_MAX, JSON_DEPTH_MAX, META_BYTES_MAX, NAME_BYTES_MAX,
+};
 
 /// Bounds and times of one process. Per connection, per user or per shard, as each says.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +83,8 @@ pub struct Limits {
     pub handshake_headers_max: u32,
     /// Unparsed bytes kept for a parked connection; past it the socket is not read.
     pub backlog_bytes_max: u32,
+    /// What may wait in a user's inbox.
+    pub inbox: Bounds,
 }
 
 /// A token bucket's shape.
@@ -133,6 +138,7 @@ impl Default for Limits {
             handshake_bytes_max: 16 * 1024,
             handshake_headers_max: 64,
             backlog_bytes_max: 64 * 1024,
+            inbox: Bounds::default(),
         }
     }
 }
@@ -146,7 +152,7 @@ impl Limits {
     /// # Errors
     /// One sentence that names the knobs in conflict.
     pub fn check(&self) -> Result<(), String> {
-        let rules: [(bool, &str); 9] = [
+        let rules: [(bool, &str); 10] = [
             (self.message_bytes_max >= Self::MESSAGE_BYTES_FLOOR, "message_bytes_max must be at least 12288"),
             (self.message_bytes_max <= 1024 * 1024, "message_bytes_max must be at most 1048576"),
             (
@@ -171,6 +177,10 @@ impl Limits {
             (
                 [self.connection_rate, self.user_rate].iter().all(|r| r.per_second >= 1 && r.burst >= 1),
                 "rates and bursts must be at least 1",
+            ),
+            (
+                self.inbox.bytes_max as usize >= DATA_BYTES_MAX + NAME_BYTES_MAX,
+                "inbox_bytes_max must hold one item (4160 bytes)",
             ),
         ];
         match rules.iter().find(|(holds, _)| !holds) {

@@ -8,6 +8,7 @@ mod cx;
 pub mod edits;
 pub mod event;
 mod handle;
+pub mod inbox;
 pub mod limits;
 pub mod pending;
 pub mod presence;

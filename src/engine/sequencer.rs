@@ -22,6 +22,7 @@ mod batch;
 mod dedupe;
 mod edits;
 mod facts;
+mod inbox;
 mod losses;
 mod membership;
 pub mod memory;
@@ -33,11 +34,13 @@ use ahash::AHashMap;
 pub use batch::{Decided, MemberRow, ReactionRow, Row, StateRow};
 use dedupe::{Dedupe, First};
 pub use facts::{Facts, Reacted, Target};
+use inbox::Inboxes;
 use losses::Losses;
 
 use super::event::{
     Append, Committed, CommittedBatch, Entry, MembershipChange, NewMessage, Outcome, ReadAdvance, Revocation, RoomRow,
 };
+use super::inbox::{Bounds, ItemId, Removal};
 use crate::protocol::encode::{EventKind, room_json};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
@@ -59,6 +62,8 @@ pub struct SequencerConfig {
     pub losses_max: usize,
     /// Keys the hash of the dedupe window.
     pub seed: u64,
+    /// Bounds of each user's inbox.
+    pub inbox: Bounds,
 }
 
 impl Default for SequencerConfig {
@@ -71,6 +76,7 @@ impl Default for SequencerConfig {
             rooms_cached_max: 65_536,
             losses_max: 4_096,
             seed: 0,
+            inbox: Bounds::default(),
         }
     }
 }
@@ -84,6 +90,8 @@ pub struct LogEnd {
     pub room_key: u64,
     /// `ts` of the last entry.
     pub ts: UnixMillis,
+    /// The highest number of an inbox item given so far; 0: none.
+    pub item: ItemId,
 }
 
 /// A batch that was not committed, as far as is known.
@@ -103,6 +111,7 @@ pub struct Sequencer {
     names: AHashMap<RoomName, RoomKey>,
     dedupe: Dedupe,
     losses: Losses,
+    inboxes: Inboxes,
     end: LogEnd,
     /// Number of the batch that is being decided, or was last.
     batch: u64,
@@ -142,6 +151,7 @@ impl Sequencer {
         dedupe.begin_rebuild();
         Self {
             losses: Losses::new(config.losses_max, end.position),
+            inboxes: Inboxes::after(end.item),
             dedupe,
             config,
             rooms: AHashMap::new(),
@@ -175,6 +185,9 @@ impl Sequencer {
         self.dedupe.expire(ts);
         let draft = Decided::new(self.end.position + 1, ts, usize::from(self.config.shards));
         let mut turn = Turn { core: self, facts, draft, now: ts, error: None, changes: Changes::default() };
+        if let Err(error) = turn.expire_inboxes() {
+            turn.error = Some(error);
+        }
         for append in appends {
             turn.append(append);
         }
@@ -199,6 +212,7 @@ impl Sequencer {
         }
         let batch = decided.publish(&self.rooms);
         self.shrink();
+        self.inboxes.shrink(self.config.inbox.items_max);
         batch
     }
 
@@ -209,6 +223,7 @@ impl Sequencer {
         let held = decided.publish(&self.rooms);
         self.dedupe.take_back();
         self.forget_rooms();
+        self.inboxes.forget();
         Failed { refused, held }
     }
 
@@ -239,6 +254,8 @@ impl Sequencer {
         self.dedupe.settle();
         self.losses.forget_until(end.position);
         self.forget_rooms();
+        self.inboxes.forget();
+        self.inboxes.last_id = self.inboxes.last_id.max(end.item);
     }
 
     /// Position of the last entry that stands.
@@ -355,6 +372,10 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::Delivered { room, user, device, seq } => self.cursor(room, user, Some(device), seq),
                 Entry::Amend(amend) => self.amend(*amend, seen),
                 Entry::Revoke(revocation) => self.revoke(revocation),
+                Entry::Notify { item, by_admin } => self.notify(item, by_admin),
+                Entry::InboxAck { user, items } => self.inbox_ack(user, &items, Removal::Acked),
+                Entry::InboxTried { user, items } => self.inbox_tried(user, &items),
+                Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
             }
         };
         let result = match verdict {
@@ -369,7 +390,7 @@ impl<F: Facts> Turn<'_, F> {
     }
 
     fn message(&mut self, message: NewMessage, seen: Position) -> Verdict<F::Error> {
-        let NewMessage { room: key, author, client_id, fields, thread, audience, priority } = message;
+        let NewMessage { room: key, author, client_id, fields, thread, audience, priority, mentions } = message;
         let hash = match &client_id {
             Some(client_id) if self.core.dedupe.is_on() => Some(self.core.dedupe.hash(author.as_str(), client_id)),
             _ => None,
@@ -388,11 +409,16 @@ impl<F: Facts> Turn<'_, F> {
             }
         }
         let kind = EventKind::MessageCreated;
+        let feeds = (!mentions.is_empty() || self.room(key).kind == RoomKind::Direct)
+            .then(|| (author.clone(), audience.clone()));
         let author = Some(author);
         let row = Row { room: key, seq: 0, kind, priority, author, client_id, thread, audience, fields, change: None };
         let committed = self.push(row);
         if let Some(hash) = hash {
             self.core.dedupe.add(hash, First { room: key, seq: committed.seq, ts: committed.ts });
+        }
+        if let Some((author, audience)) = feeds {
+            self.feed_message(&committed, &author, audience.as_deref(), priority, &mentions)?;
         }
         Ok(committed)
     }

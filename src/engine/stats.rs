@@ -206,6 +206,19 @@ readings!(
         /// Entries that resumes replayed from the store.
         Counter resume_events_store;
 
+        /// Inbox items times connections they were sent to.
+        Counter inbox_sent;
+        /// Inbox items that were sent again because no device acknowledged them in time.
+        Counter inbox_retries;
+        /// Inbox items that were acknowledged, read, or heard by listening to their room.
+        Counter inbox_acked;
+        /// Those among them that were never sent, because a device listened to their room.
+        Counter inbox_heard;
+        /// Inbox items whose time was over before they were acknowledged, seen by a shard.
+        Counter inbox_expired;
+        /// Inbox items that became dead letters after the last attempt.
+        Counter inbox_dead;
+
         /// Commands that were refused for their rate.
         Counter rate_limited;
         /// Commands that were refused because a bounded queue was full.
@@ -390,6 +403,9 @@ command_table! {
     MessageDelete: Command::MessageDelete { .. } => "message:delete",
     Reaction: Command::Reaction { .. } => "reaction",
     EventSend: Command::EventSend { .. } => "event:send",
+    Notify: Command::Notify(_) => "notify",
+    InboxAck: Command::InboxAck { .. } => "inbox:ack",
+    InboxList: Command::InboxList { .. } => "inbox:list",
     SyncCheck: Command::SyncCheck { .. } => "sync:check",
     Stats: Command::Stats => "stats",
     PresenceSet: Command::PresenceSet { .. } => "presence:set",
@@ -469,6 +485,12 @@ readings!(
         Counter inbox_full;
         /// client_ids that were forgotten early because too many were remembered.
         Counter dedupe_evicted;
+        /// Inbox items that were refused or left out because the inbox was full.
+        Counter items_refused;
+        /// Inbox items that were thrown out of a full inbox.
+        Counter items_evicted;
+        /// Inbox items that were deleted because their time was over.
+        Counter items_expired;
         /// Questions that were answered.
         Counter reads;
         /// Questions that were answered with an error.

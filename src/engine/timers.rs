@@ -17,6 +17,8 @@ pub enum Timer {
     Session(ConnKey),
     /// Waiting `read:advanced` events go out.
     FlushReads,
+    /// Inbox items of a user are to be sent again, or have expired.
+    Inbox(UserIdx),
     /// Rooms and users without connections are unloaded, old batches dropped.
     Sweep,
     /// A gone device of this user counts no longer.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::event::{AdminRequest, ConnKey};
+use super::inbox::Inbox;
 use super::limits::Bucket;
 use super::presence::UserPresence;
 use crate::protocol::ids::{Position, Role, RoomKey, Seq, UnixMillis, UserId};
@@ -45,6 +46,8 @@ pub struct User {
     pub idle_since: UnixMillis,
     /// What others see of them.
     pub presence: UserPresence,
+    /// What waits for them; none: nothing.
+    pub inbox: Option<Box<Inbox>>,
 }
 
 impl User {
@@ -135,6 +138,11 @@ impl Users {
         self.slots.iter().filter_map(|user| user.as_deref())
     }
 
+    /// The user of that index, if there is one still.
+    pub fn find_idx_mut(&mut self, idx: UserIdx) -> Option<&mut User> {
+        self.slots.get_mut(idx.0 as usize)?.as_deref_mut()
+    }
+
     /// Adds a user that is yet to be read.
     pub fn add(&mut self, name: UserId) -> UserIdx {
         let user = User {
@@ -146,6 +154,7 @@ impl Users {
             bucket: Bucket::default(),
             idle_since: 0,
             presence: UserPresence::default(),
+            inbox: None,
         };
         let idx = match self.free.pop() {
             Some(idx) => {

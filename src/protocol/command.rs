@@ -35,6 +35,21 @@ pub struct Cursor<'a> {
     pub seq: Seq,
 }
 
+/// `notify`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Notify<'a> {
+    /// Whose inbox; a valid user id.
+    pub user: &'a str,
+    /// 1–64 bytes.
+    pub name: &'a str,
+    /// JSON text, at most 4 KiB, written anew from what was parsed.
+    pub data: String,
+    /// Order of delivery.
+    pub priority: Priority,
+    /// 1 ms–30 days; none: the server's default.
+    pub ttl_ms: Option<u64>,
+}
+
 /// Every command of protocol version 1 that is built.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command<'a> {
@@ -177,6 +192,20 @@ pub enum Command<'a> {
         data: String,
         /// Lane.
         priority: Priority,
+    },
+    /// `notify`: an item for a user's inbox.
+    Notify(Box<Notify<'a>>),
+    /// `inbox:ack`: these need not be sent any more.
+    InboxAck {
+        /// 1–1,000 numbers of items.
+        items: Vec<u64>,
+    },
+    /// `inbox:list`
+    InboxList {
+        /// Continue after this item; 0: from the first.
+        after: u64,
+        /// 1–100, default 50.
+        limit: u32,
     },
     /// `sync:check`
     SyncCheck {

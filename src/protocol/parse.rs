@@ -34,6 +34,10 @@ pub const JSON_DEPTH_MAX: usize = 16;
 pub const BODY_BYTES_MAX: usize = 8 * 1024;
 /// `data` of an event, bytes of JSON as written anew.
 pub const DATA_BYTES_MAX: usize = 4 * 1024;
+/// `name` of an event or inbox item, bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Longest life of an inbox item, ms: 30 days.
+pub const ITEM_TTL_MS_MAX: u64 = 30 * 24 * 3_600_000;
 /// `meta` of a message, bytes of JSON as written anew.
 pub const META_BYTES_MAX: usize = 1024;
 /// `id` of a command given as a text, characters.
@@ -215,10 +219,7 @@ mod tests {
     #[test]
     fn the_id_is_echoed_whenever_it_can_be() {
         let seven = Some(CommandId::Number(7));
-        assert_eq!(
-            refusal(r#"{"id":7,"type":"message:edit"}"#),
-            (seven.clone(), 104, "no command of that type".into())
-        );
+        assert_eq!(refusal(r#"{"id":7,"type":"no:such"}"#), (seven.clone(), 104, "no command of that type".into()));
         assert_eq!(refusal(r#"{"type":"room:join","id":7}"#), (seven.clone(), 107, "room is missing".into()));
         assert_eq!(refusal(r#"{"id":7}"#), (seven, 107, "type is missing".into()));
         for id in ["null", "1.0", "true", "[]", "{}", "9223372036854775808", &format!("{:?}", "é".repeat(65))] {

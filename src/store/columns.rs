@@ -46,6 +46,13 @@ pub(super) fn priority_number(priority: Priority) -> u8 {
     }
 }
 
+pub(super) fn priority(number: u8) -> rusqlite::Result<Priority> {
+    [Priority::Critical, Priority::Normal, Priority::Low]
+        .get(usize::from(number))
+        .copied()
+        .ok_or(rusqlite::Error::IntegralValueOutOfRange(0, i64::from(number)))
+}
+
 /// `+bob,carol`: only these; `-bob`: all but these. User ids have no commas.
 pub(super) fn audience_text(audience: &Audience) -> String {
     let (sign, users) = match audience {
@@ -139,6 +146,9 @@ mod tests {
         for value in [RoomKind::Public, RoomKind::Private, RoomKind::Direct] {
             assert_eq!(room_kind(room_kind_number(value)).unwrap(), value);
         }
-        assert!(role(4).is_err() && room_kind(3).is_err());
+        for value in [Priority::Critical, Priority::Normal, Priority::Low] {
+            assert_eq!(priority(priority_number(value)).unwrap(), value);
+        }
+        assert!(role(4).is_err() && room_kind(3).is_err() && priority(3).is_err());
     }
 }

@@ -6,8 +6,9 @@ use rusqlite::{Connection, OptionalExtension as _};
 use super::columns::{integer, role, room_columns, room_row, signed};
 use super::edits;
 use crate::engine::event::{Revocation, RoomRow};
+use crate::engine::inbox::{Head, ItemId};
 use crate::engine::sequencer::{Facts, LogEnd, Reacted, Target};
-use crate::protocol::ids::{DeviceId, Role, RoomKey, RoomName, Seq, UserId};
+use crate::protocol::ids::{DeviceId, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// Answers from one connection.
 #[derive(Debug)]
@@ -58,6 +59,29 @@ impl Facts for SqlFacts<'_> {
         Ok(read.unwrap_or(0))
     }
 
+    fn members(&mut self, room: RoomKey) -> rusqlite::Result<Vec<UserId>> {
+        let mut statement = self.0.prepare_cached("SELECT user FROM members WHERE room = ?1 AND role > 0")?;
+        let rows = statement.query_map([signed(room.0)], |row| super::columns::user(row.get_ref(0)?.as_str()?))?;
+        rows.collect()
+    }
+
+    fn shared_rooms(&mut self, one: &UserId, other: &UserId) -> rusqlite::Result<Vec<RoomKey>> {
+        let mut statement = self.0.prepare_cached(
+            "SELECT a.room FROM members a JOIN members b ON b.user = ?2 AND b.room = a.room AND b.role > 0
+             WHERE a.user = ?1 AND a.role > 0",
+        )?;
+        let rows = statement.query_map((one.as_str(), other.as_str()), |row| Ok(RoomKey(integer(row, 0)?)))?;
+        rows.collect()
+    }
+
+    fn inbox(&mut self, user: &UserId) -> rusqlite::Result<Vec<Head>> {
+        super::inbox::heads(self.0, user)
+    }
+
+    fn expired_items(&mut self, now: UnixMillis, max: u32) -> rusqlite::Result<Vec<(UserId, ItemId)>> {
+        super::inbox::expired(self.0, now, max)
+    }
+
     fn delivered_cursor(&mut self, room: RoomKey, user: &UserId, device: &DeviceId) -> rusqlite::Result<Seq> {
         let delivered = self
             .0
@@ -89,7 +113,8 @@ pub(super) fn log_end(conn: &Connection) -> rusqlite::Result<LogEnd> {
     let (position, ts) = last.unwrap_or((0, 0));
     let room_key =
         conn.prepare_cached("SELECT coalesce(max(key), 0) FROM rooms")?.query_row([], |row| integer(row, 0))?;
-    Ok(LogEnd { position, room_key, ts })
+    let item = super::inbox::last_id(conn)?;
+    Ok(LogEnd { position, room_key, ts, item })
 }
 
 /// Every revocation that stands, in order of its first appearance.

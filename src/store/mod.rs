@@ -21,6 +21,7 @@ mod facts;
 pub mod fault;
 mod heads;
 mod history;
+mod inbox;
 pub mod inspect;
 mod open;
 mod query;

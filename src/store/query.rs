@@ -59,7 +59,8 @@ fn user_page(conn: &Connection, user: &UserId) -> rusqlite::Result<Page> {
     let rows = statement.query_map([user.as_str()], |row| {
         Ok(Membership { room: room_row(row)?, role: role(row.get(6)?)?, read: integer(row, 7)? })
     })?;
-    Ok(Page::User { at, memberships: rows.collect::<rusqlite::Result<_>>()? })
+    let memberships = rows.collect::<rusqlite::Result<_>>()?;
+    Ok(Page::User { at, memberships, inbox: super::inbox::waiting(conn, user)? })
 }
 
 fn members(conn: &Connection, room: RoomKey, after: Option<&UserId>, limit: u32) -> rusqlite::Result<Page> {

@@ -31,7 +31,7 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
@@ -76,6 +76,20 @@ CREATE TABLE reactions (
 CREATE TABLE reaction_counts (
     room INTEGER NOT NULL, seq INTEGER NOT NULL, emoji TEXT NOT NULL, count INTEGER NOT NULL,
     PRIMARY KEY (room, seq, emoji)) WITHOUT ROWID;
+",
+    "
+-- What waits for users. Numbers are never given twice, hence AUTOINCREMENT. `room` and `seq`: the log
+-- entry that an item is about. `data` is last, so that counting a queue skips it.
+CREATE TABLE inbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, priority INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    ts INTEGER NOT NULL, expires_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, room INTEGER,
+    seq INTEGER, name TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX inbox_user ON inbox (user);
+CREATE INDEX inbox_expires ON inbox (expires_ts);
+-- Items that were sent too often without an acknowledgement.
+CREATE TABLE inbox_dead (
+    id INTEGER PRIMARY KEY, user TEXT NOT NULL, priority INTEGER NOT NULL, ts INTEGER NOT NULL,
+    dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
 ",
 ];
 

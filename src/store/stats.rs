@@ -36,6 +36,12 @@ pub struct StoreStats {
     pub dedupe_entries: u64,
     /// Pairs that left the dedupe window early because it was full.
     pub dedupe_evicted: u64,
+    /// Inbox items refused or left out because the inbox was full.
+    pub items_refused: u64,
+    /// Inbox items thrown out of a full inbox.
+    pub items_evicted: u64,
+    /// Inbox items deleted because their time was over.
+    pub items_expired: u64,
     /// Questions answered.
     pub reads: u64,
     /// Questions answered with an error.
@@ -68,6 +74,9 @@ pub(super) struct Counters {
     pub inbox_full: AtomicU64,
     pub dedupe_entries: AtomicU64,
     pub dedupe_evicted: AtomicU64,
+    pub items_refused: AtomicU64,
+    pub items_evicted: AtomicU64,
+    pub items_expired: AtomicU64,
     pub reads: AtomicU64,
     pub read_errors: AtomicU64,
     pub read_us: Buckets,
@@ -97,6 +106,9 @@ impl Counters {
             inbox_full: self.inbox_full.load(Relaxed),
             dedupe_entries: self.dedupe_entries.load(Relaxed),
             dedupe_evicted: self.dedupe_evicted.load(Relaxed),
+            items_refused: self.items_refused.load(Relaxed),
+            items_evicted: self.items_evicted.load(Relaxed),
+            items_expired: self.items_expired.load(Relaxed),
             reads: self.reads.load(Relaxed),
             read_errors: self.read_errors.load(Relaxed),
             reads_waiting: reads_waiting as u64,

@@ -28,6 +28,9 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     for revocation in &decided.revocations {
         write_revocation(conn, revocation, decided.ts)?;
     }
+    if !decided.inbox.is_empty() {
+        super::inbox::write(conn, &decided.inbox, decided.ts)?;
+    }
     Ok(())
 }
 

@@ -201,6 +201,10 @@ impl Writer {
                     self.breaker.on_success();
                 }
                 self.counters.duplicates.store(self.sequencer.duplicates(), Relaxed);
+                let (refused, evicted, expired) = self.sequencer.inbox_losses();
+                self.counters.items_refused.store(refused, Relaxed);
+                self.counters.items_evicted.store(evicted, Relaxed);
+                self.counters.items_expired.store(expired, Relaxed);
                 self.publish(batch);
             }
             Err(error) => {
@@ -280,7 +284,7 @@ impl Writer {
                 return Ok(false);
             }
         }
-        Ok(true)
+        super::inbox::stands(&self.conn, &held.inbox)
     }
 
     fn adopt(&mut self, end: LogEnd) -> rusqlite::Result<()> {

@@ -17,6 +17,7 @@ use antiphon::engine::event::{
     AdminAct, AdminAnswer, AdminRequest, Append, Claims, Class, CommittedBatch, ConnKey, Entry, Frames, Input,
     MeshMessage, Opening, Output, Outputs, Query, ReadReply, ReadRequest, StoreEvent, Token,
 };
+use antiphon::engine::inbox::Bounds;
 use antiphon::engine::limits::Limits;
 use antiphon::engine::presence::mail::{Interest, Mail};
 use antiphon::engine::sequencer::SequencerConfig;
@@ -57,6 +58,11 @@ impl Given {
         Self(self.0.into_iter().filter(|line| who.iter().any(|who| line.starts_with(&format!("{who} ")))).collect())
     }
 
+    /// The lines with `part` in them.
+    pub fn lines(self, part: &str) -> Vec<String> {
+        self.0.into_iter().filter(|line| line.contains(part)).collect()
+    }
+
     pub fn has(&self, part: &str) -> bool {
         self.0.iter().any(|line| line.contains(part))
     }
@@ -92,8 +98,20 @@ impl Table {
         Self::of_shards(limits, 1)
     }
 
+    /// With other bounds of inboxes.
+    pub fn with_inbox(inbox: Bounds) -> Self {
+        Self::laid(
+            Limits { inbox, ..Limits::default() },
+            SequencerConfig { seed: 1, inbox, ..SequencerConfig::default() },
+        )
+    }
+
     pub fn of_shards(limits: Limits, shards: u16) -> Self {
-        let log = TestLog::new(SequencerConfig { shards, seed: 1, ..SequencerConfig::default() });
+        Self::laid(limits, SequencerConfig { shards, seed: 1, ..SequencerConfig::default() })
+    }
+
+    fn laid(limits: Limits, config: SequencerConfig) -> Self {
+        let log = TestLog::new(config);
         let engine = Shard::new(log.genesis(0, 1), Arc::new(limits), DAWN);
         Self {
             engine,
@@ -472,6 +490,13 @@ fn entry_text(entry: &Entry) -> String {
             format!("amend {} {} by {}{admin}: {:?}", amend.room.0, amend.target, amend.by, amend.act)
         }
         Entry::Revoke(revocation) => format!("revoke {revocation:?}"),
+        Entry::Notify { item, by_admin } => {
+            let by = if *by_admin { " (admin)" } else { "" };
+            format!("notify {} {} {} {}{by}", item.user, item.priority.as_str(), item.name, item.data)
+        }
+        Entry::InboxAck { user, items } => format!("inbox ack {user} {items:?}"),
+        Entry::InboxTried { user, items } => format!("inbox tried {user} {items:?}"),
+        Entry::InboxDead { user, items } => format!("inbox dead {user} {items:?}"),
     }
 }
 
@@ -494,6 +519,7 @@ fn admin_text(result: &Result<AdminAnswer, Refusal>) -> String {
         Ok(AdminAnswer::Disconnected(count)) => format!("disconnected {count}"),
         Ok(AdminAnswer::Revoked) => "revoked".to_owned(),
         Ok(AdminAnswer::Presence(count)) => format!("{count:?}"),
+        Ok(AdminAnswer::Notified(item)) => format!("notified {item}"),
         Err(refusal) => format!("refused {}", refusal.code),
     }
 }

@@ -16,6 +16,7 @@ fn say(room: u64, author: &str, text: &str) -> Entry {
         thread: None,
         audience: None,
         priority: Priority::Normal,
+        mentions: Box::default(),
     })
 }
 

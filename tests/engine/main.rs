@@ -8,6 +8,7 @@ mod edits;
 mod events;
 mod filters;
 mod harness;
+mod inbox;
 mod loading;
 #[path = "../support/log.rs"]
 mod log;

@@ -124,6 +124,7 @@ fn whoever_is_kicked_gets_their_kick_and_nothing_behind_it() {
             thread: None,
             audience: None,
             priority: Priority::Normal,
+            mentions: Box::default(),
         })
     };
     let manage = |act| Entry::Manage { room: room.clone(), by: user("alice"), by_admin: false, user: user("bob"), act };
@@ -137,6 +138,7 @@ fn whoever_is_kicked_gets_their_kick_and_nothing_behind_it() {
         a general 3..4 {"type":"message:created","room":"general","seq":3,"ts":1000000,"author":"alice","body":"before"} {"type":"room:kicked","room":"general","seq":4,"ts":1000000,"user":"bob","by":"alice"}
         b general 3..4 {"type":"message:created","room":"general","seq":3,"ts":1000000,"author":"alice","body":"before"} {"type":"room:kicked","room":"general","seq":4,"ts":1000000,"user":"bob","by":"alice"}
         a general 5..7 {"type":"message:created","room":"general","seq":5,"ts":1000000,"author":"alice","body":"behind his back"} {"type":"room:joined","room":"general","seq":6,"ts":1000000,"user":"bob","by":"alice","role":"member"} {"type":"message:created","room":"general","seq":7,"ts":1000000,"author":"alice","body":"he is back, but does not listen"}
+        b = {"type":"inbox:item","items":[{"item":1,"name":"invitation","data":{"room":"general","seq":6,"by":"alice"},"priority":"normal","ts":1000000,"expires_ts":605800000,"attempt":1,"from":"alice"}]}
         "#,
     );
     table.sends("a", "general", "still");

@@ -116,6 +116,7 @@ fn say(room: u8, text: &str) -> Entry {
         thread: None,
         audience: None,
         priority: Priority::Normal,
+        mentions: Box::default(),
     })
 }
 

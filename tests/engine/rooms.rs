@@ -152,6 +152,7 @@ fn an_invitation_makes_a_member_who_may_then_subscribe() {
     );
     table.commit().gives(
         r#"
+        b = {"type":"inbox:item","items":[{"item":1,"name":"invitation","data":{"room":"den","seq":2,"by":"alice"},"priority":"normal","ts":1000000,"expires_ts":605800000,"attempt":1,"from":"alice"}]}
         a ! {"type":"ok","id":2,"room":"den","seq":2}
         a unpark
         "#,

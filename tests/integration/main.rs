@@ -25,6 +25,7 @@ mod edits;
 mod frames;
 mod handshake;
 mod idle;
+mod inbox;
 mod limits;
 mod members;
 mod presence;

@@ -40,7 +40,8 @@ impl Client {
             "error" => self.hear_error(&value, scene),
             "gap" => self.hear_gap(&value, scene),
             "presence:changed" => self.presence.hear_changed(&value),
-            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" => {}
+            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" | "inbox:item"
+            | "inbox:acked" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()

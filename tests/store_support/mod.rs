@@ -217,6 +217,7 @@ pub fn new_message(key: RoomKey, author: &str, client_id: Option<&str>, body: &s
         thread: None,
         audience: None,
         priority: Priority::Normal,
+        mentions: Box::default(),
     }
 }
 

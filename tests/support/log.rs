@@ -98,7 +98,10 @@ impl TestLog {
     pub fn answer(&self, query: &Query) -> Page {
         let at = self.kept.end().position;
         match query {
-            Query::User(user) => Page::User { at, memberships: self.memberships(user) },
+            Query::User(user) => {
+                let inbox = self.kept.inbox.values().filter(|item| item.user == *user).cloned().collect();
+                Page::User { at, memberships: self.memberships(user), inbox }
+            }
             Query::Room(name) => {
                 let room = self.kept.names.get(name).map(|key| self.kept.rooms[key].clone());
                 Page::Room { at, room }

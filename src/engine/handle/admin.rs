@@ -1,4 +1,4 @@
-//! What the admin API asks of a shard: publish, disconnect, revoke.
+//! What the admin API asks of a shard: publish, disconnect, revoke, notify.
 
 use super::super::event::{AdminAct, AdminAnswer, AdminRequest, ConnKey, Entry, NewMessage, Revocation, Token};
 use super::super::shard::Shard;
@@ -28,6 +28,7 @@ impl Shard {
                 Ok(())
             }
             AdminAct::Revoke(revocation) => self.revoke(token, revocation.clone()),
+            AdminAct::Notify(item) => self.admin_notify(token, (**item).clone()),
         };
         if let Err(refusal) = result {
             self.admin_reply(token, Err(refusal));
@@ -67,6 +68,7 @@ impl Shard {
             thread: None,
             audience: None,
             priority: *priority,
+            mentions: Box::default(),
         };
         let waiting = self.pending.insert(Waiting::AdminPublish { token, room: room.clone() });
         self.cx.stats.messages_submitted += 1;

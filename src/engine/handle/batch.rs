@@ -63,6 +63,9 @@ impl Shard {
         }
         self.cx.position = self.cx.position.max(batch.last);
         batch.reads.iter().for_each(|read| self.on_read_advance(read));
+        if !batch.inbox.is_empty() {
+            self.on_inbox_changes(&batch.inbox);
+        }
         batch.revocations.iter().for_each(|revocation| self.on_revocation(revocation));
         if let Some(outcomes) = batch.outcomes.get(usize::from(self.cx.shard.0)) {
             outcomes.iter().for_each(|outcome| self.on_outcome(outcome));
@@ -193,6 +196,7 @@ impl Shard {
             && let Some(user) = self.users.find(read.user.as_str())
         {
             self.users.get_mut(user).advance_read(read.room, read.seq);
+            self.clear_read(user, read.room, read.seq);
         }
         let Some(room) = self.rooms.find_key(read.room) else { return };
         if self.rooms.get(room).subscribers.is_empty() {
@@ -261,15 +265,32 @@ impl Shard {
             (Waiting::AdminPublish { token, room }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Published { room, committed: *committed }));
             }
+            (Waiting::Notify { call }, Ok(committed)) => {
+                self.cx.ok(call.conn, call.id.as_ref(), |out| field_integer(out, "item", committed.seq));
+            }
+            (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
+            (Waiting::InboxUpkeep, _) => {}
+            (Waiting::AdminNotify { token }, Ok(committed)) => {
+                self.admin_reply(token, Ok(AdminAnswer::Notified(committed.seq)));
+            }
             (Waiting::AdminRevoke { token }, Ok(_)) => self.admin_reply(token, Ok(AdminAnswer::Revoked)),
-            (Waiting::AdminPublish { token, .. } | Waiting::AdminRevoke { token }, Err(refusal)) => {
+            (
+                Waiting::AdminPublish { token, .. } | Waiting::AdminRevoke { token } | Waiting::AdminNotify { token },
+                Err(refusal),
+            ) => {
                 self.admin_reply(token, Err(refusal.clone()));
             }
             (Waiting::Join { call, .. } | Waiting::Membership { call, .. }, Err(refusal)) => {
                 self.refuse_outcome(&call, refusal);
                 self.cx.out.list.push(Output::Unpark(call.conn));
             }
-            (Waiting::Ack { call, .. } | Waiting::ReadMark { call, .. }, Err(refusal)) => {
+            (
+                Waiting::Ack { call, .. }
+                | Waiting::ReadMark { call, .. }
+                | Waiting::Notify { call }
+                | Waiting::InboxAck { call, .. },
+                Err(refusal),
+            ) => {
                 self.refuse_outcome(&call, refusal);
             }
             (

@@ -131,6 +131,9 @@ impl Shard {
             Command::EventSend { room, name, data, priority } => {
                 self.on_event_send(conn, id, room, name, data, *priority)
             }
+            Command::Notify(notify) => self.on_notify(conn, id, notify),
+            Command::InboxAck { items } => self.on_inbox_ack(conn, id, items),
+            Command::InboxList { after, limit } => self.on_inbox_list(conn, id, *after, *limit),
             Command::SyncCheck { rooms } => self.on_sync_check(conn, id, rooms),
             Command::Stats => self.on_stats(conn, id),
             Command::PresenceSet { status, custom } => self.on_presence_set(conn, id, *status, *custom),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::super::event::{
     CommittedBatch, ConnKey, Input, Membership, Output, Page, Query, ReadReply, RoomRow, RoomRun,
 };
+use super::super::inbox::Item;
 use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::super::sync;
@@ -45,7 +46,9 @@ impl Shard {
             self.forgive(waiting.conn());
         }
         match (waiting, reply.result) {
-            (Waiting::User(user), Ok(Page::User { at, memberships })) => self.on_user_page(user, at, memberships),
+            (Waiting::User(user), Ok(Page::User { at, memberships, inbox })) => {
+                self.on_user_page(user, at, memberships, inbox);
+            }
             (Waiting::User(user), _) => self.on_user_failed(user),
             (Waiting::Room(name), Ok(Page::Room { at, room })) => self.on_room_page(name, at, room),
             (Waiting::Room(name), result) => self.on_room_failed(&name, as_refusal(result)),
@@ -77,13 +80,17 @@ impl Shard {
                 | Waiting::Amend { .. }
                 | Waiting::AdminPublish { .. }
                 | Waiting::AdminRevoke { .. }
+                | Waiting::AdminNotify { .. }
+                | Waiting::Notify { .. }
+                | Waiting::InboxAck { .. }
+                | Waiting::InboxUpkeep
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "a read reply answers a read"),
         }
     }
 
-    fn on_user_page(&mut self, user: UserIdx, at: Position, memberships: Vec<Membership>) {
+    fn on_user_page(&mut self, user: UserIdx, at: Position, memberships: Vec<Membership>, inbox: Vec<Item>) {
         if !self.recent.covers_after(at, self.cx.position) {
             // So much was committed since the snapshot that part of it is gone: look again.
             let token = self.pending.insert(Waiting::User(user));
@@ -108,6 +115,7 @@ impl Shard {
         for (room, seq) in std::mem::take(&mut loaded.early_reads) {
             loaded.advance_read(room, seq);
         }
+        self.fill_inbox(user, inbox);
         for conn in self.users.get(user).conns.clone() {
             self.welcome(conn);
         }

@@ -36,6 +36,7 @@ impl Shard {
             thread: message.thread,
             audience: audience(message)?,
             priority: message.priority,
+            mentions: users(&message.mentions)?,
         };
         let call = Call { conn, id: id.cloned() };
         let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace });
@@ -146,12 +147,12 @@ pub(super) fn write_trace(out: &mut Vec<u8>, trace: u64) {
     out.extend((0..16).rev().map(|nibble| HEX[(trace >> (4 * nibble)) as usize & 15]));
 }
 
+fn users(list: &[&str]) -> Result<Box<[UserId]>, Refusal> {
+    let parse = |name: &&str| UserId::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()));
+    list.iter().map(parse).collect()
+}
+
 fn audience(message: &MessageSend<'_>) -> Result<Option<Arc<Audience>>, Refusal> {
-    let users = |list: &[&str]| -> Result<Box<[UserId]>, Refusal> {
-        let parse =
-            |name: &&str| UserId::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()));
-        list.iter().map(parse).collect()
-    };
     Ok(match (message.only.is_empty(), message.exclude.is_empty()) {
         (true, true) => None,
         (true, false) => Some(Arc::new(Audience::Except(users(&message.exclude)?))),

@@ -7,6 +7,7 @@ mod edits;
 mod ephemeral;
 mod filter;
 mod history;
+mod inbox;
 mod load;
 mod membership;
 mod message;
@@ -19,6 +20,7 @@ mod subscribe;
 use std::sync::Arc;
 
 use super::event::{ConnKey, Token};
+use super::inbox::ItemId;
 use super::users::UserIdx;
 use crate::protocol::command::CommandId;
 use crate::protocol::filter::Filter;
@@ -44,6 +46,14 @@ pub enum Waiting {
     AdminPublish { token: Token, room: RoomName },
     /// The admin API's revocation.
     AdminRevoke { token: Token },
+    /// An item for somebody's inbox.
+    Notify { call: Call },
+    /// The same for the admin API.
+    AdminNotify { token: Token },
+    /// An acknowledgement of inbox items.
+    InboxAck { call: Call, items: Box<[ItemId]> },
+    /// Attempts, dead letters and what needs no answer; nobody waits.
+    InboxUpkeep,
     /// A user's memberships.
     User(UserIdx),
     /// A room; waiters are in `Shard::loading`.
@@ -73,8 +83,15 @@ impl Waiting {
             | Self::History { call, .. }
             | Self::Members { call }
             | Self::Rooms { call }
+            | Self::Notify { call }
+            | Self::InboxAck { call, .. }
             | Self::Refresh { call } => Some(call.conn),
-            Self::AdminPublish { .. } | Self::AdminRevoke { .. } | Self::User(_) | Self::Room(_) => None,
+            Self::AdminPublish { .. }
+            | Self::AdminRevoke { .. }
+            | Self::AdminNotify { .. }
+            | Self::InboxUpkeep
+            | Self::User(_)
+            | Self::Room(_) => None,
         }
     }
 }

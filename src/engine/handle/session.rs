@@ -124,7 +124,8 @@ impl Shard {
             }
             out.push(b']');
             limits_object(out, &limits);
-            out.extend_from_slice(b",\"inbox\":0}");
+            field_integer(out, "inbox", super::inbox::waiting_count(user.inbox.as_deref()));
+            out.push(b'}');
         });
         self.cx.out.list.push(Output::Unpark(conn));
         self.presence_came(conn);
@@ -134,6 +135,7 @@ impl Shard {
         if let Some(spread_ms) = self.draining {
             self.say_goaway(conn, spread_ms);
         }
+        self.greet_with_inbox(conn);
     }
 
     /// Ends a session: the server's doing when there is an ending, else the peer's.
@@ -194,6 +196,7 @@ impl Shard {
                 Timer::PresenceCounts => self.on_presence_counts(),
                 Timer::PresenceProbe => self.on_presence_probe(),
                 Timer::Gather(gather) => self.on_gather_late(gather),
+                Timer::Inbox(user) => self.on_inbox_timer(user, due),
                 Timer::Sweep => {
                     self.sweep();
                     self.timers.set(self.cx.now + SWEEP_MS, Timer::Sweep);

@@ -11,6 +11,7 @@ use crate::engine::event::{
     Audience, CommittedBatch, LogEntry, MembershipChange, Outcome, ReadAdvance, Restricted, Revocation, RoomRow,
     RoomRun, ShardId, Token,
 };
+use crate::engine::inbox::InboxChange;
 use crate::protocol::encode::{EventKind, LoggedEvent, frame_text};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Position, Priority, Role, RoomKey, Seq, UnixMillis, UserId};
@@ -108,6 +109,8 @@ pub struct Decided {
     pub reactions: Vec<ReactionRow>,
     /// Tokens to revoke.
     pub revocations: Vec<Revocation>,
+    /// Changes of inboxes, in order.
+    pub inbox: Vec<InboxChange>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
     pub(super) losses: Vec<(Position, RoomKey, UserId)>,
 }
@@ -125,6 +128,7 @@ impl Decided {
             states: Vec::new(),
             reactions: Vec::new(),
             revocations: Vec::new(),
+            inbox: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
         }
@@ -132,7 +136,7 @@ impl Decided {
 
     /// True when nothing is to be written: all were duplicates or refused.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.cursors.is_empty() && self.revocations.is_empty()
+        self.rows.is_empty() && self.cursors.is_empty() && self.revocations.is_empty() && self.inbox.is_empty()
     }
 
     /// Position of the last row; `first - 1` without rows.
@@ -164,6 +168,7 @@ impl Decided {
             runs,
             reads: self.cursors,
             revocations: self.revocations,
+            inbox: self.inbox,
             outcomes: self.outcomes,
         }
     }

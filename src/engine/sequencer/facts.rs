@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, RoomRow};
-use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomName, Seq, UserId};
+use crate::engine::inbox::{Head, ItemId};
+use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// A message that somebody wants to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,30 @@ pub trait Facts {
     /// # Errors
     /// The source could not answer.
     fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Self::Error>;
+
+    /// Members of `room` (bans do not count), in no order. Asked of direct rooms only.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Self::Error>;
+
+    /// Rooms that both are members of.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn shared_rooms(&mut self, one: &UserId, other: &UserId) -> Result<Vec<RoomKey>, Self::Error>;
+
+    /// What waits in the user's inbox.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn inbox(&mut self, user: &UserId) -> Result<Vec<Head>, Self::Error>;
+
+    /// Inbox items that have expired by `now`, at most `max`.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn expired_items(&mut self, now: UnixMillis, max: u32) -> Result<Vec<(UserId, ItemId)>, Self::Error>;
 
     /// What `device` of `user` has of `room`: what was said to be delivered, or the read cursor where
     /// that is further.

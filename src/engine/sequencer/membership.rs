@@ -147,7 +147,11 @@ impl<F: Facts> Turn<'_, F> {
         if !old.is_some_and(Role::is_member) && new.is_some_and(Role::is_member) {
             self.check_rooms_max(&user)?;
         }
-        Ok(self.change(Change { room: key, user: &user, by: Some(by), old, new }))
+        let committed = self.change(Change { room: key, user: &user, by: Some(by), old, new });
+        if matches!(act, Manage::Invite(_)) {
+            self.feed_invitation(&committed, by, &user)?;
+        }
+        Ok(committed)
     }
 
     fn invited(&self, actor: u8, old: Option<Role>, role: Role) -> Result<Option<Role>, Stop<F::Error>> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::{Decided, Facts, LogEnd, Reacted, Target};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, Revocation, RoomRow};
+use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
 use crate::protocol::encode::EventKind;
 use crate::protocol::ids::{DeviceId, Position, Priority, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
@@ -61,6 +62,12 @@ pub struct MemoryLog {
     pub reactions: BTreeSet<(RoomKey, Seq, Box<str>, UserId)>,
     /// Revocations in order.
     pub revocations: Vec<Revocation>,
+    /// What waits in inboxes.
+    pub inbox: BTreeMap<ItemId, Item>,
+    /// Dead letters.
+    pub dead: BTreeMap<ItemId, Item>,
+    /// The highest number of an item so far.
+    pub last_item: ItemId,
 }
 
 impl MemoryLog {
@@ -120,6 +127,31 @@ impl MemoryLog {
             assert_eq!(row.count as usize, count, "reactions are counted");
         }
         self.revocations.extend(decided.revocations.iter().cloned());
+        decided.inbox.iter().for_each(|change| self.apply_inbox(change));
+    }
+
+    fn apply_inbox(&mut self, change: &InboxChange) {
+        match change {
+            InboxChange::Added(item) => {
+                assert!(item.id > self.last_item, "numbers of items ascend");
+                self.last_item = item.id;
+                self.inbox.insert(item.id, (**item).clone());
+            }
+            InboxChange::Removed { user, items, why } => {
+                for id in items {
+                    let item = self.inbox.remove(id).expect("only what waits is removed");
+                    assert_eq!(item.user, *user, "a user's items are their own");
+                    if *why == Removal::Dead {
+                        self.dead.insert(*id, item);
+                    }
+                }
+            }
+            InboxChange::Tried { items, .. } => {
+                for id in items {
+                    self.inbox.get_mut(id).expect("only what waits is tried").attempts += 1;
+                }
+            }
+        }
     }
 
     /// Who reacted to a message with `emoji`.
@@ -150,6 +182,7 @@ impl MemoryLog {
             position: self.rows.len() as Position,
             room_key: self.rooms.keys().next_back().map_or(0, |key| key.0),
             ts: self.rows.last().map_or(0, |row| row.ts),
+            item: self.last_item,
         }
     }
 }
@@ -180,6 +213,26 @@ impl Facts for MemoryLog {
 
     fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Infallible> {
         Ok(self.cursors.get(&(room, user.clone())).copied().unwrap_or(0))
+    }
+
+    fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Infallible> {
+        let here = self.roles.iter().filter(|((key, _), role)| *key == room && role.is_member());
+        Ok(here.map(|((_, user), _)| user.clone()).collect())
+    }
+
+    fn shared_rooms(&mut self, one: &UserId, other: &UserId) -> Result<Vec<RoomKey>, Infallible> {
+        let is_in =
+            |room: RoomKey, user: &UserId| self.roles.get(&(room, user.clone())).is_some_and(|role| role.is_member());
+        Ok(self.rooms.keys().copied().filter(|room| is_in(*room, one) && is_in(*room, other)).collect())
+    }
+
+    fn inbox(&mut self, user: &UserId) -> Result<Vec<Head>, Infallible> {
+        Ok(self.inbox.values().filter(|item| item.user == *user).map(Item::head).collect())
+    }
+
+    fn expired_items(&mut self, now: UnixMillis, max: u32) -> Result<Vec<(UserId, ItemId)>, Infallible> {
+        let over = self.inbox.values().filter(|item| item.expires_ts <= now);
+        Ok(over.take(max as usize).map(|item| (item.user.clone(), item.id)).collect())
     }
 
     fn delivered_cursor(&mut self, room: RoomKey, user: &UserId, device: &DeviceId) -> Result<Seq, Infallible> {

@@ -129,6 +129,7 @@ fn message(key: u64, author: &str, client_id: Option<&str>, body: &str) -> Entry
         thread: None,
         audience: None,
         priority: Priority::Normal,
+        mentions: Box::default(),
     })
 }
 
@@ -383,6 +384,18 @@ fn facts_that_fail_refuse_the_whole_batch() {
         }
         fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Self::Error> {
             self.ask(|log| log.read_cursor(room, user))
+        }
+        fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Self::Error> {
+            self.ask(|log| log.members(room))
+        }
+        fn shared_rooms(&mut self, one: &UserId, other: &UserId) -> Result<Vec<RoomKey>, Self::Error> {
+            self.ask(|log| log.shared_rooms(one, other))
+        }
+        fn inbox(&mut self, user: &UserId) -> Result<Vec<crate::engine::inbox::Head>, Self::Error> {
+            self.ask(|log| Facts::inbox(log, user))
+        }
+        fn expired_items(&mut self, now: u64, max: u32) -> Result<Vec<(UserId, u64)>, Self::Error> {
+            self.ask(|log| log.expired_items(now, max))
         }
         fn delivered_cursor(&mut self, room: RoomKey, user: &UserId, device: &DeviceId) -> Result<Seq, Self::Error> {
             self.ask(|log| log.delivered_cursor(room, user, device))

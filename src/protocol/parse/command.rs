@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::super::command::{Activity, Command, HistoryFrom, Manage, MessageSend, PresenceOf, Status};
+use super::super::command::{Activity, Command, HistoryFrom, Manage, MessageSend, Notify, PresenceOf, Status};
 use super::super::error::{ErrorCode, Refusal};
 use super::super::filter::Filter;
 use super::super::ids::{Priority, Role, RoomKind, RoomName};
-use super::fields::{Length, required};
-use super::{BODY_BYTES_MAX, DATA_BYTES_MAX, META_BYTES_MAX, Object, TOKEN_BYTES_MAX, bad};
+use super::fields::{Length, SEQ_MAX, required};
+use super::{
+    BODY_BYTES_MAX, DATA_BYTES_MAX, ITEM_TTL_MS_MAX, META_BYTES_MAX, NAME_BYTES_MAX, Object, TOKEN_BYTES_MAX, bad,
+};
 
 const TITLE_BYTES_MAX: usize = 128;
 const MEMBERS_MAX: usize = 1_000;
@@ -20,11 +22,13 @@ const MENTIONS_MAX: usize = 64;
 const ATTACHMENTS_MAX: usize = 16;
 const ATTACHMENT_CHARS_MAX: usize = 128;
 const FILTER_MAX: usize = 64;
-const EVENT_NAME_BYTES_MAX: usize = 64;
 const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
 const PRESENCE_USERS_MAX: usize = 1_000;
 const CUSTOM_CHARS_MAX: usize = 128;
+const ACK_ITEMS_MAX: usize = 1_000;
+const LIST_MAX: u32 = 100;
+const LIST_DEFAULT: u32 = 50;
 
 const KINDS: &str = "public, private, direct";
 const PRIORITIES: &str = "critical, normal, low";
@@ -82,6 +86,12 @@ pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
             kind: frame.word("kind", RoomKind::parse, KINDS)?,
             after: frame.name("after", RoomName::is_valid, RoomName::bad())?,
             limit: frame.limit(PAGE_MAX, PAGE_DEFAULT)?,
+        }),
+        "notify" => notify(frame),
+        "inbox:ack" => Ok(Command::InboxAck { items: frame.integers("items", ACK_ITEMS_MAX, 1, SEQ_MAX)? }),
+        "inbox:list" => Ok(Command::InboxList {
+            after: frame.integer("after", 0, SEQ_MAX)?.unwrap_or(0),
+            limit: frame.limit(LIST_MAX, LIST_DEFAULT)?,
         }),
         "sync:check" => sync_check(frame),
         "auth:refresh" => {
@@ -167,10 +177,20 @@ fn message_history<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
 fn event_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
     Ok(Command::EventSend {
         room: frame.room()?,
-        name: required("name", frame.text("name", Length::Bytes(1, EVENT_NAME_BYTES_MAX))?)?,
+        name: required("name", frame.text("name", Length::Bytes(1, NAME_BYTES_MAX))?)?,
         data: required("data", frame.json("data", DATA_BYTES_MAX)?)?,
         priority: priority(frame)?,
     })
+}
+
+fn notify<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    Ok(Command::Notify(Box::new(Notify {
+        user: required("user", frame.user("user")?)?,
+        name: required("name", frame.text("name", Length::Bytes(1, NAME_BYTES_MAX))?)?,
+        data: required("data", frame.json("data", DATA_BYTES_MAX)?)?,
+        priority: priority(frame)?,
+        ttl_ms: frame.integer("ttl_ms", 1, ITEM_TTL_MS_MAX)?,
+    })))
 }
 
 fn room_create<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {

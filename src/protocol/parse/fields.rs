@@ -15,7 +15,7 @@ use super::{ID_CHARS_MAX, bad, json};
 const PAIRWISE_NAMES_MAX: usize = 16;
 
 /// Seqs are kept as signed 64-bit integers by the store.
-const SEQ_MAX: u64 = i64::MAX as u64;
+pub(super) const SEQ_MAX: u64 = i64::MAX as u64;
 
 /// Longest epoch that is worth comparing, bytes.
 const EPOCH_BYTES_MAX: usize = 64;
@@ -216,6 +216,19 @@ impl<'t, 's> Object<'t, 's> {
         let Some(value) = self.find(field) else { return Ok(None) };
         let integer = value.unsigned().filter(|integer| (min..=max).contains(integer));
         integer.map(Some).ok_or_else(|| bad(format!("{field} must be an integer from {min} to {max}")))
+    }
+
+    /// A list of 1 to `max` integers within bounds, both included; it must be there.
+    pub(crate) fn integers(self, field: &'static str, max: usize, low: u64, high: u64) -> Result<Vec<u64>, Refusal> {
+        let refuse = || bad(format!("{field} must be an array of 1 to {max} integers from {low} to {high}"));
+        let (len, elements) =
+            required(field, self.find(field))?.array().filter(|(len, _)| (1..=max).contains(len)).ok_or_else(refuse)?;
+        let mut integers = Vec::with_capacity(len);
+        for element in elements {
+            let integer = element.unsigned().filter(|integer| (low..=high).contains(integer));
+            integers.push(integer.ok_or_else(refuse)?);
+        }
+        Ok(integers)
     }
 
     /// A seq of at least `min`.
