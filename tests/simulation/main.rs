@@ -80,9 +80,7 @@ fn run(seed: u64) -> Done {
     world.run(world.now + world.plan.pause_ms * 2);
     world.last_words = false;
     settle(&mut world);
-    let limits = &world.plan.limits;
-    let calm_ms = limits.grace_ms + limits.presence_tick_ms + 3 * limits.presence_refresh_ms + 3_000;
-    world.run(world.now + u64::from(calm_ms));
+    presence::calm_down(&mut world);
     let watches = presence::check_converged(&world);
     check_quiet(&mut world);
     // Everybody comes anew and is told how they stand.
