@@ -81,7 +81,7 @@ fn a_database_from_before_edits_is_brought_up_to_date() {
     let old = rusqlite::Connection::open(&database).unwrap();
     const OF_VERSION_1: &str = "'meta','rooms','log','heads','anchors','members','cursors','revocations','probe'";
     let newer: Vec<String> = old
-        .prepare(&format!("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT IN ({OF_VERSION_1})"))
+        .prepare(&format!("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT IN ({OF_VERSION_1})"))
         .unwrap()
         .query_map([], |row| row.get(0))
         .unwrap()

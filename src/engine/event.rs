@@ -9,12 +9,16 @@
 //! ```
 //! Nothing here does anything: these are values, `Send`, without sockets, channels or clocks.
 
+mod reading;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::inbox::{InboxChange, Item, ItemId, NewItem};
+pub use reading::{HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
+
+use super::inbox::{InboxChange, ItemId, NewItem};
 use crate::protocol::encode::{EventKind, frame_header_len};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{
@@ -403,164 +407,6 @@ pub struct Committed {
     pub duplicate: bool,
     /// For [`Entry::Amend`]: the message's version, or how many have the reaction. Else 0.
     pub value: u64,
-}
-
-// ------------------------------------------------------------------------------------------------
-// Reading the store
-
-/// A question to the reader threads. Answered once, always.
-#[derive(Debug, Clone)]
-pub struct ReadRequest {
-    /// Who gets the [`ReadReply`].
-    pub shard: ShardId,
-    /// Echoed in the reply.
-    pub token: Token,
-    /// The question.
-    pub query: Query,
-}
-
-/// What a shard may ask of the store.
-#[derive(Debug, Clone)]
-pub enum Query {
-    /// A user's memberships, bans and read cursors.
-    User(UserId),
-    /// A room by name.
-    Room(RoomName),
-    /// Entries `after < seq < before`, at most `limit` and at most `bytes_max` of JSON: the oldest
-    /// ones, or the newest ones when `newest`. Always returned ascending.
-    History {
-        /// The room.
-        room: RoomKey,
-        /// Exclusive lower bound.
-        after: Seq,
-        /// Exclusive upper bound (`u64::MAX`: none).
-        before: Seq,
-        /// Take from the upper end.
-        newest: bool,
-        /// Only the messages of this thread (its root included).
-        thread: Option<Seq>,
-        /// Messages as they stand now, with reactions; else each entry as it was logged.
-        current: bool,
-        /// At most so many entries.
-        limit: u32,
-        /// At most so many bytes of JSON, but at least one entry.
-        bytes_max: u32,
-    },
-    /// Members of a room by name, ascending, those after `after`.
-    Members {
-        /// The room.
-        room: RoomKey,
-        /// Exclusive lower bound.
-        after: Option<UserId>,
-        /// At most so many.
-        limit: u32,
-    },
-    /// Rooms by name, ascending: public ones and those `user` is a member of.
-    Rooms {
-        /// Whose view.
-        user: UserId,
-        /// Only this kind.
-        kind: Option<RoomKind>,
-        /// Exclusive lower bound.
-        after: Option<RoomName>,
-        /// At most so many.
-        limit: u32,
-    },
-}
-
-/// The answer to one [`ReadRequest`].
-#[derive(Debug)]
-pub struct ReadReply {
-    /// As in the request.
-    pub token: Token,
-    /// The page, or why there is none.
-    pub result: Result<Page, Refusal>,
-}
-
-/// What the store said. `at` is the log position of the snapshot that was read: a shard skips
-/// entries up to it for what it loaded here.
-#[derive(Debug)]
-pub enum Page {
-    /// For [`Query::User`].
-    User {
-        /// Snapshot position.
-        at: Position,
-        /// One for each room the user is in, or banned from.
-        memberships: Vec<Membership>,
-        /// What waits in their inbox, in no order.
-        inbox: Vec<Item>,
-    },
-    /// For [`Query::Room`].
-    Room {
-        /// Snapshot position.
-        at: Position,
-        /// None when there is no such room.
-        room: Option<RoomRow>,
-    },
-    /// For [`Query::History`].
-    History {
-        /// JSON objects, one an entry, back to back.
-        json: Vec<u8>,
-        /// The entries, ascending by seq.
-        entries: Vec<HistoryEntry>,
-        /// There is more beyond `limit` or `bytes_max`.
-        more: bool,
-    },
-    /// For [`Query::Members`].
-    Members {
-        /// User and role, ascending by user.
-        members: Vec<(UserId, Role)>,
-        /// There is more.
-        more: bool,
-    },
-    /// For [`Query::Rooms`].
-    Rooms {
-        /// Ascending by name, with the asker's role where they have one.
-        rooms: Vec<(RoomRow, Option<Role>)>,
-        /// There is more.
-        more: bool,
-    },
-}
-
-/// One user's standing in one room.
-#[derive(Debug, Clone)]
-pub struct Membership {
-    /// The room as it stood at the snapshot.
-    pub room: RoomRow,
-    /// The user's role.
-    pub role: Role,
-    /// The user's read cursor; 0: nothing.
-    pub read: Seq,
-}
-
-/// One room as it stood at a snapshot.
-#[derive(Debug, Clone)]
-pub struct RoomRow {
-    /// Its number.
-    pub key: RoomKey,
-    /// Its name.
-    pub name: RoomName,
-    /// Who may come in.
-    pub kind: RoomKind,
-    /// For people.
-    pub title: Option<Box<str>>,
-    /// Last seq; 0: none.
-    pub head: Seq,
-    /// Number of members.
-    pub members: u32,
-}
-
-/// One entry of a history page.
-#[derive(Debug, Clone)]
-pub struct HistoryEntry {
-    /// Number within the room.
-    pub seq: Seq,
-    /// When it was numbered.
-    pub ts: UnixMillis,
-    /// Its object in the page's `json`.
-    pub span: Range<u32>,
-    /// Set when not everybody may see it.
-    pub restricted: Option<Box<Restricted>>,
 }
 
 // ------------------------------------------------------------------------------------------------

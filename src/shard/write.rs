@@ -263,8 +263,10 @@ impl Driver {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let (mut rest, mut replies) = (bytes, Vec::new());
         let mut text = Vec::new();
+        let was_finished = conn.codec.is_finished();
         while let Ok(Some(_)) = conn.codec.read(&mut rest, &mut text, &mut replies) {}
-        let is_over = conn.codec.is_finished() && conn.outbox.is_none();
+        // Who answers our close has read it. After that, or after a failure, bytes are only passed over.
+        let is_over = !was_finished && conn.codec.is_finished() && conn.outbox.is_none();
         let needs_receive = !conn.is_receiving;
         if is_over {
             self.drop_conn(key);
@@ -372,12 +374,11 @@ impl Driver {
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(conn.phase, Phase::Closing) {
-            if conn.codec.is_finished() {
-                return self.drop_conn(key);
-            }
-            if !conn.codec.is_close_sent() {
-                // An HTTP answer. To close now, with bytes of the request unread, would reset the
-                // connection and could take the answer with it (RFC 9112 section 9.6).
+            if conn.codec.is_finished() || !conn.codec.is_close_sent() {
+                // The last word was the echo of the peer's close, a close after a failure, or an HTTP
+                // answer. To close now, with bytes of the peer unread or under way, would reset the
+                // connection and could take that word with it (RFC 9112 section 9.6): the peer's end,
+                // or the deadline, comes first.
                 super::socket::shutdown_write(conn.raw_fd());
             }
             if !conn.is_receiving {

@@ -51,6 +51,17 @@ fn every_broken_frame_has_its_close_code() {
 }
 
 #[test]
+fn a_large_message_hears_why_it_was_refused() {
+    let server = Server::shards(2);
+    let mut client = server.client("alice");
+    let mut frame = Vec::new();
+    antiphon::protocol::client::masked_frame(&mut frame, TEXT, [1, 2, 3, 4], &vec![b'x'; 8 << 20]);
+    // Refused at its header, while the client is still writing: the answer must survive that.
+    client.stream.write_all(&frame).unwrap();
+    assert_eq!(client.end().code, 1009);
+}
+
+#[test]
 fn what_the_rfc_allows_is_taken() {
     let server = Server::shards(2);
     let mut alice = server.client("alice");

@@ -158,7 +158,9 @@ fn run(trial: &Trial) {
         trial.shards,
     );
     assert!(acked_per_s >= trial.rate_min, "only {acked_per_s:.0} messages/s");
-    assert!(slowest <= trial.ready_max, "ready only after {slowest:?}");
+    // On a machine that is busy with other things the wait for a core counts too.
+    let busy = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    assert!(slowest <= trial.ready_max, "ready only after {slowest:?}; load average {busy}");
 }
 
 /// A number within bounds, from a xorshift.

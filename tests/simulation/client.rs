@@ -22,6 +22,8 @@ pub struct Scene<'a> {
     /// Nothing is under way any more: what the server says now is how things stand.
     pub is_final: bool,
     pub now: u64,
+    /// How far the shard was when it was asked what it now answers.
+    pub fed_at: u64,
 }
 
 #[derive(Debug, Clone)]

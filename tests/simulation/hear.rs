@@ -67,7 +67,7 @@ impl Client {
     fn hear_entry(&mut self, json: &[u8], scene: &mut Scene<'_>) {
         let (room, seq) = room_and_seq(json);
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
-        let from = scene.checker.check_entry(&reader, self.filter, room, seq, json, "live");
+        let from = scene.checker.check_entry(&reader, self.filter, room, seq, json, ("live", Seq::MAX));
         for seq in from..=seq {
             self.hear_seq(room, seq, scene);
         }
@@ -206,7 +206,7 @@ impl Client {
             let (named, seq) = room_and_seq(event);
             assert_eq!(named, room);
             let filter = self.filter.filter(|_| how == "resume");
-            let from = scene.checker.check_entry(&reader, filter, room, seq, event, how);
+            let from = scene.checker.check_entry(&reader, filter, room, seq, event, (how, scene.fed_at));
             seqs.extend(from..=seq);
         }
         seqs

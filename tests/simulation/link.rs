@@ -42,6 +42,10 @@ pub struct Link {
     pub is_read_due: bool,
     /// The client does not read before this time.
     pub stalled_until: u64,
+    /// How far its shard was in the log when it was last given a frame.
+    pub fed_at: u64,
+    /// `fed_at` of each `ok` that is on its way.
+    pub oks: VecDeque<u64>,
     /// When the last frame on its way to the server arrives.
     pub up_at: u64,
 }
@@ -67,6 +71,8 @@ impl Link {
             is_blocked: false,
             is_read_due: false,
             stalled_until: 0,
+            fed_at: 0,
+            oks: VecDeque::new(),
             up_at: 0,
         }
     }

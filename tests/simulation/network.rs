@@ -9,7 +9,7 @@ use crate::checker::text;
 use crate::client::{Client, Scene};
 use crate::link::{Heard, Link, Phase, take_frame};
 use crate::trace;
-use crate::world::{Event, World};
+use crate::world::{Event, OK, World};
 
 impl World {
     pub fn wake(&mut self, client: usize) {
@@ -36,6 +36,7 @@ impl World {
             last_words: self.last_words,
             is_final: self.is_final,
             now: self.now,
+            fed_at: u64::MAX,
         };
         act(&mut self.clients[client], &mut scene)
     }
@@ -124,6 +125,7 @@ impl World {
 
     pub fn feed(&mut self, link: usize, frame: &str) {
         let (shard, key) = (self.links[link].shard, self.links[link].key);
+        self.links[link].fed_at = self.shards[shard].applied;
         trace!("frame {} {frame}", self.links[link].client);
         let mut parser = self.parser.take().expect("frames are fed one at a time");
         match parser.parse(frame.as_bytes()) {
@@ -187,7 +189,12 @@ impl World {
             match heard {
                 Heard::Text(json) => {
                     trace!("{client} hears {}", text(&json));
-                    let frames = self.with_client(client, |client, scene| client.hear(&json, scene));
+                    let oks = &mut self.links[link].oks;
+                    let fed_at = if json.starts_with(OK) { oks.pop_front().expect("it was pushed") } else { u64::MAX };
+                    let frames = self.with_client(client, |client, scene| {
+                        scene.fed_at = fed_at;
+                        client.hear(&json, scene)
+                    });
                     self.say(link, frames);
                 }
                 Heard::Ping => {

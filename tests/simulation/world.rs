@@ -24,6 +24,7 @@ use crate::trace;
 /// When runs begin: some day of 2020, so that no time is near 0.
 pub const DAWN: u64 = 1_600_000_000_000;
 const CLOSING_MS: u64 = 3_000;
+pub const OK: &[u8] = b"{\"type\":\"ok\"";
 
 /// What is to happen at some time. `u32`: the incarnation of the server it belongs to.
 pub enum Event {
@@ -56,6 +57,8 @@ pub struct ShardSim {
     pub engine: Shard,
     log: std::collections::VecDeque<StoreEvent>,
     log_at: u64,
+    /// Last position of the log that was given to the engine.
+    pub applied: u64,
     tick_at: u64,
     /// Generation of each slot; the links that hold them.
     pub slots: Vec<(u32, Option<usize>)>,
@@ -137,11 +140,12 @@ impl World {
     }
 
     pub fn start_server(&mut self) {
+        let applied = self.store.log.kept.end().position;
         self.shards = (0..self.plan.shards)
             .map(|shard| {
                 let seed = self.dice.bits();
                 let engine = Shard::new(self.store.log.genesis(shard, seed), self.limits.clone(), self.now);
-                ShardSim { engine, log: Default::default(), log_at: 0, tick_at: u64::MAX, slots: Vec::new() }
+                ShardSim { engine, log: Default::default(), log_at: 0, applied, tick_at: u64::MAX, slots: Vec::new() }
             })
             .collect();
         for shard in 0..self.shards.len() {
@@ -195,6 +199,10 @@ impl World {
             }
             Event::Log(of, shard) if of == alive => {
                 if let Some(event) = self.shards[shard].log.pop_front() {
+                    if let StoreEvent::Batch(batch) = &event {
+                        let sim = &mut self.shards[shard];
+                        sim.applied = sim.applied.max(batch.last);
+                    }
                     self.handle(shard, Input::Store(event));
                 }
             }
@@ -352,6 +360,10 @@ impl World {
         let it = &mut self.links[link];
         if it.phase != Phase::Open {
             return;
+        }
+        let payload = &frames.as_slice(&outputs.bytes)[2..];
+        if payload.windows(OK.len()).take(9).any(|start| start == OK) {
+            it.oks.push_back(it.fed_at);
         }
         let mut pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
         if let (Pushed::BehindGap(last), Class::CriticalLog { room, first, .. }) = (pushed, class) {

@@ -1,8 +1,10 @@
 //! Loading rooms and users from the store, and unloading what nobody needs.
 //!
 //! A page is a snapshot at a log position. The shard may already have applied later batches, which
-//! it ignored for what was not loaded then: they are taken from the recent batches, so that what is
-//! loaded always stands exactly at the shard's own position.
+//! it ignored for what was not loaded then: they are taken from the recent batches. Or the page is
+//! ahead of the shard: what it has seen is then skipped when it comes. A room that is loaded ahead
+//! can be read up to its head by someone whom an entry in between bans from it; to hold the room back
+//! until the shard has caught up could hold it for long, since a batch in doubt is published late.
 
 use std::sync::Arc;
 
