@@ -160,6 +160,11 @@ fn a_room_is_watched_as_long_as_one_may() {
     table.says("c", r#"{"type":"presence:set","status":"away"}"#).gives_nothing();
     let given = table.passes(100);
     assert!(given.has("a ~") && !given.has("b ~"), "{given:?}");
+    // Who leaves is not there any more, wherever else they are.
+    table.says("c", r#"{"type":"room:leave","room":"one"}"#).whatever();
+    table.settle();
+    let given = table.passes(100).only(&["a ~"]);
+    assert!(given.has(r#""room":"one","presence":[{"user":"carol","status":"offline""#), "{given:?}");
     assert_eq!(table.engine.stats().presence_watches, 1);
     table.closes("a").whatever();
     assert_eq!((table.engine.stats().presence_watches, table.engine.stats().presence_cards), (0, 0));

@@ -364,6 +364,10 @@ impl Shard {
         debug_assert_eq!(shard_of(&entry.card.user, self.cx.shards), owner, "an owner speaks of its own users");
         let card = entry.card.clone();
         let told = self.presence.watching.apply(owner, entry);
+        for room in told.left {
+            let gone = Card { status: Status::Offline, custom: None, cause: None, ..(*card).clone() };
+            news.rooms.entry(room).or_default().push(Arc::new(gone));
+        }
         if !told.is_for_user && told.rooms.is_empty() {
             return;
         }

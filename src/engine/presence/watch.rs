@@ -59,6 +59,8 @@ pub struct News {
     pub is_for_user: bool,
     /// Watchers of these rooms are to be told.
     pub rooms: Vec<RoomKey>,
+    /// Watchers of these rooms are to be told that the user is not there any more: a member no longer.
+    pub left: Vec<RoomKey>,
 }
 
 /// All that is watched on one shard.
@@ -224,12 +226,15 @@ impl Watching {
         let is_told = |room: &RoomKey| old.is_some_and(|held| held.entry.rooms.contains(room));
         let watched_rooms = entry.rooms.iter().filter(|room| self.rooms.get(room).is_some_and(|r| !r.is_counted));
         let rooms = watched_rooms.filter(|room| is_changed || !is_told(room)).copied().collect();
+        let is_left = |room: &&RoomKey| !entry.rooms.contains(room) && self.rooms.contains_key(room);
+        let seen = old.filter(|held| held.entry.card.status != Status::Offline);
+        let left = seen.map_or_else(Vec::new, |held| held.entry.rooms.iter().filter(is_left).copied().collect());
         if is_watched || !entry.rooms.is_empty() {
             self.cards.insert(user, Held { entry, owner });
         } else {
             self.cards.remove(&user);
         }
-        News { is_for_user: is_changed && is_watched, rooms }
+        News { is_for_user: is_changed && is_watched, rooms, left }
     }
 
     /// A whole snapshot of `owner` at `clock` named only `named`: the visible others went unseen.
