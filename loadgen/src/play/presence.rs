@@ -255,6 +255,7 @@ impl Storm {
                 self.take(stage, slot, payload);
                 let is_short = self.views[slot as usize].online() < self.least;
                 self.seen.flickers += u64::from(self.is_steady && is_short);
+                self.seen.gone += u64::from(is_short);
             }
             (b"presence:changed", _) => {
                 self.seen.events += 1;
