@@ -22,6 +22,7 @@ impl Client {
     /// Entries `first` to `last` are to be read from the history, if this is a slow reader.
     pub(super) fn note_missed(&mut self, first: Seq, last: Seq, shared: &mut Shared<'_>) {
         if self.is_slow {
+            shared.tally.missed += last + 1 - first;
             self.missed.push_back((first, last));
             self.fill(shared);
         }

@@ -95,6 +95,8 @@ impl Inner {
         stream.set_nodelay(true).ok()?;
         let out = Arc::new(Mutex::new(stream.try_clone().ok()?));
         let mut user = String::new();
+        // The refusal is large, and never made.
+        #[allow(clippy::result_large_err)]
         let accept = |request: &Request, response: Response| {
             user = user_of(request);
             Ok(response)

@@ -418,7 +418,7 @@ impl Day {
         let ledger = &mut self.ledgers[self.args.room_of(user) as usize];
         let bytes = hash(payload);
         let content = scan::content(payload).ok()?;
-        let hashed = hash(&(content.kind, content.who, content.client_id, content.body));
+        let hashed = hash((content.kind, content.who, content.client_id, content.body));
         let sent_ns = scan::hex16(content.body).unwrap_or(0);
         match ledger.look(seq, bytes) {
             Sight::New => {
