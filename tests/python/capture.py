@@ -155,11 +155,15 @@ STEADY_TS = 1795560000000
 AHEAD = {"token_expires_ts": 3_600_000, "expires_ts": 604_800_000}
 TIMES = {"ts", "token_expires_ts", "expires_ts", "edited_ts", "last_seen", "last_activity", "first_seen", "from_ts",
          "failed_ts", "dead_ts"}
-#: Lengths of time that a run measures.
-LENGTHS = {"online_ms": 5_000, "took_ms": 5}
+#: What a run measures: lengths of time, and tries, of which a stalled machine makes more.
+LENGTHS = {"online_ms": 5_000, "took_ms": 5, "attempt": 1}
 #: Numbers that name something: the n-th one that the page shows gets the n-th of these.
 NAMES = {"session": "5e551000000000{:02x}", "epoch": "9ad1c7805ec97e{:02x}", "trace": "8d3f0000000000{:02x}",
          "hash": "b7e1516200000{:03x}"}
+
+
+#: A hash that clients make up.
+WRONG = "0123456789abcdef"
 
 
 class Steady:
@@ -177,7 +181,7 @@ class Steady:
             return {key: self(inner, key, value) for key, inner in value.items()}
         if isinstance(value, list):
             return [self(inner, name, within) for inner in value]
-        if name in NAMES and isinstance(value, str) and re.fullmatch("[0-9a-f]{8,64}", value):
+        if name in NAMES and isinstance(value, str) and re.fullmatch("[0-9a-f]{8,64}", value) and value != WRONG:
             seen = self.seen[name]
             if value not in seen:
                 seen.append(value)
@@ -232,5 +236,5 @@ def table(titles, rows):
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-__all__ = ["BEGIN", "END", "Client", "Closed", "Raw", "Recorder", "Refused", "Steady", "code", "compact", "keys",
+__all__ = ["BEGIN", "END", "WRONG", "Client", "Closed", "Raw", "Recorder", "Refused", "Steady", "code", "compact", "keys",
            "request", "table"]
