@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
-use super::columns::{integer, room_columns, room_row, signed};
+use super::columns::{integer, room_columns, room_row, room_tables, signed};
 use super::open::OpenError;
 use super::schema::{ANCHOR_EVERY, check_ownership, database_path, schema_version};
 use crate::engine::event::RoomRow;
@@ -102,7 +102,7 @@ fn fill(conn: &Connection, report: &mut Report) -> rusqlite::Result<()> {
     report.last = end("DESC")?;
     report.epoch = conn.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0)).optional()?;
     report.revocations = conn.query_row("SELECT count(*) FROM revocations", [], |row| integer(row, 0))?;
-    let mut statement = conn.prepare(concat!("SELECT ", room_columns!(), " FROM rooms r ORDER BY r.key"))?;
+    let mut statement = conn.prepare(concat!("SELECT ", room_columns!(), " FROM ", room_tables!(), " ORDER BY r.key"))?;
     report.rooms = statement.query_map([], room_row)?.collect::<rusqlite::Result<_>>()?;
     if let (Some((first, _)), Some((last, _))) = (report.first, report.last) {
         let count = conn.query_row("SELECT count(*) FROM log", [], |row| integer(row, 0))?;

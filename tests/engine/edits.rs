@@ -201,5 +201,6 @@ fn what_a_device_has_is_told_in_the_low_lane() {
         "#,
     );
     // It has not been read for that.
-    assert!(table.opens("b2", "bob").has(r#""seq":3,"read":0"#));
+    let given = table.opens("b2", "bob");
+    assert!(given.has(r#""seq":3,"read":2,"delivered":2,"unread":1"#), "{given:?}");
 }

@@ -44,7 +44,7 @@ def test_hello(server):
     assert client.socket.subprotocol == "antiphon.v1"
     client.listen("room:join", "hello-room")
     second = server.client("hal", "phone-2")
-    assert second.hello["rooms"] == [{"room": "hello-room", "seq": 1, "read": 0, "role": "owner"}]
+    assert second.hello["rooms"] == [{"room": "hello-room", "seq": 1, "read": 1, "delivered": 1, "unread": 0, "role": "owner"}]
     assert second.hello["epoch"] == hello["epoch"] and second.hello["session"] != hello["session"]
 
 

@@ -130,6 +130,7 @@ fn message(key: u64, author: &str, client_id: Option<&str>, body: &str) -> Entry
         audience: None,
         priority: Priority::Normal,
         mentions: Box::default(),
+        reads: false,
     })
 }
 
@@ -384,6 +385,9 @@ fn facts_that_fail_refuse_the_whole_batch() {
         }
         fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Self::Error> {
             self.ask(|log| log.read_cursor(room, user))
+        }
+        fn tally_at(&mut self, room: RoomKey, seq: Seq) -> Result<Option<crate::engine::tally::Tally>, Self::Error> {
+            self.ask(|log| log.tally_at(room, seq))
         }
         fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Self::Error> {
             self.ask(|log| log.members(room))
