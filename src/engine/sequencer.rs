@@ -531,7 +531,9 @@ impl<F: Facts> Turn<'_, F> {
         let RoomRow { key, name, kind, head, members, tally, .. } = row;
         let (name_json, used) = (room_json(&name), self.core.batch);
         self.core.names.insert(name.clone(), key);
-        self.core.rooms.insert(key, RoomState { name, name_json, kind, head, members, tally, recent: Default::default(), used });
+        self.core
+            .rooms
+            .insert(key, RoomState { name, name_json, kind, head, members, tally, recent: Default::default(), used });
         key
     }
 

@@ -246,8 +246,10 @@ pub struct RoomCheck<'a> {
     pub room: &'a str,
     /// Last seq; 0: nothing.
     pub seq: Seq,
-    /// The rolling hash of the entries up to there.
+    /// The rolling hash of the entries up to there, if the client has one.
     pub hash: Option<u64>,
+    /// It wants the server's.
+    pub wants_hash: bool,
 }
 
 /// Whose presence.

@@ -105,7 +105,7 @@ CREATE INDEX message_deleted ON message_state (room, seq) WHERE deleted = 1;
 ];
 
 /// The version whose step made the columns that [`super::tallies::fill`] fills.
-const TALLIES_STEP: u32 = 4;
+pub(super) const TALLIES_STEP: u32 = 4;
 
 /// Name of the database in the data directory.
 pub const DATABASE_FILE: &str = "antiphon.db";

@@ -46,7 +46,10 @@ fn hello_says_who_and_what(shards: u16) {
     alice.send("general", "one");
     alice.ok(json!({"type": "message:read", "room": "general", "seq": 2}));
     let again = server.device("alice", "phone-2");
-    assert_eq!(again.hello["rooms"], json!([{"room": "general", "seq": 2, "read": 2, "delivered": 2, "unread": 0, "role": "owner"}]));
+    assert_eq!(
+        again.hello["rooms"],
+        json!([{"room": "general", "seq": 2, "read": 2, "delivered": 2, "unread": 0, "role": "owner"}])
+    );
     assert_ne!(again.hello["session"], hello["session"]);
     assert_eq!(again.hello["epoch"], hello["epoch"]);
     let pong = alice.ok(json!({"type": "ping"}));
@@ -299,13 +302,8 @@ fn sync_check_compares(shards: u16) {
     alice.send("b", "x");
     let checked = alice.ok(json!({"type": "sync:check", "rooms": [
         {"room": "a", "seq": 1}, {"room": "b", "seq": 1}, {"room": "a", "seq": 5}]}));
-    let mut rooms = checked["rooms"].clone();
-    for (at, room) in rooms.as_array_mut().unwrap().iter_mut().enumerate() {
-        let hash = room.as_object_mut().unwrap().remove("hash");
-        assert_eq!(hash.is_some(), at < 2, "the server tells its hash at a seq that is there: {checked}");
-    }
     assert_eq!(
-        rooms,
+        checked["rooms"],
         json!([
             {"room": "a", "seq": 1, "state": "ok"}, {"room": "b", "seq": 2, "state": "behind"},
             {"room": "a", "seq": 1, "state": "diverged"}])

@@ -28,9 +28,9 @@ pub fn ts_of(json: &[u8]) -> u64 {
 impl Checker {
     /// The hash of a room's entries up to `seq`.
     pub fn hash(&self, room: &str, seq: Seq) -> u64 {
-        let start = room.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let start = room
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         (1..=seq).fold(start, |hash, seq| {
             let entry = self.entry(room, seq).expect("the entries up to the cursor are there");
             roll(hash, seq, ts_of(&entry.json))

@@ -1,6 +1,6 @@
-//! `sync:check`: where each room stands, beside what the client has of it. The client learns the
-//! server's hash at its own seq where the recent entries reach back that far. Whoever gives a hash gets
-//! it in any case, from the store if need be, and learns whether both saw the same entries.
+//! `sync:check`: where each room stands, beside what the client has of it. A client that asks for it
+//! learns the server's hash at its own seq, from the recent entries, or from the store where those do not
+//! reach back; and whether both saw the same entries, if it gives its own.
 
 use super::super::auth::Want;
 use super::super::event::{ConnKey, Output, Query};
@@ -21,6 +21,7 @@ pub struct Check {
     /// What the client has.
     seq: Seq,
     hash: Option<u64>,
+    wants_hash: bool,
     /// The room and its head; none: there is no such room.
     room: Option<(RoomKey, Seq)>,
     /// Where the server stood at `seq`, once that is known.
@@ -31,7 +32,7 @@ impl Check {
     /// The store has to be asked about it.
     fn is_open(&self) -> bool {
         let reaches = self.room.is_some_and(|(_, head)| self.seq <= head);
-        self.hash.is_some() && reaches && self.tally.is_none()
+        self.wants_hash && reaches && self.tally.is_none()
     }
 
     fn state(&self) -> &'static str {
@@ -64,7 +65,7 @@ impl Shard {
         asked: &[RoomCheck<'_>],
     ) -> Result<(), Refusal> {
         let mut checks = Vec::with_capacity(asked.len());
-        for RoomCheck { room: name, seq, hash } in asked {
+        for RoomCheck { room: name, seq, hash, wants_hash } in asked {
             let room = match self.find_room(conn, name, Want::Read) {
                 Ok(Some(idx)) => {
                     self.check_right(conn, idx, Want::Read)?;
@@ -75,9 +76,10 @@ impl Shard {
                 Err(refusal) => return Err(refusal),
             };
             let name = RoomName::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
-            let tally = room.and_then(|room| known_tally(room, *seq));
+            let (hash, wants_hash) = (*hash, *wants_hash);
+            let tally = room.filter(|_| wants_hash).and_then(|room| known_tally(room, *seq));
             let room = room.map(|room| (room.key, room.head));
-            checks.push(Check { name, seq: *seq, hash: *hash, room, tally });
+            checks.push(Check { name, seq: *seq, hash, wants_hash, room, tally });
         }
         let open: Vec<(RoomKey, Seq)> = checks
             .iter()

@@ -79,7 +79,10 @@ impl MemoryLog {
     pub fn apply(&mut self, decided: &Decided) {
         for room in &decided.rooms {
             assert!(self.names.insert(room.name.clone(), room.key).is_none(), "a room's name is given once");
-            self.rooms.insert(room.key, RoomRow { head: 0, members: 0, tally: Tally::start(room.name.as_str()), ..room.clone() });
+            self.rooms.insert(
+                room.key,
+                RoomRow { head: 0, members: 0, tally: Tally::start(room.name.as_str()), ..room.clone() },
+            );
         }
         for (row, position) in decided.rows.iter().zip(decided.first..) {
             assert_eq!(position, self.rows.len() as Position + 1, "positions are dense");

@@ -218,13 +218,15 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
     let mut rooms = Vec::with_capacity(len);
     for element in elements {
         let entry = element.object().ok_or_else(refuse)?;
-        let hash = match entry.text("hash", Length::Bytes(16, 16))? {
-            Some(text) => Some(hash(text).ok_or_else(|| bad("hash must be 16 hexadecimal digits"))?),
-            None => None,
+        let text = entry.text("hash", Length::Bytes(0, 16))?;
+        let hash = match text {
+            Some("") | None => None,
+            Some(text) => Some(hash(text).ok_or_else(|| bad("hash must be 16 hexadecimal digits, or empty"))?),
         };
-        rooms.push(RoomCheck { room: entry.room()?, seq: required("seq", entry.seq("seq", 0)?)?, hash });
+        let seq = required("seq", entry.seq("seq", 0)?)?;
+        rooms.push(RoomCheck { room: entry.room()?, seq, hash, wants_hash: text.is_some() });
     }
-    if rooms.iter().filter(|check| check.hash.is_some()).count() > SYNC_HASHES_MAX {
+    if rooms.iter().filter(|check| check.wants_hash).count() > SYNC_HASHES_MAX {
         let message = format!("at most {SYNC_HASHES_MAX} rooms of one sync:check carry a hash");
         return Err(Refusal::new(ErrorCode::LimitExceeded, message));
     }
@@ -233,7 +235,7 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
 
 /// Sixteen hexadecimal digits.
 fn hash(text: &str) -> Option<u64> {
-    let is_hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_hex.then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
