@@ -189,7 +189,7 @@ fn a_hash_tells_whether_both_saw_the_same() {
     table.says("a", &check(0, &h0)).gives(&told(6, "behind", &h0));
     // The recent entries do not reach back: the store is asked.
     for (given, state) in [(&h3, "behind"), (&h6, "diverged")] {
-        table.says("a", &check(3, given)).gives("read tallies 1/3\na park");
+        table.says("a", &check(3, given)).gives("a park\nread tallies 1/3");
         table.answer().gives(&format!("{}\na unpark", told(6, state, &h3)));
     }
     // Ahead of the log there is nothing to compare.

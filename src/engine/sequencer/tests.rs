@@ -285,9 +285,9 @@ fn read_cursors_move_forward_and_not_past_the_head() {
         message(1, "bob", None, "x"),
         read(1, "bob", 3),
     ]);
-    assert_eq!(answers(&batch), ["1/1", "1/2", "1/1", "1/3", "1/3"]);
+    assert_eq!(answers(&batch), ["1/2", "1/2", "1/1", "1/3", "1/3"], "who came in has read the entry of it");
     let moved: Vec<_> = batch.reads.iter().map(|read| (read.user.as_str(), read.seq)).collect();
-    assert_eq!(moved, [("bob", 3), ("alice", 1)], "the latest of each");
+    assert_eq!(moved, [("bob", 3)], "the latest of each");
     let batch = world.commit(vec![read(1, "bob", 2)]);
     assert_eq!(answers(&batch), ["1/3"]);
     assert!(batch.reads.is_empty(), "nothing moved");
