@@ -29,6 +29,7 @@ mod reader;
 mod running;
 pub mod schema;
 pub mod stats;
+mod tallies;
 mod transaction;
 pub mod window;
 mod writer;

@@ -510,6 +510,10 @@ fn query_text(query: &Query) -> String {
         }
         Query::Members { room, limit, .. } => format!("members {} {limit}", room.0),
         Query::Rooms { user, limit, .. } => format!("rooms {user} {limit}"),
+        Query::Tallies(of) => {
+            let of: Vec<String> = of.iter().map(|(room, seq)| format!("{}/{seq}", room.0)).collect();
+            format!("tallies {}", of.join(" "))
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub(super) mod presence_gather;
 mod presence_mesh;
 mod session;
 mod subscribe;
+mod sync_check;
 
 use std::sync::Arc;
 
@@ -66,6 +67,8 @@ pub enum Waiting {
     Members { call: Call },
     /// A page of rooms; the connection is parked.
     Rooms { call: Call },
+    /// What rooms come to at some seqs; the connection is parked.
+    Check { call: Call, checks: Vec<sync_check::Check> },
     /// A new token; the connection is parked.
     Refresh { call: Call },
 }
@@ -83,6 +86,7 @@ impl Waiting {
             | Self::History { call, .. }
             | Self::Members { call }
             | Self::Rooms { call }
+            | Self::Check { call, .. }
             | Self::Notify { call }
             | Self::InboxAck { call, .. }
             | Self::Refresh { call } => Some(call.conn),
