@@ -44,6 +44,7 @@ pub(super) fn routes(context: &Context) -> Router<Context> {
         .route("/users/{user}/disconnect", post(disconnect))
         .route("/tokens/revoke", post(revoke))
         .merge(super::inbox::routes())
+        .merge(super::dead::routes())
         .fallback(reply::no_such_path)
         .method_not_allowed_fallback(reply::no_such_method)
         .layer(middleware::from_fn_with_state(context.clone(), require_token))

@@ -19,6 +19,7 @@
 //! - Who may change a membership: see the `membership` part; a message: see the `edits` part.
 
 mod batch;
+mod dead;
 mod dedupe;
 mod edits;
 mod facts;
@@ -376,6 +377,7 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::InboxAck { user, items } => self.inbox_ack(user, &items, Removal::Acked),
                 Entry::InboxTried { user, items } => self.inbox_tried(user, &items),
                 Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
+                Entry::Dead(act) => self.dead(act),
             }
         };
         let result = match verdict {

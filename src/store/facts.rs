@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 
 use super::columns::{integer, role, room_columns, room_row, signed};
 use super::edits;
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::event::{Revocation, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
 use crate::engine::sequencer::{Facts, LogEnd, Reacted, Target};
@@ -101,6 +102,14 @@ impl Facts for SqlFacts<'_> {
 
     fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<u32> {
         edits::reaction_kinds(self.0, room, seq)
+    }
+
+    fn dead_letter(&mut self, id: LetterId) -> rusqlite::Result<Option<DeadLetter>> {
+        Ok(super::dead::page(self.0, &DeadFilter::one(id), 0, 1)?.0.pop())
+    }
+
+    fn dead_count(&mut self, filter: &DeadFilter) -> rusqlite::Result<u64> {
+        super::dead::count(self.0, filter)
     }
 }
 

@@ -36,6 +36,10 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
             history::page(&snapshot, &ask)?
         }
         Query::Members { room, after, limit } => members(&snapshot, *room, after.as_ref(), *limit)?,
+        Query::DeadLetters { filter, after, limit } => {
+            let (letters, more) = super::dead::page(&snapshot, filter, *after, (*limit).clamp(1, LIMIT_MAX))?;
+            Page::DeadLetters { letters, more }
+        }
         Query::Rooms { user, kind, after, limit } => rooms(&snapshot, user, *kind, after.as_ref(), *limit)?,
     };
     snapshot.finish()?;

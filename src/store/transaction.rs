@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, Statement};
 
-use super::columns::{audience_text, priority_number, role_number, room_kind_number, signed};
+use super::columns::{priority_number, role_number, room_kind_number, signed};
 use super::edits;
 use super::heads::Heads;
 use super::schema::ANCHOR_EVERY;
-use crate::engine::event::Revocation;
+use crate::engine::event::{Audience, Revocation};
 use crate::engine::sequencer::{Decided, Row};
 use crate::protocol::ids::{Position, UnixMillis, UserId};
 
@@ -31,6 +31,7 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.inbox.is_empty() {
         super::inbox::write(conn, &decided.inbox, decided.ts)?;
     }
+    super::dead::write(conn, &decided.dead)?;
     Ok(())
 }
 
@@ -78,7 +79,7 @@ fn insert_row(
         row.author.as_ref().map(UserId::as_str),
         row.client_id.as_deref(),
         row.thread.map(signed),
-        row.audience.as_deref().map(audience_text),
+        row.audience.as_deref().map(Audience::to_text),
         &*row.fields,
     ])?;
     Ok(())

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::{Restricted, ShardId, Token};
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
@@ -52,6 +53,15 @@ pub enum Query {
         room: RoomKey,
         /// Exclusive lower bound.
         after: Option<UserId>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Dead letters by number, ascending, those after `after`.
+    DeadLetters {
+        /// Which.
+        filter: DeadFilter,
+        /// Exclusive lower bound.
+        after: LetterId,
         /// At most so many.
         limit: u32,
     },
@@ -110,6 +120,13 @@ pub enum Page {
     Members {
         /// User and role, ascending by user.
         members: Vec<(UserId, Role)>,
+        /// There is more.
+        more: bool,
+    },
+    /// For [`Query::DeadLetters`].
+    DeadLetters {
+        /// Ascending by number.
+        letters: Vec<DeadLetter>,
         /// There is more.
         more: bool,
     },

@@ -63,6 +63,7 @@ impl Shard {
             (Waiting::Members { call }, Ok(Page::Members { members, more })) => {
                 self.on_members_page(call, members, more);
             }
+            (Waiting::AdminDeadLetters { token }, result) => self.on_dead_letters(token, result),
             (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
             (
                 Waiting::Resume(super::Resume { call, .. })
@@ -83,6 +84,7 @@ impl Shard {
                 | Waiting::AdminPublish { .. }
                 | Waiting::AdminRevoke { .. }
                 | Waiting::AdminNotify { .. }
+                | Waiting::AdminDead { .. }
                 | Waiting::Notify { .. }
                 | Waiting::InboxAck { .. }
                 | Waiting::InboxUpkeep

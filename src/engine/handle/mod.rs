@@ -3,6 +3,7 @@
 mod admin;
 mod batch;
 mod command;
+mod dead;
 mod edits;
 mod ephemeral;
 mod filter;
@@ -50,6 +51,10 @@ pub enum Waiting {
     Notify { call: Call },
     /// The same for the admin API.
     AdminNotify { token: Token },
+    /// A replay or purge of dead letters.
+    AdminDead { token: Token, is_replay: bool },
+    /// A page of dead letters.
+    AdminDeadLetters { token: Token },
     /// An acknowledgement of inbox items.
     InboxAck { call: Call, items: Box<[ItemId]> },
     /// Attempts, dead letters and what needs no answer; nobody waits.
@@ -89,6 +94,8 @@ impl Waiting {
             Self::AdminPublish { .. }
             | Self::AdminRevoke { .. }
             | Self::AdminNotify { .. }
+            | Self::AdminDead { .. }
+            | Self::AdminDeadLetters { .. }
             | Self::InboxUpkeep
             | Self::User(_)
             | Self::Room(_) => None,
