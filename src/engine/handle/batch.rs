@@ -270,7 +270,8 @@ impl Shard {
                 self.cx.ok(call.conn, call.id.as_ref(), |out| field_integer(out, "item", committed.seq));
             }
             (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
-            (Waiting::InboxUpkeep, _) => {}
+            (Waiting::InboxTakeAway { user, items }, Err(_)) => self.on_not_taken_away(&user, &items),
+            (Waiting::InboxUpkeep | Waiting::InboxTakeAway { .. }, _) => {}
             (Waiting::AdminNotify { token }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Notified(committed.seq)));
             }

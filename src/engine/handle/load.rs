@@ -87,6 +87,7 @@ impl Shard {
                 | Waiting::AdminDead { .. }
                 | Waiting::Notify { .. }
                 | Waiting::InboxAck { .. }
+                | Waiting::InboxTakeAway { .. }
                 | Waiting::InboxUpkeep
                 | Waiting::Refresh { .. },
                 _,

@@ -25,7 +25,7 @@ use super::inbox::ItemId;
 use super::users::UserIdx;
 use crate::protocol::command::CommandId;
 use crate::protocol::filter::Filter;
-use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq};
+use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq, UserId};
 
 /// How often idle rooms and users and old batches are looked for, ms.
 pub(super) const SWEEP_MS: u64 = 5_000;
@@ -57,6 +57,8 @@ pub enum Waiting {
     AdminDeadLetters { token: Token },
     /// An acknowledgement of inbox items.
     InboxAck { call: Call, items: Box<[ItemId]> },
+    /// Items that were read, or heard otherwise; nobody waits.
+    InboxTakeAway { user: UserId, items: Box<[ItemId]> },
     /// Attempts, dead letters and what needs no answer; nobody waits.
     InboxUpkeep,
     /// A user's memberships.
@@ -96,6 +98,7 @@ impl Waiting {
             | Self::AdminNotify { .. }
             | Self::AdminDead { .. }
             | Self::AdminDeadLetters { .. }
+            | Self::InboxTakeAway { .. }
             | Self::InboxUpkeep
             | Self::User(_)
             | Self::Room(_) => None,
