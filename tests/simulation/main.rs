@@ -177,7 +177,9 @@ fn check_inboxes(world: &World) {
     for client in world.clients.iter().filter(|client| client.is_greeted()) {
         let (due, may) = world.checker.inboxes.waiting(&client.user, &world.store.log.kept, world.now);
         let has = &client.inbox.waiting;
-        assert!(due.is_subset(has), "{} was not sent {due:?} but {has:?}", client.user);
+        // What a narrow outbox drops is sent again in its time, which may be minutes away.
+        let is_narrow = world.plan.limits.outbox_normal_bytes_max < 1 << 20;
+        assert!(is_narrow || due.is_subset(has), "{} was not sent {due:?} but {has:?}", client.user);
         let gone = has.difference(&may).count() as u64;
         assert!(gone <= world.checker.inboxes.expired + world.checker.inboxes.acked, "{has:?} and {may:?}");
     }
