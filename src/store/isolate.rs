@@ -81,7 +81,7 @@ impl Writer {
                 return self.isolate(appends);
             }
         }
-        self.give_up(failure, count);
+        self.give_up(*failure, count);
     }
 
     fn give_up(&mut self, failure: Failure, count: usize) {
@@ -91,17 +91,17 @@ impl Writer {
     }
 
     /// One transaction: begin, decide, write, commit, publish.
-    fn attempt(&mut self, appends: impl Iterator<Item = Append>) -> Result<(), Failure> {
+    fn attempt(&mut self, appends: impl Iterator<Item = Append>) -> Result<(), Box<Failure>> {
         let began = Instant::now();
         if let Err(error) = self.execute("BEGIN IMMEDIATE") {
             let refused = self.sequencer.refuse(appends, &unknown_outcome());
-            return Err(Failure { error, refused, held: None, is_undone: false });
+            return Err(Box::new(Failure { error, refused, held: None, is_undone: false }));
         }
         let decided = match self.sequencer.decide(appends, unix_ms(), &mut SqlFacts(&self.conn)) {
             Ok(decided) => decided,
             Err((error, refused)) => {
                 let is_undone = self.roll_back();
-                return Err(Failure { error, refused: *refused, held: None, is_undone });
+                return Err(Box::new(Failure { error, refused: *refused, held: None, is_undone }));
             }
         };
         let written = self.write(&decided);
@@ -111,7 +111,7 @@ impl Writer {
             self.heads.forget();
             let failed = self.sequencer.fail(decided, &unknown_outcome());
             let held = (!is_undone).then_some(failed.held);
-            return Err(Failure { error, refused: failed.refused, held, is_undone });
+            return Err(Box::new(Failure { error, refused: failed.refused, held, is_undone }));
         }
         self.on_committed(decided, began);
         Ok(())
@@ -167,14 +167,14 @@ impl Writer {
                 failure
             };
             let count = rest.len();
-            self.give_up(trouble, 1);
+            self.give_up(*trouble, 1);
             let refused = self.sequencer.refuse(rest, &unknown_outcome());
             return self.publish_refused(refused, count);
         }
     }
 
     /// Makes a letter of an entry and tells its author.
-    fn put_aside(&mut self, append: Append, error: &rusqlite::Error) -> Result<(), Failure> {
+    fn put_aside(&mut self, append: Append, error: &rusqlite::Error) -> Result<(), Box<Failure>> {
         let entry = name_of(&append.entry);
         match self.write_letter(&append.entry, &reason_of(error)) {
             Ok(letter) => {
@@ -189,7 +189,7 @@ impl Writer {
             Err(error) => {
                 self.roll_back();
                 let refused = self.sequencer.refuse([append], &unknown_outcome());
-                Err(Failure { error, refused, held: None, is_undone: true })
+                Err(Box::new(Failure { error, refused, held: None, is_undone: true }))
             }
         }
     }

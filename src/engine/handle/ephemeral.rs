@@ -39,7 +39,7 @@ impl Shard {
         let Some(idx) = self.find_room(conn, room, Want::Write)? else { return Ok(()) };
         let role = self.check_right(conn, idx, Want::Write)?;
         let is_admin = self.sessions.get(conn).is_some_and(|session| session.rights.admin);
-        if priority == Priority::Critical && !is_admin && !role.is_some_and(|role| role >= Role::Moderator) {
+        if priority == Priority::Critical && !is_admin && role.is_none_or(|role| role < Role::Moderator) {
             return Err(Refusal::new(ErrorCode::PermissionDenied, "only moderators send critical events"));
         }
         self.take_user_token(conn)?;
