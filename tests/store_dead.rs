@@ -203,6 +203,7 @@ fn dead_items_of_an_older_database_come_along() {
     meddle(
         &dir,
         "DROP TABLE dead_letters;
+         ALTER TABLE revocations DROP COLUMN expires_ts;
          CREATE TABLE inbox_dead (
             id INTEGER PRIMARY KEY, user TEXT NOT NULL, priority INTEGER NOT NULL, ts INTEGER NOT NULL,
             dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
@@ -217,5 +218,23 @@ fn dead_items_of_an_older_database_come_along() {
     assert_eq!(store.committed(replay(1)).seq, 1);
     let Page::User { inbox, .. } = store.page(Query::User(user("bob"))) else { panic!() };
     assert_eq!((&*inbox[0].name, inbox[0].from.clone()), ("a \"b\"", Some(user("alice"))));
+    store.stop();
+}
+
+#[test]
+fn revocations_of_expired_tokens_are_forgotten_at_the_next_start() {
+    use antiphon::engine::event::Revocation::{Jti, JtiUntil};
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let far = 4_000_000_000_000;
+    for revocation in [JtiUntil("old".into(), 1_000), JtiUntil("new".into(), far), Jti("ever".into())] {
+        store.committed(Entry::Revoke(revocation));
+    }
+    // What is not known to end does not end, whatever is said later.
+    store.committed(Entry::Revoke(JtiUntil("ever".into(), 1_000)));
+    store.committed(Entry::Revoke(JtiUntil("new".into(), 1_000)));
+    store.stop();
+    let store = Store::open(&config(&dir));
+    assert_eq!(store.origin.revocations, [JtiUntil("new".into(), far), Jti("ever".into())]);
     store.stop();
 }

@@ -227,6 +227,8 @@ pub enum AmendAct {
 pub enum Revocation {
     /// The token with this `jti` claim.
     Jti(Box<str>),
+    /// The same, of a token that expires then and need not be remembered for longer.
+    JtiUntil(Box<str>, UnixMillis),
     /// Every token of this user whose `iat` claim is missing or at or before this second.
     UserBefore(UserId, u64),
 }

@@ -128,21 +128,30 @@ pub(super) fn log_end(conn: &Connection) -> rusqlite::Result<LogEnd> {
 
 /// Every revocation that stands, in order of its first appearance.
 pub(super) fn revocations(conn: &Connection) -> rusqlite::Result<Vec<Revocation>> {
-    let mut statement = conn.prepare("SELECT jti, user, before FROM revocations ORDER BY id")?;
+    let mut statement = conn.prepare("SELECT jti, user, before, expires_ts FROM revocations ORDER BY id")?;
     let rows = statement.query_map([], |row| {
         let jti: Option<Box<str>> = row.get(0)?;
         match jti {
-            Some(jti) => Ok(Revocation::Jti(jti)),
+            Some(jti) if row.get_ref(3)? == rusqlite::types::ValueRef::Null => Ok(Revocation::Jti(jti)),
+            Some(jti) => Ok(Revocation::JtiUntil(jti, integer(row, 3)?)),
             None => Ok(Revocation::UserBefore(super::columns::user(row.get_ref(1)?.as_str()?)?, integer(row, 2)?)),
         }
     })?;
     rows.collect()
 }
 
+/// Deletes revocations of tokens that are refused for their age anyhow.
+pub(super) fn forget_revocations(conn: &Connection, now: UnixMillis) -> rusqlite::Result<usize> {
+    let before = now.saturating_sub(crate::engine::auth::REVOKED_SLACK_MS);
+    conn.execute("DELETE FROM revocations WHERE expires_ts < ?1", [signed(before)])
+}
+
 /// True when this revocation, or a wider one, stands.
 pub(super) fn is_revoked(conn: &Connection, revocation: &Revocation) -> rusqlite::Result<bool> {
     match revocation {
-        Revocation::Jti(jti) => conn.prepare_cached("SELECT 1 FROM revocations WHERE jti = ?1")?.exists([jti]),
+        Revocation::Jti(jti) | Revocation::JtiUntil(jti, _) => {
+            conn.prepare_cached("SELECT 1 FROM revocations WHERE jti = ?1")?.exists([jti])
+        }
         Revocation::UserBefore(user, before) => conn
             .prepare_cached("SELECT 1 FROM revocations WHERE user = ?1 AND before >= ?2")?
             .exists((user.as_str(), signed(*before))),

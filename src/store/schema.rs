@@ -104,6 +104,8 @@ INSERT INTO dead_letters (kind, user, reason, attempts, first_ts, last_ts, paylo
         || CASE WHEN sender IS NULL THEN '' ELSE ',\"from\":' || json_quote(sender) END || '}'
     FROM inbox_dead ORDER BY id;
 DROP TABLE inbox_dead;
+-- When the revoked token expires; NULL: not known.
+ALTER TABLE revocations ADD COLUMN expires_ts INTEGER;
 ",
 ];
 

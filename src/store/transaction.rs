@@ -143,9 +143,8 @@ fn write_members(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
 
 fn write_revocation(conn: &Connection, revocation: &Revocation, ts: UnixMillis) -> rusqlite::Result<()> {
     match revocation {
-        Revocation::Jti(jti) => conn
-            .prepare_cached("INSERT INTO revocations (jti, ts) VALUES (?1, ?2) ON CONFLICT (jti) DO NOTHING")?
-            .execute((jti, signed(ts)))?,
+        Revocation::Jti(jti) => write_jti(conn, jti, None, ts)?,
+        Revocation::JtiUntil(jti, expires_ts) => write_jti(conn, jti, Some(*expires_ts), ts)?,
         Revocation::UserBefore(user, before) => conn
             .prepare_cached(
                 "INSERT INTO revocations (user, before, ts) VALUES (?1, ?2, ?3)
@@ -154,4 +153,13 @@ fn write_revocation(conn: &Connection, revocation: &Revocation, ts: UnixMillis) 
             .execute((user.as_str(), signed(*before), signed(ts)))?,
     };
     Ok(())
+}
+
+/// The longest memory wins: none is for ever.
+fn write_jti(conn: &Connection, jti: &str, expires_ts: Option<UnixMillis>, ts: UnixMillis) -> rusqlite::Result<usize> {
+    conn.prepare_cached(
+        "INSERT INTO revocations (jti, ts, expires_ts) VALUES (?1, ?2, ?3)
+         ON CONFLICT (jti) DO UPDATE SET expires_ts = max(expires_ts, excluded.expires_ts)",
+    )?
+    .execute((jti, signed(ts), expires_ts.map(signed)))
 }

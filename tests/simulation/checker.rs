@@ -339,7 +339,7 @@ impl Checker {
     pub fn is_revoked(revocations: &[Revocation], user: &UserId, issued_at: u64) -> bool {
         revocations.iter().any(|revocation| match revocation {
             Revocation::UserBefore(revoked, second) => revoked == user && issued_at <= *second,
-            Revocation::Jti(_) => false,
+            Revocation::Jti(_) | Revocation::JtiUntil(..) => false,
         })
     }
 }
