@@ -70,10 +70,10 @@ fn is_about_values(error: &rusqlite::Error) -> bool {
 
 impl Writer {
     /// Commits a batch, or finds out why not.
-    pub(super) fn commit_turn(&mut self, lists: &mut Vec<Vec<Append>>, count: usize) {
+    pub(super) fn commit_turn(&mut self, lists: Vec<Vec<Append>>, count: usize) {
         let is_copied = count <= COPIED_MAX || self.now_ms() < self.careful_until_ms;
         let copies: Option<Vec<Append>> = is_copied.then(|| lists.iter().flatten().cloned().collect());
-        let Err(failure) = self.attempt(lists.drain(..).flatten()) else { return };
+        let Err(failure) = self.attempt(lists.into_iter().flatten(), count) else { return };
         if failure.is_poison() {
             self.careful_until_ms = self.now_ms() + CAREFUL_MS;
             if let Some(appends) = copies {
@@ -91,7 +91,7 @@ impl Writer {
     }
 
     /// One transaction: begin, decide, write, commit, publish.
-    fn attempt(&mut self, appends: impl Iterator<Item = Append>) -> Result<(), Box<Failure>> {
+    fn attempt(&mut self, appends: impl Iterator<Item = Append>, count: usize) -> Result<(), Box<Failure>> {
         let began = Instant::now();
         if let Err(error) = self.execute("BEGIN IMMEDIATE") {
             let refused = self.sequencer.refuse(appends, &unknown_outcome());
@@ -113,7 +113,7 @@ impl Writer {
             let held = (!is_undone).then_some(failed.held);
             return Err(Box::new(Failure { error, refused: failed.refused, held, is_undone }));
         }
-        self.on_committed(decided, began);
+        self.on_committed(decided, began, count);
         Ok(())
     }
 
@@ -133,7 +133,7 @@ impl Writer {
         self.faults.after_commit().map_err(begun)
     }
 
-    fn on_committed(&mut self, decided: Decided, began: Instant) {
+    fn on_committed(&mut self, decided: Decided, began: Instant, count: usize) {
         let (took, rows, is_written) = (began.elapsed(), decided.rows.len() as u64, !decided.is_empty());
         let has_letters = touches_letters(&decided);
         let batch = self.sequencer.commit(decided);
@@ -150,6 +150,8 @@ impl Writer {
         self.counters.items_refused.store(refused, Relaxed);
         self.counters.items_evicted.store(evicted, Relaxed);
         self.counters.items_expired.store(expired, Relaxed);
+        let waiting = self.drain();
+        self.window.on_committed(count, waiting, self.now_us());
         self.publish(batch);
     }
 
@@ -157,7 +159,7 @@ impl Writer {
     fn isolate(&mut self, appends: Vec<Append>) {
         let mut rest = appends.into_iter();
         while let Some(append) = rest.next() {
-            let Err(failure) = self.attempt(std::iter::once(append.clone())) else { continue };
+            let Err(failure) = self.attempt(std::iter::once(append.clone()), 1) else { continue };
             let trouble = if failure.is_poison() {
                 match self.put_aside(append, &failure.error) {
                     Ok(()) => continue,

@@ -134,6 +134,7 @@ impl RunningLog {
             lists: Vec::new(),
             dead_letters_max: config.dead_letters_max,
             careful_until_ms: 0,
+            is_stopping: false,
             _lock: lock,
         };
         let core = config.core;
