@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use super::audience::{Audience, Viewer};
 pub use reading::{DELETED_MAX, DELIVERED_MAX, HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
 
+use super::dead::{DeadAct, DeadFilter, DeadLetter, LetterId};
 use super::inbox::{InboxChange, ItemId, NewItem};
 use super::tally::Tally;
 use crate::protocol::encode::{EventKind, frame_header_len};
@@ -163,6 +165,8 @@ pub enum Entry {
         /// Which.
         items: Box<[ItemId]>,
     },
+    /// Dead letters are replayed or thrown away.
+    Dead(DeadAct),
 }
 
 /// A message, as its author's shard hands it over.
@@ -221,31 +225,13 @@ pub enum AmendAct {
     Unreact(Box<str>),
 }
 
-/// Who may see an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Audience {
-    /// Everybody but these.
-    Except(Box<[UserId]>),
-    /// These and the author.
-    Only(Box<[UserId]>),
-}
-
-impl Audience {
-    /// True when `user` may see an entry of `author` with this audience.
-    pub fn admits(&self, user: &str, author: &str) -> bool {
-        let named = |list: &[UserId]| list.iter().any(|u| u.as_str() == user);
-        match self {
-            Self::Except(list) => !named(list),
-            Self::Only(list) => user == author || named(list),
-        }
-    }
-}
-
 /// Tokens that are no longer valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revocation {
     /// The token with this `jti` claim.
     Jti(Box<str>),
+    /// The same, of a token that expires then and need not be remembered for longer.
+    JtiUntil(Box<str>, UnixMillis),
     /// Every token of this user whose `iat` claim is missing or at or before this second.
     UserBefore(UserId, u64),
 }
@@ -453,6 +439,8 @@ pub enum MeshMessage {
         frame: Bytes,
         /// Lane.
         priority: Priority,
+        /// Who may see it, when not everybody.
+        restricted: Option<Arc<Restricted>>,
     },
     /// About presence.
     Presence {
@@ -574,6 +562,17 @@ pub enum AdminAct {
     Presence,
     /// Put an item into a user's inbox.
     Notify(Box<NewItem>),
+    /// Replay dead letters, or throw them away. Any shard will do.
+    Dead(DeadAct),
+    /// Dead letters with a number above `after`, oldest first, at most `limit`. Any shard will do.
+    DeadLetters {
+        /// Which.
+        filter: DeadFilter,
+        /// Exclusive lower bound.
+        after: LetterId,
+        /// At most so many.
+        limit: u32,
+    },
 }
 
 /// The answer to an [`AdminRequest`].
@@ -592,6 +591,15 @@ pub enum AdminAnswer {
     Revoked,
     /// The item of this number waits.
     Notified(ItemId),
+    /// The letter was replayed, or so many (`seq`) were thrown away.
+    Dead(Committed),
+    /// A page of dead letters.
+    DeadLetters {
+        /// Ascending by number.
+        letters: Vec<DeadLetter>,
+        /// There is more.
+        more: bool,
+    },
     /// Who is present, in numbers.
     Presence(PresenceCount),
 }

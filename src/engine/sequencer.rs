@@ -20,6 +20,7 @@
 
 mod batch;
 mod counts;
+mod dead;
 mod dedupe;
 mod edits;
 mod facts;
@@ -380,6 +381,7 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::InboxAck { user, items } => self.inbox_ack(user, &items, Removal::Acked),
                 Entry::InboxTried { user, items } => self.inbox_tried(user, &items),
                 Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
+                Entry::Dead(act) => self.dead(act),
             }
         };
         let result = match verdict {

@@ -110,6 +110,13 @@ impl TestLog {
             }
             Query::Tallies(of) => Page::Tallies(of.iter().map(|(room, seq)| self.kept.tally(*room, *seq)).collect()),
             Query::History { .. } => self.history(query),
+            Query::DeadLetters { filter, after, limit } => {
+                let fits = self.kept.letters.values().filter(|letter| letter.id > *after && filter.fits(letter));
+                let mut letters: Vec<_> = fits.cloned().collect();
+                let more = letters.len() > *limit as usize;
+                letters.truncate(*limit as usize);
+                Page::DeadLetters { letters, more }
+            }
             Query::Members { room, after, limit } => {
                 let mut members: Vec<(UserId, Role)> = self
                     .kept

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::{Restricted, ShardId, Token};
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
 use crate::engine::tally::Tally;
 use crate::protocol::error::Refusal;
@@ -53,6 +54,15 @@ pub enum Query {
         room: RoomKey,
         /// Exclusive lower bound.
         after: Option<UserId>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Dead letters by number, ascending, those after `after`.
+    DeadLetters {
+        /// Which.
+        filter: DeadFilter,
+        /// Exclusive lower bound.
+        after: LetterId,
         /// At most so many.
         limit: u32,
     },
@@ -115,6 +125,13 @@ pub enum Page {
     Members {
         /// User and role, ascending by user.
         members: Vec<(UserId, Role)>,
+        /// There is more.
+        more: bool,
+    },
+    /// For [`Query::DeadLetters`].
+    DeadLetters {
+        /// Ascending by number.
+        letters: Vec<DeadLetter>,
         /// There is more.
         more: bool,
     },

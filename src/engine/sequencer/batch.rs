@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::RoomState;
+use crate::engine::dead::DeadChange;
 use crate::engine::edits::MessageState;
 use crate::engine::event::{
     Audience, CommittedBatch, LogEntry, MembershipChange, Outcome, ReadAdvance, Restricted, Revocation, RoomRow,
@@ -114,6 +115,8 @@ pub struct Decided {
     pub revocations: Vec<Revocation>,
     /// Changes of inboxes, in order.
     pub inbox: Vec<InboxChange>,
+    /// What is done with dead letters, in order. Items that die are in `inbox`.
+    pub dead: Vec<DeadChange>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
     pub(super) losses: Vec<(Position, RoomKey, UserId)>,
 }
@@ -133,6 +136,7 @@ impl Decided {
             reactions: Vec::new(),
             revocations: Vec::new(),
             inbox: Vec::new(),
+            dead: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
         }
@@ -140,7 +144,11 @@ impl Decided {
 
     /// True when nothing is to be written: all were duplicates or refused.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.cursors.is_empty() && self.revocations.is_empty() && self.inbox.is_empty()
+        self.rows.is_empty()
+            && self.cursors.is_empty()
+            && self.revocations.is_empty()
+            && self.inbox.is_empty()
+            && self.dead.is_empty()
     }
 
     /// Position of the last row; `first - 1` without rows.
