@@ -17,6 +17,7 @@ use antiphon::shard::ring::{BufferId, Completion, Ended, Key, Ring, RingConfig};
 use crate::body::Filler;
 use crate::client::{Client, News, Shared, Stage};
 use crate::conductor::{Conductor, Phase};
+use crate::dialect::Dialect;
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, ns};
 use crate::tally::{RoomEnd, Tally};
@@ -401,6 +402,10 @@ impl Driver {
     }
 
     fn create_rooms(&mut self) {
+        // Elsewhere a room is there as soon as somebody is in it.
+        if self.world.dialect != Dialect::Antiphon {
+            return;
+        }
         for slot in 0..self.clients.len() {
             if self.clients[slot].user.is_multiple_of(self.world.rooms_of) {
                 self.clients[slot].create_room(&self.world, &mut self.rng);
@@ -433,7 +438,9 @@ impl Driver {
         let all = if self.plan.first_member_sends { self.world.rooms() } else { self.world.clients };
         let share = if self.plan.stall.is_some() { 1.0 / f64::from(threads) } else { local as f64 / f64::from(all) };
         let rng = Rng::new(self.rng.next());
-        self.sending = Some(Sending::new(self.plan.traffic, thread, senders, share, self.now_ns, in_flight_here, rng));
+        let (traffic, schedule) = (self.plan.traffic, &self.schedule);
+        let sending = Sending::new(traffic, thread, senders, share, self.now_ns, schedule, in_flight_here, rng);
+        self.sending = Some(sending);
     }
 
     // --------------------------------------------------------------------------------------------
@@ -466,6 +473,9 @@ impl Driver {
         }
         if now_ns < self.schedule.to_ns {
             while let Some((slot, message)) = sending.next(now_ns, |s| self.clients[s as usize].stage == Stage::Live) {
+                if sending.is_paced() && self.schedule.is_measuring(message.sent_ns) {
+                    self.meters.late.saturating_record(now_ns - message.sent_ns);
+                }
                 self.send(slot, message);
             }
         }

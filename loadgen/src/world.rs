@@ -11,6 +11,8 @@ use ahash::RandomState;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
 
+use crate::dialect::Dialect;
+
 /// The cast and the stage of one run.
 pub struct World {
     /// Six characters that no other run has.
@@ -33,6 +35,8 @@ pub struct World {
     pub hasher: RandomState,
     /// Start of every random choice.
     pub seed: u64,
+    /// How the server is spoken to.
+    pub dialect: Dialect,
     key: EncodingKey,
     token_expires: u64,
     origin: Instant,
@@ -57,6 +61,8 @@ pub struct WorldSpec {
     pub sources: Vec<Ipv4Addr>,
     /// See [`World::seed`].
     pub seed: u64,
+    /// See [`World::dialect`].
+    pub dialect: Dialect,
     /// The server's HS256 secret.
     pub secret: Vec<u8>,
 }
@@ -87,6 +93,7 @@ impl World {
             sources: spec.sources,
             hasher: RandomState::with_seeds(1, 2, 3, 4),
             seed: spec.seed,
+            dialect: spec.dialect,
             key: EncodingKey::from_secret(&spec.secret),
             token_expires: (now + TOKEN_TTL).as_secs(),
             origin: Instant::now(),
@@ -211,6 +218,7 @@ pub mod tests {
             path: "/ws".to_owned(),
             sources: Vec::new(),
             seed: 1,
+            dialect: Dialect::Antiphon,
             secret: b"0123456789abcdef0123456789abcdef".to_vec(),
         })
     }

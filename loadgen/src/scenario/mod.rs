@@ -81,6 +81,8 @@ pub mod tests {
             server: None,
             tool: Spent::default(),
             tool_s: 1.0,
+            timeline: Default::default(),
+            stages: Vec::new(),
         }
     }
 }
