@@ -132,6 +132,7 @@ impl RunningLog {
             origin: Instant::now(),
             held: None,
             lists: Vec::new(),
+            is_stopping: false,
             _lock: lock,
         };
         let core = config.core;
