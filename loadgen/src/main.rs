@@ -5,7 +5,7 @@
 //! (a thread's sockets), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
 //! [`scan`] (bytes), [`body`] (what is sent), [`verify`] (what was promised), [`tally`] (the books),
 //! [`measure`], [`sampler`], [`stages`] and [`mod@proc`] (numbers), [`report`] and what is made of it:
-//! [`figures`] by name, [`assert`](mod@assert), [`compare`], [`hgrm`]. [`dialect`] is how other servers are spoken to.
+//! [`figures`] by name, [`assert`](mod@assert), [`compare`], [`hgrm`], [`html`]. [`dialect`] is how other servers are spoken to.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ mod fake;
 mod figures;
 mod frame;
 mod hgrm;
+mod html;
 mod measure;
 mod plan;
 mod proc;
@@ -136,6 +137,9 @@ fn tell(report: &mut Report, json: Option<&str>, output: &Output) -> Result<bool
     let text = || serde_json::to_string_pretty(report).map_err(|error| format!("cannot write the report: {error}"));
     if let Some(file) = json.filter(|file| *file != "-") {
         std::fs::write(file, text()? + "\n").map_err(|error| format!("--json {file}: {error}"))?;
+    }
+    if let Some(file) = &output.html {
+        std::fs::write(file, html::page(report)).map_err(|error| format!("--html {}: {error}", file.display()))?;
     }
     match json {
         Some("-") => println!("{}", text()?),

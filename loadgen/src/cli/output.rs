@@ -10,6 +10,9 @@ use crate::assert::Assertion;
 #[derive(Debug, Args, Default)]
 #[command(next_help_heading = "Results")]
 pub struct Output {
+    /// Write a page with plots to this file: one HTML file that needs no other
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Fail unless all of these hold, such as 'p99<20ms,lost=0' (see EXAMPLES of --help)
     #[arg(long = "assert", value_name = "LIST", value_delimiter = ',')]
     pub asserts: Vec<Assertion>,
