@@ -396,6 +396,9 @@ impl<F: Facts> Turn<'_, F> {
             _ => None,
         };
         if let Some(First { room, seq, ts }) = hash.and_then(|hash| self.core.dedupe.find(hash, self.now)) {
+            if room != key {
+                return Err(refuse(ErrorCode::Conflict, "this client_id was used for a message in another room"));
+            }
             self.core.duplicates += 1;
             return Ok(Committed { room, seq, ts, duplicate: true, value: 0 });
         }

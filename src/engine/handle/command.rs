@@ -22,6 +22,10 @@ fn is_use(command: &Command<'_>) -> bool {
         | Command::RoomJoin { .. }
         | Command::RoomLeave { .. }
         | Command::RoomManage { .. }
+        | Command::MessageEdit { .. }
+        | Command::MessageDelete { .. }
+        | Command::Reaction { .. }
+        | Command::Notify(_)
         | Command::PresenceSet { .. } => true,
         // `activity` says itself what it is.
         _ => false,
