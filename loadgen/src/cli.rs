@@ -26,6 +26,7 @@ pub struct Cli {
 
 /// A run, or what is done with the report of one.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // There is one of it in a process.
 pub enum Command {
     #[command(flatten)]
     Run(Scenario),

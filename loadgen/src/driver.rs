@@ -439,7 +439,7 @@ impl Driver {
         let share = if self.plan.stall.is_some() { 1.0 / f64::from(threads) } else { local as f64 / f64::from(all) };
         let rng = Rng::new(self.rng.next());
         let (traffic, schedule) = (self.plan.traffic, &self.schedule);
-        let sending = Sending::new(traffic, thread, senders, share, self.now_ns, schedule, in_flight_here, rng);
+        let sending = Sending::new(traffic, thread, senders, share, (self.now_ns, schedule), in_flight_here, rng);
         self.sending = Some(sending);
     }
 

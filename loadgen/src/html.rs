@@ -122,6 +122,10 @@ fn write_latency(out: &mut String, report: &Report) -> fmt::Result {
         let title = format!("Latency by percentile, {}", escape(&window.name));
         let frame = Frame { title: &title, x: "percentile", y: "ms", is_percentile: true };
         writeln!(out, "{}", plot::lines(&frame, &lines))?;
+        if traffic.windows.len() > 1 {
+            let name = escape(&window.name);
+            writeln!(out, "<p class=\"soft\">The plot shows {name}, the part with most deliveries.</p>")?;
+        }
     }
     writeln!(
         out,

@@ -319,7 +319,9 @@ fn tool(world: &World, outcome: &Outcome) -> Tool {
     let limit = if driver_load > TOOL_LIMIT {
         Some(format!("its threads were busy for {:.0} % of the time", driver_load * 100.0))
     } else if late.p99_ms > TOOL_LATE_MS {
-        Some(format!("it sent one message in a hundred {:.1} ms or more after its time", late.p99_ms))
+        let busy = driver_load * 100.0;
+        let why = if busy < 60.0 { "; give it a core of its own" } else { "" };
+        Some(format!("it sent 1 message in 100 {:.1} ms or more late (its threads at {busy:.0} %{why})", late.p99_ms))
     } else {
         None
     };

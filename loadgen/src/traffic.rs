@@ -26,14 +26,14 @@ pub struct Sending {
 
 impl Sending {
     /// `share` is what part of the whole rate this thread has; `in_flight_here(room)` how many of a
-    /// local room's messages on their way are this thread's to keep up.
+    /// local room's messages on their way are this thread's to keep up. The times are those of the first send
+    /// and of measuring.
     pub fn new(
         traffic: Traffic,
         thread: u32,
         senders: Vec<Vec<u32>>,
         share: f64,
-        start_ns: u64,
-        schedule: &Schedule,
+        (start_ns, schedule): (u64, &Schedule),
         in_flight_here: impl Fn(u32, u32) -> u32,
         mut rng: Rng,
     ) -> Self {
@@ -125,7 +125,7 @@ mod tests {
 
     fn sending(traffic: Traffic) -> Sending {
         let schedule = Schedule { from_ns: 1_000, to_ns: 2_000_001_000, windows: Vec::new() };
-        Sending::new(traffic, 1, vec![vec![0, 1, 2], vec![3], vec![]], 0.5, 1_000, &schedule, |_, k| k, Rng::new(1))
+        Sending::new(traffic, 1, vec![vec![0, 1, 2], vec![3], vec![]], 0.5, (1_000, &schedule), |_, k| k, Rng::new(1))
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn draw(
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(INK)
-        .label_style(("sans-serif", 14))
+        .label_style(("sans-serif", 16))
         .x_desc(frame.x)
         .y_desc(frame.y)
         .x_labels(8)
@@ -85,7 +85,7 @@ fn draw(
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperLeft)
-            .label_font(("sans-serif", 14))
+            .label_font(("sans-serif", 16))
             .draw()?;
     }
     root.present()?;
