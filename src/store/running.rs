@@ -132,6 +132,8 @@ impl RunningLog {
             origin: Instant::now(),
             held: None,
             lists: Vec::new(),
+            dead_letters_max: config.dead_letters_max,
+            careful_until_ms: 0,
             is_stopping: false,
             _lock: lock,
         };
