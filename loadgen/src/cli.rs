@@ -68,7 +68,7 @@ The exit code is 0 when every promise and assertion held, 1 when one did not, 2 
 impl Cli {
     /// The scenario of a command line that asks for one.
     pub fn scenario_of<'a>(args: impl IntoIterator<Item = &'a str>) -> Scenario {
-        match Self::try_parse_from(args).unwrap().command {
+        match Self::parse_from(args).command {
             Command::Run(scenario) => scenario,
             other => panic!("{other:?} is no scenario"),
         }

@@ -36,7 +36,7 @@ pub fn scrape(url: &str) -> Result<String, String> {
     let address = host.to_socket_addrs().map_err(failed)?.next().ok_or(format!("--metrics {url}: no such host"))?;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n").map_err(failed)?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(failed)?;
     match answer.split_once("\r\n\r\n") {
@@ -161,9 +161,13 @@ mod tests {
         let server = std::thread::spawn(move || {
             for status in ["200 OK", "503 No"] {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 256];
-                let got = stream.read(&mut request).unwrap();
-                assert!(request[..got].starts_with(b"GET /metrics HTTP/1.0\r\n"));
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    request.push(byte[0]);
+                }
+                assert!(request.starts_with(b"GET /metrics HTTP/1.0\r\n"));
                 write!(stream, "HTTP/1.0 {status}\r\n\r\nx 1\n").unwrap();
             }
         });
