@@ -231,6 +231,7 @@ pub fn name_of(entry: &Entry) -> &'static str {
         Entry::InboxTried { .. } => "inbox_tried",
         Entry::InboxDead { .. } => "inbox_dead",
         Entry::Dead(_) => "dead_letters",
+        Entry::Mend { .. } => "mend",
     }
 }
 
@@ -249,7 +250,7 @@ pub fn user_of(entry: &Entry) -> Option<&UserId> {
         Entry::Manage { by, .. } => Some(by),
         Entry::Amend(amend) => Some(&amend.by),
         Entry::Notify { item, .. } => Some(&item.user),
-        Entry::Revoke(_) | Entry::Dead(_) => None,
+        Entry::Revoke(_) | Entry::Dead(_) | Entry::Mend { .. } => None,
     }
 }
 

@@ -109,6 +109,7 @@ impl TestLog {
                 Page::Room { at, room }
             }
             Query::Tallies(of) => Page::Tallies(of.iter().map(|(room, seq)| self.kept.tally(*room, *seq)).collect()),
+            Query::Audit { room, seq } => Page::Audit(self.kept.audit(*room, *seq)),
             Query::History { .. } => self.history(query),
             Query::DeadLetters { filter, after, limit } => {
                 let fits = self.kept.letters.values().filter(|letter| letter.id > *after && filter.fits(letter));

@@ -284,6 +284,7 @@ impl Shard {
             (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
             (Waiting::InboxTakeAway { user, items }, Err(_)) => self.on_not_taken_away(&user, &items),
             (Waiting::InboxUpkeep | Waiting::InboxTakeAway { .. }, _) => {}
+            (Waiting::Mend { room, witness, reload }, result) => self.on_mended(room, witness, reload, result),
             (Waiting::AdminNotify { token }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Notified(committed.seq)));
             }
@@ -320,6 +321,8 @@ impl Shard {
                 | Waiting::Rooms { .. }
                 | Waiting::Check { .. }
                 | Waiting::AdminDeadLetters { .. }
+                | Waiting::Audit { .. }
+                | Waiting::Reload { .. }
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "an outcome answers an append"),
