@@ -95,9 +95,11 @@ fn end_of_stretch(
 
 /// The last entry of a room, none of which after `from` is an error of nobody's.
 fn last_entry(conn: &Connection, room: RoomKey, from: Position) -> rusqlite::Result<Option<(Seq, Position)>> {
-    conn.prepare_cached("SELECT seq, position FROM log WHERE position >= ?2 AND room = ?1 ORDER BY position DESC LIMIT 1")?
-        .query_row((signed(room.0), signed(from)), |row| Ok((integer(row, 0)?, integer(row, 1)?)))
-        .optional()
+    conn.prepare_cached(
+        "SELECT seq, position FROM log WHERE position >= ?2 AND room = ?1 ORDER BY position DESC LIMIT 1",
+    )?
+    .query_row((signed(room.0), signed(from)), |row| Ok((integer(row, 0)?, integer(row, 1)?)))
+    .optional()
 }
 
 /// The row at a position, if there is one that can be read.

@@ -21,7 +21,8 @@ pub(in crate::engine) const ROUND_MS: u64 = 1_000;
 impl Shard {
     pub(super) fn on_consistency_timer(&mut self) {
         self.timers.set(self.cx.now + ROUND_MS, Timer::Consistency);
-        let is_loaded = self.cx.reads > self.cx.limits.reads_max / 2 || self.cx.appends > self.cx.limits.appends_max / 2;
+        let is_loaded =
+            self.cx.reads > self.cx.limits.reads_max / 2 || self.cx.appends > self.cx.limits.appends_max / 2;
         if self.cx.degraded || is_loaded || self.consistency.in_flight > 0 || self.draining.is_some() {
             return;
         }

@@ -393,7 +393,8 @@ fn facts_that_fail_refuse_the_whole_batch() {
             &mut self,
             room: RoomKey,
             seq: Seq,
-        ) -> Result<Result<crate::engine::consistency::Audit, crate::engine::consistency::Broken>, Self::Error> {
+        ) -> Result<Result<crate::engine::consistency::Audit, crate::engine::consistency::Broken>, Self::Error>
+        {
             self.ask(|log| Facts::audit(log, room, seq))
         }
         fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Self::Error> {
