@@ -115,7 +115,8 @@ impl Inboxes {
     pub fn waiting(&self, user: &UserId, log: &MemoryLog, now: u64) -> (BTreeSet<ItemId>, BTreeSet<ItemId>) {
         let stands = self.items.values().filter(|(item, gone)| item.user == *user && gone.is_none());
         let is_read = |item: &Item| {
-            item.covers.is_some_and(|(room, seq)| log.cursors.get(&(room, user.clone())).is_some_and(|(at, _)| *at >= seq))
+            item.covers
+                .is_some_and(|(room, seq)| log.cursors.get(&(room, user.clone())).is_some_and(|(at, _)| *at >= seq))
         };
         let (mut due, mut may) = (BTreeSet::new(), BTreeSet::new());
         for (item, _) in stands {
