@@ -19,6 +19,7 @@ use bytes::Bytes;
 pub use reading::{HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
 
 use super::inbox::{InboxChange, ItemId, NewItem};
+use super::presence::history::{Analytics, News};
 use crate::protocol::encode::{EventKind, frame_header_len};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{
@@ -162,6 +163,8 @@ pub enum Entry {
         /// Which.
         items: Box<[ItemId]>,
     },
+    /// What a shard has to tell of its users' presence. Kept once, however often it is told.
+    PresenceNews(Arc<News>),
 }
 
 /// A message, as its author's shard hands it over.
@@ -542,6 +545,13 @@ pub enum AdminAct {
     Revoke(Revocation),
     /// How many of this shard's users are present.
     Presence,
+    /// How many devices of each class are connected here.
+    PresenceDevices,
+    /// Numbers of the last so many hours, and of days and months, from the store.
+    PresenceAnalytics {
+        /// How many.
+        hours: u32,
+    },
     /// Put an item into a user's inbox.
     Notify(Box<NewItem>),
 }
@@ -564,6 +574,10 @@ pub enum AdminAnswer {
     Notified(ItemId),
     /// Who is present, in numbers.
     Presence(PresenceCount),
+    /// Connected devices by class.
+    PresenceDevices(std::collections::BTreeMap<Box<str>, u64>),
+    /// What the store knows of presence, in numbers.
+    PresenceAnalytics(Box<Analytics>),
 }
 
 /// How many users are present, each counted once.

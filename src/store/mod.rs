@@ -24,12 +24,14 @@ mod history;
 mod inbox;
 pub mod inspect;
 mod open;
+mod presence;
 mod query;
 mod reader;
 mod running;
 pub mod schema;
 pub mod stats;
 mod transaction;
+mod upkeep;
 pub mod window;
 mod writer;
 
@@ -107,6 +109,8 @@ pub struct StoreConfig {
     pub wal_soft_bytes: u64,
     /// Bytes of write-ahead log past which the writer helps.
     pub wal_hard_bytes: u64,
+    /// How long transitions of presence are kept, days; 0: none are wanted, and those that are there go.
+    pub presence_days: u32,
     /// When writes stop being tried.
     pub breaker: BreakerConfig,
     /// The sequencer's bounds. Its seed should be random.
@@ -129,6 +133,7 @@ impl StoreConfig {
             core: None,
             wal_soft_bytes: 32 * 1_024 * 1_024,
             wal_hard_bytes: 96 * 1_024 * 1_024,
+            presence_days: 30,
             breaker: BreakerConfig::default(),
             sequencer: SequencerConfig::default(),
             fatal: Arc::new(|_| std::process::exit(1)),

@@ -42,6 +42,10 @@ pub struct StoreStats {
     pub items_evicted: u64,
     /// Inbox items deleted because their time was over.
     pub items_expired: u64,
+    /// Transitions of presence written.
+    pub transitions_written: u64,
+    /// Transitions of presence deleted because they were too old.
+    pub transitions_pruned: u64,
     /// Questions answered.
     pub reads: u64,
     /// Questions answered with an error.
@@ -77,6 +81,8 @@ pub(super) struct Counters {
     pub items_refused: AtomicU64,
     pub items_evicted: AtomicU64,
     pub items_expired: AtomicU64,
+    pub transitions_written: AtomicU64,
+    pub transitions_pruned: AtomicU64,
     pub reads: AtomicU64,
     pub read_errors: AtomicU64,
     pub read_us: Buckets,
@@ -109,6 +115,8 @@ impl Counters {
             items_refused: self.items_refused.load(Relaxed),
             items_evicted: self.items_evicted.load(Relaxed),
             items_expired: self.items_expired.load(Relaxed),
+            transitions_written: self.transitions_written.load(Relaxed),
+            transitions_pruned: self.transitions_pruned.load(Relaxed),
             reads: self.reads.load(Relaxed),
             read_errors: self.read_errors.load(Relaxed),
             reads_waiting: reads_waiting as u64,

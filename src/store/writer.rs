@@ -19,8 +19,9 @@ use super::fault::Faults;
 use super::heads::Heads;
 use super::schema::DirLock;
 use super::stats::Counters;
+use super::upkeep::Upkeep;
 use super::window::CommitWindow;
-use super::{FatalHook, LogListener, is_fatal, transaction};
+use super::{FatalHook, LogListener, is_fatal, presence, transaction};
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
 use crate::engine::sequencer::{Decided, Facts as _, LogEnd, Sequencer};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -58,6 +59,7 @@ pub(super) struct Writer {
     /// A batch whose commit failed and which may stand in the log all the same.
     pub held: Option<CommittedBatch>,
     pub lists: Vec<Vec<Append>>,
+    pub upkeep: Upkeep,
     /// Held as long as this thread may write.
     pub _lock: DirLock,
 }
@@ -65,6 +67,8 @@ pub(super) struct Writer {
 /// How a wait for appends ended.
 enum Wake {
     Appends,
+    /// Nobody wants anything, and old rows may be looked for.
+    Idle,
     Probe,
     End,
 }
@@ -91,10 +95,12 @@ impl Writer {
             self.bound_pages();
             match wake {
                 Wake::Appends => self.turn(),
+                Wake::Idle => {}
                 Wake::Probe => self.probe(),
                 Wake::End => break,
             }
             self.help_checkpoint();
+            self.look_after(matches!(wake, Wake::Idle));
         }
         if !self.abandoned.load(Relaxed)
             && let Err(error) = checkpoint(&self.conn, "TRUNCATE")
@@ -111,7 +117,7 @@ impl Writer {
             }
             let message = match self.breaker.gate(self.now_ms()) {
                 _ if *stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
-                Gate::Pass => self.inbox.recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
+                Gate::Pass => self.inbox.recv_timeout(self.upkeep.wait(Instant::now())),
                 Gate::Probe => return Wake::Probe,
                 Gate::Refuse { retry_after_ms } => self.inbox.recv_timeout(Duration::from_millis(retry_after_ms)),
             };
@@ -122,7 +128,8 @@ impl Writer {
                     return Wake::Appends;
                 }
                 Ok(ToWriter::Stop) => *stopping = true,
-                Err(flume::RecvTimeoutError::Timeout) => {}
+                Err(flume::RecvTimeoutError::Timeout) if self.breaker.is_open() => {}
+                Err(flume::RecvTimeoutError::Timeout) => return Wake::Idle,
                 Err(flume::RecvTimeoutError::Disconnected) => return Wake::End,
             }
         }
@@ -194,6 +201,8 @@ impl Writer {
         match self.write(&decided) {
             Ok(()) => {
                 let (took, rows, is_written) = (began.elapsed(), decided.rows.len() as u64, !decided.is_empty());
+                let transitions = decided.presence.iter().map(|news| news.transitions.len() as u64).sum();
+                Counters::add(&self.counters.transitions_written, transitions);
                 let batch = self.sequencer.commit(decided);
                 if is_written {
                     self.counters.commit_us.record(took.as_micros() as u64);
@@ -382,6 +391,31 @@ impl Writer {
         Counters::add(&counters.bytes, bytes);
         counters.dedupe_entries.store(self.sequencer.dedupe_len() as u64, Relaxed);
         counters.dedupe_evicted.store(self.sequencer.dedupe_evicted_early(), Relaxed);
+    }
+
+    /// Deletes a slice of what is too old, when that is due: at once while nobody wants anything, some
+    /// seconds late under load.
+    fn look_after(&mut self, is_idle: bool) {
+        let now = Instant::now();
+        if !self.upkeep.is_due(now, is_idle) {
+            return;
+        }
+        if self.breaker.is_open() || self.held.is_some() {
+            // The store has other worries.
+            return self.upkeep.set(now, false);
+        }
+        let days = self.upkeep.days;
+        match presence::prune(&self.conn, unix_ms(), days, &mut self.upkeep.cursor) {
+            Ok(pruned) => {
+                Counters::add(&self.counters.transitions_pruned, pruned.transitions);
+                self.upkeep.set(now, pruned.is_full);
+            }
+            Err(error) => {
+                self.roll_back();
+                self.upkeep.set(now, false);
+                self.on_trouble(error.into());
+            }
+        }
     }
 
     fn help_checkpoint(&mut self) {

@@ -83,6 +83,10 @@ fn run(seed: u64) -> Done {
     presence::calm_down(&mut world);
     let watches = presence::check_converged(&world);
     check_quiet(&mut world);
+    presence::check_kept(&world);
+    if seed.is_multiple_of(2) {
+        presence::check_lost(&mut world);
+    }
     // Everybody comes anew and is told how they stand.
     world.is_final = true;
     for client in 0..world.clients.len() {

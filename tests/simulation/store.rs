@@ -119,7 +119,7 @@ impl Store {
 
     /// The process dies and a new one opens the log: what was not committed is gone; a commit that
     /// was under way may have made it or not.
-    pub fn crash(&mut self, checker: &mut Checker, dice: &mut Dice) {
+    pub fn crash(&mut self, checker: &mut Checker, dice: &mut Dice, now: u64) {
         self.queue.clear();
         self.held = None;
         self.is_degraded = false;
@@ -131,6 +131,6 @@ impl Store {
             self.log.kept.apply(&decided);
             checker.on_rows(&self.log, changes);
         }
-        self.log.reopen();
+        self.log.reopen(now);
     }
 }

@@ -85,7 +85,9 @@ impl TestLog {
     }
 
     /// A new process opens the same log.
-    pub fn reopen(&mut self) {
+    pub fn reopen(&mut self, now: UnixMillis) {
+        let end = self.kept.end();
+        self.kept.presence.settle(now, end.ts);
         self.sequencer = Sequencer::new(self.config.clone(), self.kept.end());
         for row in self.kept.rows.iter().rev() {
             if let (Some(author), Some(client_id)) = (&row.author, &row.client_id) {
@@ -107,6 +109,9 @@ impl TestLog {
                 Page::Room { at, room }
             }
             Query::History { .. } => self.history(query),
+            Query::PresenceHistory(ask) => Page::PresenceHistory(self.kept.presence.history(ask)),
+            // Numbers for the operator are the database's own.
+            Query::PresenceAnalytics { .. } => Page::PresenceAnalytics(Box::default()),
             Query::Members { room, after, limit } => {
                 let mut members: Vec<(UserId, Role)> = self
                     .kept

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::{Restricted, ShardId, Token};
 use crate::engine::inbox::Item;
+use crate::engine::presence::history::{Analytics, Ask, History};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
 
@@ -54,6 +55,15 @@ pub enum Query {
         after: Option<UserId>,
         /// At most so many.
         limit: u32,
+    },
+    /// What was seen of a user's presence.
+    PresenceHistory(Ask),
+    /// Presence in numbers: the last so many hours, the last days and months.
+    PresenceAnalytics {
+        /// The present moment.
+        now: UnixMillis,
+        /// How many hours.
+        hours: u32,
     },
     /// Rooms by name, ascending: public ones and those `user` is a member of.
     Rooms {
@@ -113,6 +123,10 @@ pub enum Page {
         /// There is more.
         more: bool,
     },
+    /// For [`Query::PresenceHistory`].
+    PresenceHistory(History),
+    /// For [`Query::PresenceAnalytics`].
+    PresenceAnalytics(Box<Analytics>),
     /// For [`Query::Rooms`].
     Rooms {
         /// Ascending by name, with the asker's role where they have one.

@@ -270,6 +270,7 @@ impl Shard {
             }
             (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
             (Waiting::InboxUpkeep, _) => {}
+            (Waiting::PresenceNews, result) => self.on_news_kept(result.is_ok()),
             (Waiting::AdminNotify { token }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Notified(committed.seq)));
             }
@@ -300,6 +301,8 @@ impl Shard {
                 | Waiting::History { .. }
                 | Waiting::Members { .. }
                 | Waiting::Rooms { .. }
+                | Waiting::PresenceHistory { .. }
+                | Waiting::AdminAnalytics { .. }
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "an outcome answers an append"),

@@ -13,6 +13,7 @@ mod membership;
 mod message;
 mod presence;
 pub(super) mod presence_gather;
+mod presence_history;
 mod presence_mesh;
 mod session;
 mod subscribe;
@@ -54,6 +55,12 @@ pub enum Waiting {
     InboxAck { call: Call, items: Box<[ItemId]> },
     /// Attempts, dead letters and what needs no answer; nobody waits.
     InboxUpkeep,
+    /// What is to be kept of presence; nobody waits.
+    PresenceNews,
+    /// A page of transitions; the connection is parked.
+    PresenceHistory { call: Call },
+    /// Presence in numbers, for the admin API.
+    AdminAnalytics { token: Token },
     /// A user's memberships.
     User(UserIdx),
     /// A room; waiters are in `Shard::loading`.
@@ -82,6 +89,7 @@ impl Waiting {
             | Self::Resume(Resume { call, .. })
             | Self::History { call, .. }
             | Self::Members { call }
+            | Self::PresenceHistory { call }
             | Self::Rooms { call }
             | Self::Notify { call }
             | Self::InboxAck { call, .. }
@@ -89,7 +97,9 @@ impl Waiting {
             Self::AdminPublish { .. }
             | Self::AdminRevoke { .. }
             | Self::AdminNotify { .. }
+            | Self::AdminAnalytics { .. }
             | Self::InboxUpkeep
+            | Self::PresenceNews
             | Self::User(_)
             | Self::Room(_) => None,
         }

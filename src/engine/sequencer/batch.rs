@@ -12,6 +12,7 @@ use crate::engine::event::{
     RoomRun, ShardId, Token,
 };
 use crate::engine::inbox::InboxChange;
+use crate::engine::presence::history::News;
 use crate::protocol::encode::{EventKind, LoggedEvent, frame_text};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Position, Priority, Role, RoomKey, Seq, UnixMillis, UserId};
@@ -111,6 +112,8 @@ pub struct Decided {
     pub revocations: Vec<Revocation>,
     /// Changes of inboxes, in order.
     pub inbox: Vec<InboxChange>,
+    /// What is to be kept of presence, in order.
+    pub presence: Vec<Arc<News>>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
     pub(super) losses: Vec<(Position, RoomKey, UserId)>,
 }
@@ -129,6 +132,7 @@ impl Decided {
             reactions: Vec::new(),
             revocations: Vec::new(),
             inbox: Vec::new(),
+            presence: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
         }
@@ -136,7 +140,11 @@ impl Decided {
 
     /// True when nothing is to be written: all were duplicates or refused.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.cursors.is_empty() && self.revocations.is_empty() && self.inbox.is_empty()
+        self.rows.is_empty()
+            && self.cursors.is_empty()
+            && self.revocations.is_empty()
+            && self.inbox.is_empty()
+            && self.presence.is_empty()
     }
 
     /// Position of the last row; `first - 1` without rows.

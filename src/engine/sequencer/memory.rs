@@ -11,6 +11,7 @@ use super::{Decided, Facts, LogEnd, Reacted, Target};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, Revocation, RoomRow};
 use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
+use crate::engine::presence::kept::KeptPresence;
 use crate::protocol::encode::EventKind;
 use crate::protocol::ids::{DeviceId, Position, Priority, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
@@ -68,6 +69,8 @@ pub struct MemoryLog {
     pub dead: BTreeMap<ItemId, Item>,
     /// The highest number of an item so far.
     pub last_item: ItemId,
+    /// What is kept of presence.
+    pub presence: KeptPresence,
 }
 
 impl MemoryLog {
@@ -128,6 +131,7 @@ impl MemoryLog {
         }
         self.revocations.extend(decided.revocations.iter().cloned());
         decided.inbox.iter().for_each(|change| self.apply_inbox(change));
+        decided.presence.iter().for_each(|news| self.presence.apply(news));
     }
 
     fn apply_inbox(&mut self, change: &InboxChange) {
