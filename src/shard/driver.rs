@@ -117,6 +117,8 @@ pub struct Driver {
     pub(super) appends: Vec<Append>,
     /// Connections to be flushed this turn.
     pub(super) dirty: Vec<ConnKey>,
+    /// Those of them to be flushed first.
+    pub(super) urgent: Vec<ConnKey>,
     /// Connections with nothing but low events, which wait for company until [`Deadline::Delayed`].
     pub(super) delayed: Vec<ConnKey>,
     /// Bytes that wait for sockets which do not take them.
@@ -173,6 +175,7 @@ impl Driver {
             outputs: Outputs::default(),
             appends: Vec::new(),
             dirty: Vec::new(),
+            urgent: Vec::new(),
             delayed: Vec::new(),
             held_bytes: 0,
             held_bytes_max,

@@ -151,6 +151,9 @@ impl Driver {
             conn.is_dirty = true;
             self.dirty.push(key);
         }
+        if matches!(class, Class::Critical) {
+            self.urgent.push(key);
+        }
         self.count_pushed(key, pushed);
         match pushed {
             Pushed::BehindGap(last) => self.push_after_gap(key, last, class, frames, scratch),
@@ -290,9 +293,15 @@ impl Driver {
         }
     }
 
-    /// One send for each dirty outbox.
+    /// One send for each dirty outbox. Those with replies go first: while the others are sent, their
+    /// owners say what they have to say next, and it shares the next turn.
     pub(super) fn flush(&mut self) {
         self.shed();
+        let mut urgent = std::mem::take(&mut self.urgent);
+        for key in urgent.drain(..) {
+            self.flush_one(key);
+        }
+        self.urgent = urgent;
         // Flushing may make some dirty once more: gaps are told, slow ones closed.
         while !self.dirty.is_empty() {
             let mut dirty = std::mem::take(&mut self.dirty);
@@ -315,7 +324,7 @@ impl Driver {
     }
 
     fn flush_one(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.is_dirty) else { return };
         conn.is_dirty = false;
         let fd = conn.raw_fd();
         let Some(outbox) = conn.outbox.as_mut() else { return self.after_flush(key) };

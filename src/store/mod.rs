@@ -125,7 +125,7 @@ impl StoreConfig {
         Self {
             dir: dir.into(),
             durability: Durability::Full,
-            commit_window_us: 500,
+            commit_window_us: 2_000,
             batch_appends_max: 4_096,
             inbox_max: 1_024,
             readers: 2,

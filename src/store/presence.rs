@@ -137,8 +137,8 @@ fn add_sessions(conn: &Connection, hour: u64, class: &str, tally: Tally) -> rusq
         return Ok(());
     }
     let mut count = conn.prepare_cached("SELECT count(*) FROM presence_devices WHERE hour = ?1")?;
-    let classes: usize = count.query_row([hour], |row| row.get(0))?;
-    let class = if classes < CLASSES_MAX { class } else { OTHER_CLASS };
+    let classes: u32 = count.query_row([hour], |row| row.get(0))?;
+    let class = if (classes as usize) < CLASSES_MAX { class } else { OTHER_CLASS };
     conn.prepare_cached(
         "INSERT INTO presence_devices (hour, class, sessions, total_ms) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (hour, class) DO UPDATE SET sessions = sessions + excluded.sessions,
@@ -178,7 +178,7 @@ pub(super) fn history(conn: &Connection, ask: &Ask) -> rusqlite::Result<History>
         "SELECT ts, status, cause, device, lost_ts FROM presence_log WHERE user = ?1 AND ts >= ?2 AND ts < ?3
          ORDER BY ts LIMIT ?4",
     )?;
-    let mut rows = statement.query((user, from, to, SUMMARY_ROWS_MAX + 1))?;
+    let mut rows = statement.query((user, from, to, SUMMARY_ROWS_MAX as i64 + 1))?;
     let (mut history, mut seen) = (History::default(), 0);
     let mut is_partial = false;
     while let Some(row) = rows.next()? {

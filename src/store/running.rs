@@ -134,6 +134,7 @@ impl RunningLog {
             held: None,
             lists: Vec::new(),
             upkeep: Upkeep::new(config.presence_days, Instant::now()),
+            is_stopping: false,
             _lock: lock,
         };
         let core = config.core;

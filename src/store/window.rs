@@ -1,67 +1,68 @@
 //! How long to gather appends before a commit: the adaptive commit window, pure.
 //!
-//! The rule, in order:
-//! 1. Quiet (recent batches hold about one append): commit at once. A lone message pays no wait.
-//! 2. Much is waiting already (`target` appends): commit at once. The commit is well shared.
-//! 3. Otherwise wait the window, **if waiting pays**: when the last waits did not bring at least a
-//!    third more appends (a closed loop whose senders all wait for us), the next 1, 2, 4 … 64 batches
-//!    are not waited for.
+//! Why wait at all: a commit costs one fsync, a wake-up of every shard and, dearest, one send for
+//! each connection that hears of it, whatever it holds. Eight messages that are committed together
+//! leave in one send where they would have left in eight.
 //!
-//! Why wait at all: a commit costs one fsync, a wake-up of every shard, and a send per connection,
-//! whatever it holds. While a commit runs, appends gather by themselves; the window adds to that
-//! where commits are faster than messages are frequent.
+//! The rule, in order; the first that holds decides:
+//! 1. **Enough waits** (`target` appends): commit now. The commit is well shared.
+//! 2. **All are here:** commit now. When a batch is committed, everything in flight is either in it
+//!    or waits already. Senders that wait for their acks (a closed loop) cannot have more than that
+//!    on its way, so once as many have come again, nothing is left to wait for. A lone sender pays
+//!    no wait, however fast it is.
+//! 3. **Quiet** (fewer than two appends come in a window): commit now. Waiting would bring nobody.
+//! 4. Otherwise wait for the next append, until the window is over.
 
 /// Gathers at most this many appends by waiting.
 const TARGET: usize = 256;
-/// Batches below this mean are "about one append".
-const QUIET_BELOW: f32 = 2.0;
-/// Most batches that are skipped after a wait that did not pay.
-const PENALTY_MAX: u32 = 64;
-/// Weight of the newest batch in the mean.
-const WEIGHT: f32 = 0.25;
+/// Appends that must be likely to come within a window for it to open.
+const PAYS_FROM: f64 = 2.0;
+/// How fast the measured rate forgets, microseconds.
+const MEMORY_US: f64 = 20_000.0;
 
-/// Decides how long to wait before each commit.
+/// Decides whether to wait before each commit. Times are microseconds from any fixed start.
 #[derive(Debug)]
 pub struct CommitWindow {
-    window_us: u32,
-    mean_rows: f32,
-    /// How many batches the next wait that does not pay costs.
-    penalty: u32,
-    /// Batches still not to be waited for.
-    skips: u32,
+    window_us: u64,
+    /// Appends of late, each worth less as it ages: `recent / MEMORY_US` is the rate.
+    recent: f64,
+    counted_us: u64,
+    /// Appends that were in flight when the last batch was committed.
+    in_flight: usize,
+    /// When the wait at hand ends.
+    until_us: u64,
 }
 
 impl CommitWindow {
     /// A window of `window_us` microseconds at most; 0: never wait.
     pub fn new(window_us: u32) -> Self {
-        Self { window_us, mean_rows: 0.0, penalty: 1, skips: 0 }
+        Self { window_us: window_us.into(), recent: 0.0, counted_us: 0, in_flight: 0, until_us: 0 }
     }
 
-    /// Microseconds to wait now that `waiting` appends are at hand; 0: commit at once.
-    pub fn wait_us(&mut self, waiting: usize) -> u32 {
-        if self.window_us == 0 || self.mean_rows < QUIET_BELOW || waiting >= TARGET {
+    /// The first append of a batch is at hand.
+    pub fn open(&mut self, now_us: u64) {
+        self.until_us = now_us + self.window_us;
+    }
+
+    /// Microseconds to wait for the next append now that `waiting` are at hand; 0: commit.
+    pub fn wait_us(&self, waiting: usize, now_us: u64) -> u64 {
+        let expected = self.recent_at(now_us) / MEMORY_US * self.window_us as f64;
+        if waiting >= TARGET || waiting >= self.in_flight || expected < PAYS_FROM {
             return 0;
         }
-        if self.skips > 0 {
-            self.skips -= 1;
-            return 0;
-        }
-        self.window_us
+        self.until_us.saturating_sub(now_us)
     }
 
-    /// A wait is over: `before` appends were at hand when it began, `after` when it ended.
-    pub fn on_waited(&mut self, before: usize, after: usize) {
-        if after.saturating_sub(before) * 3 >= before {
-            self.penalty = 1;
-        } else {
-            self.skips = self.penalty;
-            self.penalty = (self.penalty * 2).min(PENALTY_MAX);
-        }
+    /// A batch of `appends` is committed, and `waiting` more came meanwhile.
+    pub fn on_committed(&mut self, appends: usize, waiting: usize, now_us: u64) {
+        self.recent = self.recent_at(now_us) + appends as f64;
+        self.counted_us = now_us;
+        self.in_flight = appends + waiting;
     }
 
-    /// A batch of `rows` appends goes to the disk.
-    pub fn on_batch(&mut self, rows: usize) {
-        self.mean_rows += (rows as f32 - self.mean_rows) * WEIGHT;
+    fn recent_at(&self, now_us: u64) -> f64 {
+        let age_us = now_us.saturating_sub(self.counted_us) as f64;
+        self.recent * (-age_us / MEMORY_US).exp()
     }
 }
 
@@ -69,51 +70,59 @@ impl CommitWindow {
 mod tests {
     use super::*;
 
-    #[test]
-    fn quiet_traffic_never_waits() {
-        let mut window = CommitWindow::new(500);
-        for _ in 0..100 {
-            assert_eq!(window.wait_us(1), 0);
-            window.on_batch(1);
+    const WINDOW_US: u32 = 2_000;
+
+    /// Batches of `appends` each, `every_us` apart, with `waiting` more at each commit.
+    fn after(batches: u64, appends: usize, waiting: usize, every_us: u64) -> (CommitWindow, u64) {
+        let mut window = CommitWindow::new(WINDOW_US);
+        for batch in 1..=batches {
+            window.on_committed(appends, waiting, batch * every_us);
         }
+        let now_us = batches * every_us;
+        window.open(now_us);
+        (window, now_us)
     }
 
     #[test]
-    fn load_opens_the_window_and_quiet_closes_it() {
-        let mut window = CommitWindow::new(500);
-        for _ in 0..5 {
-            window.on_batch(4);
-        }
-        assert_eq!(window.wait_us(3), 500);
-        assert_eq!(window.wait_us(TARGET), 0, "enough is waiting");
-        for _ in 0..8 {
-            window.on_batch(1);
-        }
-        assert_eq!(window.wait_us(1), 0);
+    fn rare_appends_are_not_waited_for() {
+        let (window, now_us) = after(1_000, 2, 1, 10_000);
+        assert_eq!(window.wait_us(1, now_us), 0);
     }
 
     #[test]
-    fn waits_that_do_not_pay_become_rare() {
-        let mut window = CommitWindow::new(500);
-        window.on_batch(100);
-        let mut waits = 0;
-        for _ in 0..1_000 {
-            if window.wait_us(40) > 0 {
-                waits += 1;
-                window.on_waited(40, 41);
-            }
-        }
-        assert!((10..30).contains(&waits), "{waits}");
-        // One that pays brings the window back.
-        while window.wait_us(40) == 0 {}
-        window.on_waited(40, 60);
-        assert_eq!((window.wait_us(40), window.wait_us(40)), (500, 500));
+    fn frequent_appends_are_waited_for_until_the_window_is_over() {
+        let (window, now_us) = after(100, 4, 1, 2_000);
+        assert_eq!(window.wait_us(1, now_us), 2_000);
+        assert_eq!(window.wait_us(3, now_us + 1_500), 500);
+        assert_eq!(window.wait_us(3, now_us + 2_000), 0);
+        assert_eq!(window.wait_us(TARGET, now_us), 0, "enough waits");
+    }
+
+    #[test]
+    fn a_lone_sender_in_a_hurry_pays_no_wait() {
+        let (window, now_us) = after(10_000, 1, 0, 500);
+        assert_eq!(window.wait_us(1, now_us), 0);
+    }
+
+    #[test]
+    fn a_closed_loop_is_complete_when_all_in_flight_have_come_again() {
+        let (window, now_us) = after(1_000, 4, 4, 1_000);
+        assert!(window.wait_us(4, now_us) > 0, "two groups in turn are joined");
+        assert_eq!(window.wait_us(8, now_us + 300), 0);
+    }
+
+    #[test]
+    fn a_pause_closes_the_window() {
+        let (window, now_us) = after(1_000, 8, 8, 1_000);
+        assert!(window.wait_us(1, now_us) > 0);
+        assert_eq!(window.wait_us(1, now_us + 100_000), 0);
     }
 
     #[test]
     fn a_window_of_zero_is_off() {
         let mut window = CommitWindow::new(0);
-        window.on_batch(100);
-        assert_eq!(window.wait_us(3), 0);
+        window.on_committed(100, 100, 10);
+        window.open(10);
+        assert_eq!(window.wait_us(3, 10), 0);
     }
 }

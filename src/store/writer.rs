@@ -58,8 +58,12 @@ pub(super) struct Writer {
     pub origin: Instant,
     /// A batch whose commit failed and which may stand in the log all the same.
     pub held: Option<CommittedBatch>,
+    /// Appends that are at hand, in the order they came.
     pub lists: Vec<Vec<Append>>,
+    /// When old rows are looked for.
     pub upkeep: Upkeep,
+    /// Told to stop: what waits is still committed.
+    pub is_stopping: bool,
     /// Held as long as this thread may write.
     pub _lock: DirLock,
 }
@@ -89,9 +93,8 @@ impl From<rusqlite::Error> for Trouble {
 impl Writer {
     /// Works until stopped. What was accepted before the stop is committed first.
     pub fn run(mut self) {
-        let mut stopping = false;
         loop {
-            let wake = self.wait(&mut stopping);
+            let wake = self.wait();
             self.bound_pages();
             match wake {
                 Wake::Appends => self.turn(),
@@ -109,25 +112,24 @@ impl Writer {
         }
     }
 
-    fn wait(&mut self, stopping: &mut bool) -> Wake {
-        debug_assert!(self.lists.is_empty());
+    fn wait(&mut self) -> Wake {
         loop {
             if self.abandoned.load(Relaxed) {
                 return Wake::End;
             }
+            if !self.lists.is_empty() {
+                self.gather();
+                return Wake::Appends;
+            }
             let message = match self.breaker.gate(self.now_ms()) {
-                _ if *stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
+                _ if self.is_stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
                 Gate::Pass => self.inbox.recv_timeout(self.upkeep.wait(Instant::now())),
                 Gate::Probe => return Wake::Probe,
                 Gate::Refuse { retry_after_ms } => self.inbox.recv_timeout(Duration::from_millis(retry_after_ms)),
             };
             match message {
-                Ok(ToWriter::Appends(list)) => {
-                    self.lists.push(list);
-                    self.gather(stopping);
-                    return Wake::Appends;
-                }
-                Ok(ToWriter::Stop) => *stopping = true,
+                Ok(ToWriter::Appends(list)) => self.lists.push(list),
+                Ok(ToWriter::Stop) => self.is_stopping = true,
                 Err(flume::RecvTimeoutError::Timeout) if self.breaker.is_open() => {}
                 Err(flume::RecvTimeoutError::Timeout) => return Wake::Idle,
                 Err(flume::RecvTimeoutError::Disconnected) => return Wake::End,
@@ -135,19 +137,28 @@ impl Writer {
         }
     }
 
-    /// Takes what waits, up to the bound, and lets the window pass where it pays.
-    fn gather(&mut self, stopping: &mut bool) {
-        let before = self.drain(stopping);
-        let wait_us = if *stopping || self.breaker.is_open() { 0 } else { self.window.wait_us(before) };
-        if wait_us > 0 && before < self.batch_appends_max {
-            // A sleep, not a wait on the inbox: each append would wake the thread once.
-            std::thread::sleep(Duration::from_micros(wait_us.into()));
-            let after = self.drain(stopping);
-            self.window.on_waited(before, after);
+    /// Takes what waits, up to the bound, and more while the window says that waiting pays.
+    fn gather(&mut self) {
+        self.window.open(self.now_us());
+        loop {
+            let count = self.drain();
+            if self.is_stopping || count >= self.batch_appends_max || self.breaker.is_open() {
+                return;
+            }
+            let wait_us = self.window.wait_us(count, self.now_us());
+            if wait_us == 0 {
+                return;
+            }
+            match self.inbox.recv_timeout(Duration::from_micros(wait_us)) {
+                Ok(ToWriter::Appends(list)) => self.lists.push(list),
+                Ok(ToWriter::Stop) => self.is_stopping = true,
+                Err(_) => return,
+            }
         }
     }
 
-    fn drain(&mut self, stopping: &mut bool) -> usize {
+    /// Takes what is in the inbox, up to the bound. How many appends are at hand then.
+    fn drain(&mut self) -> usize {
         let mut count: usize = self.lists.iter().map(Vec::len).sum();
         while count < self.batch_appends_max {
             match self.inbox.try_recv() {
@@ -155,7 +166,7 @@ impl Writer {
                     count += list.len();
                     self.lists.push(list);
                 }
-                Ok(ToWriter::Stop) => *stopping = true,
+                Ok(ToWriter::Stop) => self.is_stopping = true,
                 Err(_) => break,
             }
         }
@@ -163,33 +174,31 @@ impl Writer {
     }
 
     fn turn(&mut self) {
-        let mut lists = std::mem::take(&mut self.lists);
+        let lists = std::mem::take(&mut self.lists);
         let count: usize = lists.iter().map(Vec::len).sum();
         self.counters.batch_appends.record(count as u64);
         Counters::add(&self.counters.appends, count as u64);
-        self.window.on_batch(count);
         if let Gate::Refuse { .. } | Gate::Probe = self.breaker.gate(self.now_ms()) {
-            let refused = self.sequencer.refuse(lists.drain(..).flatten(), &self.closed_refusal());
+            let refused = self.sequencer.refuse(lists.into_iter().flatten(), &self.closed_refusal());
             self.publish_refused(refused, count);
         } else if let Err(trouble) = self.settle_held() {
-            let refused = self.sequencer.refuse(lists.drain(..).flatten(), &unknown_outcome());
+            let refused = self.sequencer.refuse(lists.into_iter().flatten(), &unknown_outcome());
             self.publish_refused(refused, count);
             self.on_trouble(trouble);
         } else {
-            self.commit_turn(&mut lists, count);
+            self.commit_turn(lists, count);
         }
-        self.lists = lists;
     }
 
-    fn commit_turn(&mut self, lists: &mut Vec<Vec<Append>>, count: usize) {
+    fn commit_turn(&mut self, lists: Vec<Vec<Append>>, count: usize) {
         let began = Instant::now();
         let opened = self.execute("BEGIN IMMEDIATE");
         if let Err(error) = opened {
-            let refused = self.sequencer.refuse(lists.drain(..).flatten(), &unknown_outcome());
+            let refused = self.sequencer.refuse(lists.into_iter().flatten(), &unknown_outcome());
             self.publish_refused(refused, count);
             return self.on_trouble(error.into());
         }
-        let decision = self.sequencer.decide(lists.drain(..).flatten(), unix_ms(), &mut SqlFacts(&self.conn));
+        let decision = self.sequencer.decide(lists.into_iter().flatten(), unix_ms(), &mut SqlFacts(&self.conn));
         let decided = match decision {
             Ok(decided) => decided,
             Err((error, refused)) => {
@@ -214,6 +223,8 @@ impl Writer {
                 self.counters.items_refused.store(refused, Relaxed);
                 self.counters.items_evicted.store(evicted, Relaxed);
                 self.counters.items_expired.store(expired, Relaxed);
+                let waiting = self.drain();
+                self.window.on_committed(count, waiting, self.now_us());
                 self.publish(batch);
             }
             Err(error) => {
@@ -449,6 +460,10 @@ impl Writer {
 
     fn now_ms(&self) -> u64 {
         self.origin.elapsed().as_millis() as u64
+    }
+
+    fn now_us(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
     }
 }
 
