@@ -109,6 +109,8 @@ fn a_killed_server_says_so_once(shards: u16) {
         assert!(came["ts"].as_u64().unwrap() <= lost_ts && lost_ts <= went["ts"].as_u64().unwrap(), "{ok}");
     }
     assert_eq!(steps(&history(&mut alice, "gone", |all| all.len() == 2))[1], "offline clean default");
+    // Alice's own coming is told at the next tick.
+    history(&mut alice, "alice", |all| all.last().is_some_and(|last| last["status"] == "online"));
     let (_, now) = server.admin("GET", "/admin/presence", "");
     assert_eq!(now["present"], 1, "only who came again is here");
 }

@@ -87,7 +87,7 @@ impl Shard {
             presence.more.get_or_insert_default().ghosts.push(ghost);
             self.timers.set(now + grace_ms, Timer::Grace(session.user));
         } else {
-            self.presence.recorder.end_session(&session.device, now.saturating_sub(session.presence.began));
+            self.record_session(&session.device, now.saturating_sub(session.presence.began));
         }
         self.note_presence(session.user, cause, session.device.clone());
     }
@@ -110,6 +110,7 @@ impl Shard {
             self.presence.recorder.end_session(&ghost.device, went_at.saturating_sub(ghost.presence.began));
         }
         if let Some(last) = presence.end_ghosts(is_over) {
+            self.arm_recorder(u64::from(self.cx.limits.presence_tick_ms));
             self.note_presence(user, last.cause, last.device);
         }
     }

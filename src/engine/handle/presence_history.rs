@@ -51,7 +51,13 @@ impl Shard {
         }
     }
 
-    fn arm_recorder(&mut self, after_ms: u64) {
+    /// A device's session has ended. It may be the only news: of a user who hides.
+    pub(super) fn record_session(&mut self, device: &DeviceId, length_ms: u64) {
+        self.presence.recorder.end_session(device, length_ms);
+        self.arm_recorder(u64::from(self.cx.limits.presence_tick_ms));
+    }
+
+    pub(super) fn arm_recorder(&mut self, after_ms: u64) {
         if !std::mem::replace(&mut self.presence.recorder.is_armed, true) {
             self.timers.set(self.cx.now + after_ms, Timer::PresenceRecord);
         }
