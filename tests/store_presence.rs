@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use antiphon::engine::event::{Entry, Page, Query, ShardId};
 use antiphon::engine::presence::Cause;
 use antiphon::engine::presence::history::{
-    Analytics, Ask, DAY_MS, HOUR_MS, History, News, Tally, Transition, month_of,
+    Analytics, Ask, DAY_MS, HOUR_MS, History, News, SessionSum, Transition, month_of,
 };
 use antiphon::engine::presence::kept::KeptPresence;
 use antiphon::protocol::command::Status;
@@ -101,7 +101,7 @@ fn a_commit_in_doubt_changes_nothing_about_that() {
     let dir = TempDir::new();
     let store = Store::open(&config(&dir));
     let now = now_ms();
-    let tally = Tally { sessions: 1, total_ms: 500 };
+    let tally = SessionSum { sessions: 1, total_ms: 500 };
     let one = News {
         present: [1, 0, 0],
         sessions: vec![("phone".into(), tally)],
@@ -191,7 +191,7 @@ fn numbers_for_the_operator_add_up() {
     let store = Store::open(&config(&dir));
     // Well within an hour, a day and a month.
     let now = 20_600 * DAY_MS + 12 * HOUR_MS + 60_000;
-    let tally = |sessions, total_ms| Tally { sessions, total_ms };
+    let tally = |sessions, total_ms| SessionSum { sessions, total_ms };
     let yesterday = now - DAY_MS;
     let of_shard = |shard, number, ts, present, transitions| News {
         shard: ShardId(shard),
@@ -203,7 +203,7 @@ fn numbers_for_the_operator_add_up() {
     tell(&store, &of_shard(0, 2, now, [1, 2, 0], vec![came("a", now), came("b", now + 1)]));
     let busy = change("c", now + 2, Status::Online, Status::Busy, Cause::Set);
     tell(&store, &of_shard(1, 1, now + 5, [0, 0, 4], vec![came("c", now), busy]));
-    let classes: Vec<(Box<str>, Tally)> = (0..40).map(|n| (format!("class{n:02}").into(), tally(1, 10))).collect();
+    let classes: Vec<(Box<str>, SessionSum)> = (0..40).map(|n| (format!("class{n:02}").into(), tally(1, 10))).collect();
     let ended = News { sessions: classes, ..of_shard(0, 3, now + 9, [0, 1, 0], Vec::new()) };
     tell(&store, &ended);
     let numbers = analytics(&store, now + 10, 24);

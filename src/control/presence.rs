@@ -11,7 +11,7 @@ use super::Context;
 use super::admin::{ask, unexpected};
 use super::reply::Failure;
 use crate::engine::event::{AdminAct, AdminAnswer, PresenceCount, ShardId};
-use crate::engine::presence::history::{Analytics, HOUR_MS, Tally, add_to_class, date_of};
+use crate::engine::presence::history::{Analytics, HOUR_MS, SessionSum, add_to_class, date_of};
 
 /// Hours that are told when nobody says how many.
 const HOURS_DEFAULT: u32 = 24;
@@ -106,7 +106,7 @@ fn describe(now: Value, known: &Analytics) -> Value {
     let months = known.months.iter().map(
         |(month, users)| json!({"month": format!("{:04}-{:02}", month / 12, month % 12 + 1), "active_users": users}),
     );
-    let mut all = Tally::default();
+    let mut all = SessionSum::default();
     known.devices.iter().for_each(|(_, tally)| all.add(*tally));
     let devices = known.devices.iter().map(
         |(class, tally)| json!({"class": class, "sessions": tally.sessions, "average_session_ms": average(*tally)}),
@@ -122,7 +122,7 @@ fn describe(now: Value, known: &Analytics) -> Value {
 }
 
 /// 0 without sessions.
-fn average(tally: Tally) -> u64 {
+fn average(tally: SessionSum) -> u64 {
     tally.total_ms.checked_div(tally.sessions).unwrap_or(0)
 }
 
@@ -144,7 +144,7 @@ mod tests {
         let known = Analytics {
             days: vec![(20_454, 3)],
             months: vec![(2026 * 12, 7), (2025 * 12 + 11, 1)],
-            devices: vec![("phone".into(), Tally { sessions: 2, total_ms: 500 })],
+            devices: vec![("phone".into(), SessionSum { sessions: 2, total_ms: 500 })],
             ..Analytics::default()
         };
         let value = describe(json!({}), &known);
@@ -153,6 +153,6 @@ mod tests {
         assert_eq!(value["months"][1]["month"], "2025-12");
         assert_eq!(value["devices"], json!([{"class": "phone", "sessions": 2, "average_session_ms": 250}]));
         assert_eq!(value["sessions"], json!({"ended": 2, "average_session_ms": 250}));
-        assert_eq!(average(Tally::default()), 0);
+        assert_eq!(average(SessionSum::default()), 0);
     }
 }

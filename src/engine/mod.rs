@@ -19,6 +19,7 @@ pub mod session;
 pub mod shard;
 pub mod stats;
 pub mod sync;
+pub mod tally;
 pub mod timers;
 pub mod users;
 

@@ -209,8 +209,8 @@ pub enum Command<'a> {
     },
     /// `sync:check`
     SyncCheck {
-        /// Rooms and the seq the client has of each; at most 256.
-        rooms: Vec<(&'a str, Seq)>,
+        /// Rooms and what the client has of each; at most 256, of which 32 with a hash.
+        rooms: Vec<RoomCheck<'a>>,
     },
     /// `stats`
     Stats,
@@ -248,6 +248,19 @@ pub enum Command<'a> {
         /// What.
         kind: Activity,
     },
+}
+
+/// What a client has of a room, to be compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomCheck<'a> {
+    /// The room.
+    pub room: &'a str,
+    /// Last seq; 0: nothing.
+    pub seq: Seq,
+    /// The rolling hash of the entries up to there, if the client has one.
+    pub hash: Option<u64>,
+    /// It wants the server's.
+    pub wants_hash: bool,
 }
 
 /// Whose presence.
@@ -357,6 +370,8 @@ pub struct MessageSend<'a> {
     pub only: Vec<&'a str>,
     /// JSON object text, at most 1 KiB, written anew from what was parsed.
     pub meta: Option<String>,
+    /// The author has read the room up to this message.
+    pub read: bool,
 }
 
 /// Which part of a room's history is asked for.

@@ -6,6 +6,7 @@ use rusqlite::Row;
 
 use crate::engine::event::{Audience, RoomRow};
 use crate::engine::presence::Cause;
+use crate::engine::tally::Tally;
 use crate::protocol::command::Status;
 use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, UserId};
 
@@ -114,25 +115,54 @@ pub(super) fn room_name(text: &str) -> rusqlite::Result<RoomName> {
     RoomName::parse(text).map_err(|_| rusqlite::Error::InvalidColumnName("name".to_owned()))
 }
 
-/// Columns of a [`RoomRow`] in every statement: `key, name, kind, title, members, head` of `r`.
+/// Columns of a [`RoomRow`] in every statement: `key, name, kind, title, members` of `r`, and `seq,
+/// messages, hash` of its head `h`, which stands in [`room_tables`].
 macro_rules! room_columns {
     () => {
-        "r.key, r.name, r.kind, r.title, r.members, \
-         coalesce((SELECT h.seq FROM heads h WHERE h.room = r.key), 0)"
+        "r.key, r.name, r.kind, r.title, r.members, h.seq, h.messages, h.hash"
     };
 }
 pub(super) use room_columns;
 
+/// How many columns [`room_columns`] are.
+pub(super) const ROOM_COLUMNS: usize = 8;
+
+/// Where [`room_columns`] come from: rooms `r` and their heads `h`.
+macro_rules! room_tables {
+    () => {
+        "rooms r LEFT JOIN heads h ON h.room = r.key"
+    };
+}
+pub(super) use room_tables;
+
 /// Reads what [`room_columns`] selects, from column 0 on.
 pub(super) fn room_row(row: &Row<'_>) -> rusqlite::Result<RoomRow> {
+    let name = room_name(row.get_ref(1)?.as_str()?)?;
+    let head: Option<i64> = row.get(5)?;
+    let (head, tally) = match head {
+        Some(_) => (integer(row, 5)?, tally(row, 6)?),
+        None => (0, Tally::start(name.as_str())),
+    };
     Ok(RoomRow {
         key: RoomKey(integer(row, 0)?),
-        name: room_name(row.get_ref(1)?.as_str()?)?,
         kind: room_kind(row.get(2)?)?,
         title: row.get(3)?,
         members: row.get(4)?,
-        head: integer(row, 5)?,
+        name,
+        head,
+        tally,
     })
+}
+
+/// Two columns from `index` on: `messages, hash`.
+pub(super) fn tally(row: &Row<'_>, index: usize) -> rusqlite::Result<Tally> {
+    let hash: i64 = row.get(index + 1)?;
+    Ok(Tally { messages: integer(row, index)?, hash: hash.cast_unsigned() })
+}
+
+/// A hash as SQLite keeps it: the same 64 bits.
+pub(super) fn hash_bits(tally: Tally) -> i64 {
+    tally.hash.cast_signed()
 }
 
 /// A column that holds a number which is never negative.

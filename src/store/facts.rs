@@ -3,11 +3,12 @@
 
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::columns::{integer, role, room_columns, room_row, signed};
-use super::edits;
+use super::columns::{integer, role, room_columns, room_row, room_tables, signed};
+use super::{edits, tallies};
 use crate::engine::event::{Revocation, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
 use crate::engine::sequencer::{Facts, LogEnd, Reacted, Target};
+use crate::engine::tally::Tally;
 use crate::protocol::ids::{DeviceId, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// Answers from one connection.
@@ -19,14 +20,14 @@ impl Facts for SqlFacts<'_> {
 
     fn room_by_key(&mut self, room: RoomKey) -> rusqlite::Result<Option<RoomRow>> {
         self.0
-            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM rooms r WHERE r.key = ?1"))?
+            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM ", room_tables!(), " WHERE r.key = ?1"))?
             .query_row([signed(room.0)], room_row)
             .optional()
     }
 
     fn room_by_name(&mut self, name: &RoomName) -> rusqlite::Result<Option<RoomRow>> {
         self.0
-            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM rooms r WHERE r.name = ?1"))?
+            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM ", room_tables!(), " WHERE r.name = ?1"))?
             .query_row([name.as_str()], room_row)
             .optional()
     }
@@ -57,6 +58,10 @@ impl Facts for SqlFacts<'_> {
             .query_row((user.as_str(), signed(room.0)), |row| integer(row, 0))
             .optional()?;
         Ok(read.unwrap_or(0))
+    }
+
+    fn tally_at(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<Option<Tally>> {
+        tallies::at(self.0, room, seq)
     }
 
     fn members(&mut self, room: RoomKey) -> rusqlite::Result<Vec<UserId>> {

@@ -30,6 +30,7 @@ mod reader;
 mod running;
 pub mod schema;
 pub mod stats;
+mod tallies;
 mod transaction;
 mod upkeep;
 pub mod window;

@@ -15,8 +15,8 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::columns::{cause, cause_number, integer, signed, status, status_number};
 use crate::engine::presence::Cause;
 use crate::engine::presence::history::{
-    Analytics, Ask, CLASSES_MAX, DAY_MS, HOUR_MS, History, Hour, Kept, News, OTHER_CLASS, SUMMARY_ROWS_MAX, Summing,
-    Tally, Transition, month_of,
+    Analytics, Ask, CLASSES_MAX, DAY_MS, HOUR_MS, History, Hour, Kept, News, OTHER_CLASS, SUMMARY_ROWS_MAX, SessionSum,
+    Summing, Transition, month_of,
 };
 use crate::protocol::command::Status;
 use crate::protocol::ids::{DeviceId, UnixMillis};
@@ -128,7 +128,7 @@ fn write_peak(conn: &Connection, hour: u64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn add_sessions(conn: &Connection, hour: u64, class: &str, tally: Tally) -> rusqlite::Result<()> {
+fn add_sessions(conn: &Connection, hour: u64, class: &str, tally: SessionSum) -> rusqlite::Result<()> {
     let mut update = conn.prepare_cached(
         "UPDATE presence_devices SET sessions = sessions + ?3, total_ms = total_ms + ?4 WHERE hour = ?1 AND class = ?2",
     )?;
@@ -238,7 +238,7 @@ pub(super) fn analytics(conn: &Connection, now: UnixMillis, hours: u32) -> rusql
             peak: integer(row, 1)?,
             peaks: [integer(row, 2)?, integer(row, 3)?, integer(row, 4)?],
             shown_ms: [integer(row, 5)?, integer(row, 6)?, integer(row, 7)?],
-            ended: Tally { sessions: integer(row, 8)?, total_ms: integer(row, 9)? },
+            ended: SessionSum { sessions: integer(row, 8)?, total_ms: integer(row, 9)? },
         })
     })?;
     let hours = rows.collect::<rusqlite::Result<_>>()?;
@@ -246,7 +246,7 @@ pub(super) fn analytics(conn: &Connection, now: UnixMillis, hours: u32) -> rusql
         "SELECT class, sum(sessions), sum(total_ms) FROM presence_devices WHERE hour >= ?1 GROUP BY class ORDER BY class",
     )?;
     let rows = statement.query_map([first], |row| {
-        Ok((row.get(0)?, Tally { sessions: integer(row, 1)?, total_ms: integer(row, 2)? }))
+        Ok((row.get(0)?, SessionSum { sessions: integer(row, 1)?, total_ms: integer(row, 2)? }))
     })?;
     let devices = by_size(rows.collect::<rusqlite::Result<_>>()?);
     let days = active(conn, PERIOD_DAY, (now / DAY_MS + 1).saturating_sub(DAYS_TOLD))?;
@@ -255,12 +255,12 @@ pub(super) fn analytics(conn: &Connection, now: UnixMillis, hours: u32) -> rusql
 }
 
 /// Each hour has a bounded number of classes, all hours together have not: the smallest are put together.
-fn by_size(mut classes: Vec<(Box<str>, Tally)>) -> Vec<(Box<str>, Tally)> {
+fn by_size(mut classes: Vec<(Box<str>, SessionSum)>) -> Vec<(Box<str>, SessionSum)> {
     if classes.len() <= CLASSES_MAX {
         return classes;
     }
     classes.sort_by_key(|(class, tally)| (&**class == OTHER_CLASS, std::cmp::Reverse(tally.sessions)));
-    let mut other = Tally::default();
+    let mut other = SessionSum::default();
     classes.drain(CLASSES_MAX..).for_each(|(_, tally)| other.add(tally));
     classes.push((OTHER_CLASS.into(), other));
     classes

@@ -31,7 +31,7 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
@@ -92,6 +92,17 @@ CREATE TABLE inbox_dead (
     dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
 ",
     "
+-- What a room's entries come to, from the first to this one: how many messages, and the rolling hash (see
+-- `engine::tally`; its 64 bits as a signed number). `counted`: messages up to the read cursor.
+-- TALLIES_STEP: the columns are filled from the log by `tallies::fill`.
+ALTER TABLE heads ADD COLUMN messages INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE heads ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE anchors ADD COLUMN messages INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE anchors ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE cursors ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX message_deleted ON message_state (room, seq) WHERE deleted = 1;
+",
+    "
 -- What others saw of users, and when it changed. `lost_ts`: for those that were lost with the server,
 -- its last sign of life.
 CREATE TABLE presence_log (
@@ -120,6 +131,9 @@ CREATE TABLE presence_active (
     period INTEGER NOT NULL, at INTEGER NOT NULL, users INTEGER NOT NULL, PRIMARY KEY (period, at)) WITHOUT ROWID;
 ",
 ];
+
+/// The version whose step made the columns that [`super::tallies::fill`] fills.
+pub(super) const TALLIES_STEP: u32 = 4;
 
 /// Name of the database in the data directory.
 pub const DATABASE_FILE: &str = "antiphon.db";
@@ -232,9 +246,13 @@ pub(super) fn check_ownership(conn: &Connection) -> Result<(), OpenError> {
 
 fn migrate(conn: &Connection, from: u32) -> Result<(), OpenError> {
     for (step, version) in MIGRATIONS.iter().zip(1u32..).skip(from as usize) {
-        conn.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {step} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version}; COMMIT;"
-        ))?;
+        let step = format!("{step} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};");
+        let whole = conn.unchecked_transaction()?;
+        whole.execute_batch(&step)?;
+        if version == TALLIES_STEP {
+            super::tallies::fill(&whole)?;
+        }
+        whole.commit()?;
     }
     Ok(())
 }

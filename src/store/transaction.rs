@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Statement};
 
-use super::columns::{audience_text, priority_number, role_number, room_kind_number, signed};
+use super::columns::{audience_text, hash_bits, priority_number, role_number, room_kind_number, signed};
 use super::edits;
 use super::heads::Heads;
 use super::schema::ANCHOR_EVERY;
@@ -21,7 +21,7 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.members.is_empty() {
         write_members(conn, decided)?;
     }
-    if !decided.cursors.is_empty() {
+    if !decided.cursors.is_empty() || !decided.joined.is_empty() {
         write_cursors(conn, decided)?;
     }
     edits::write(conn, decided)?;
@@ -44,21 +44,26 @@ fn write_log(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlit
          (position, room, seq, prev, ts, kind, priority, author, client_id, thread, audience, fields)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?;
-    let mut anchor = conn.prepare_cached("INSERT OR FAIL INTO anchors (room, seq, position) VALUES (?1, ?2, ?3)")?;
+    let mut anchor = conn.prepare_cached(
+        "INSERT OR FAIL INTO anchors (room, seq, position, messages, hash) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
     heads.begin(decided.first);
     for (row, position) in decided.rows.iter().zip(decided.first..) {
-        let prev = heads.advance(conn, row.room, row.seq, position)?;
+        let (prev, head) = heads.advance(conn, row, position, decided.ts)?;
         insert_row(&mut insert, row, position, prev, decided.ts)?;
         if row.seq.is_multiple_of(ANCHOR_EVERY) {
-            anchor.execute((signed(row.room.0), signed(row.seq), signed(position)))?;
+            let (messages, hash) = (signed(head.tally.messages), hash_bits(head.tally));
+            anchor.execute((signed(row.room.0), signed(row.seq), signed(position), messages, hash))?;
         }
     }
     let mut upsert = conn.prepare_cached(
-        "INSERT INTO heads (room, seq, position) VALUES (?1, ?2, ?3)
-         ON CONFLICT (room) DO UPDATE SET seq = excluded.seq, position = excluded.position",
+        "INSERT INTO heads (room, seq, position, messages, hash) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (room) DO UPDATE SET seq = excluded.seq, position = excluded.position,
+         messages = excluded.messages, hash = excluded.hash",
     )?;
     for (room, head) in heads.moved() {
-        upsert.execute((signed(room.0), signed(head.seq), signed(head.position)))?;
+        let (messages, hash) = (signed(head.tally.messages), hash_bits(head.tally));
+        upsert.execute((signed(room.0), signed(head.seq), signed(head.position), messages, hash))?;
     }
     Ok(())
 }
@@ -89,17 +94,18 @@ fn insert_row(
 
 fn write_cursors(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
     let mut read = conn.prepare_cached(
-        "INSERT INTO cursors (user, room, read) VALUES (?1, ?2, ?3)
-         ON CONFLICT (user, room) DO UPDATE SET read = excluded.read",
+        "INSERT INTO cursors (user, room, read, counted) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (user, room) DO UPDATE SET read = excluded.read, counted = excluded.counted
+         WHERE excluded.read > read",
     )?;
     let mut delivered = conn.prepare_cached(
         "INSERT INTO delivered (user, room, device, seq) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (user, room, device) DO UPDATE SET seq = excluded.seq",
     )?;
-    for cursor in &decided.cursors {
+    for cursor in decided.joined.iter().chain(&decided.cursors) {
         let (user, room, seq) = (cursor.user.as_str(), signed(cursor.room.0), signed(cursor.seq));
         match &cursor.device {
-            None => read.execute((user, room, seq))?,
+            None => read.execute((user, room, seq, signed(cursor.counted)))?,
             Some(device) => delivered.execute((user, room, device.as_str(), seq))?,
         };
     }

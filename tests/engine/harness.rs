@@ -543,6 +543,10 @@ fn query_text(query: &Query) -> String {
         Query::PresenceHistory(ask) => format!("presence of {} {}..{} {}", ask.user, ask.from, ask.to, ask.limit),
         Query::PresenceAnalytics { hours, .. } => format!("analytics of {hours}"),
         Query::Rooms { user, limit, .. } => format!("rooms {user} {limit}"),
+        Query::Tallies(of) => {
+            let of: Vec<String> = of.iter().map(|(room, seq)| format!("{}/{seq}", room.0)).collect();
+            format!("tallies {}", of.join(" "))
+        }
     }
 }
 

@@ -20,3 +20,4 @@ mod resume;
 mod rooms;
 mod sessions;
 mod tokens;
+mod unread;

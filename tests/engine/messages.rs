@@ -125,6 +125,7 @@ fn whoever_is_kicked_gets_their_kick_and_nothing_behind_it() {
             audience: None,
             priority: Priority::Normal,
             mentions: Box::default(),
+            reads: false,
         })
     };
     let manage = |act| Entry::Manage { room: room.clone(), by: user("alice"), by_admin: false, user: user("bob"), act };

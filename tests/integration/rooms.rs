@@ -46,7 +46,10 @@ fn hello_says_who_and_what(shards: u16) {
     alice.send("general", "one");
     alice.ok(json!({"type": "message:read", "room": "general", "seq": 2}));
     let again = server.device("alice", "phone-2");
-    assert_eq!(again.hello["rooms"], json!([{"room": "general", "seq": 2, "read": 2, "role": "owner"}]));
+    assert_eq!(
+        again.hello["rooms"],
+        json!([{"room": "general", "seq": 2, "read": 2, "delivered": 2, "unread": 0, "role": "owner"}])
+    );
     assert_ne!(again.hello["session"], hello["session"]);
     assert_eq!(again.hello["epoch"], hello["epoch"]);
     let pong = alice.ok(json!({"type": "ping"}));

@@ -82,6 +82,9 @@ pub struct Checker {
     /// Entries that filters hid.
     pub hidden: u64,
     pub amended: u64,
+    /// Unread messages that hellos counted, and hashes that clients compared.
+    pub unread_counted: u64,
+    pub hashes_compared: u64,
     /// How each message stands, by room and seq: recomputed from the log's steps.
     messages: BTreeMap<(String, Seq), MessageTruth>,
 }
@@ -195,6 +198,12 @@ impl Checker {
         }
         due.remove("body");
         is.remove("body").as_ref().and_then(Value::as_str).map(str::to_owned) == body && due == is && reacted
+    }
+
+    /// True when a message is a tombstone.
+    pub fn is_deleted(&self, room: &str, seq: Seq) -> bool {
+        let message = self.messages.get(&(room.to_owned(), seq));
+        message.is_some_and(|message| message.versions.last() == Some(&None))
     }
 
     pub fn head(&self, room: &str) -> Seq {

@@ -2,7 +2,7 @@
 //! was not acknowledged under the same `client_id`, resumes with its cursors, and notices every seq
 //! that is missing, doubled, or not its business.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use antiphon::protocol::ids::{Seq, UserId};
 
@@ -10,6 +10,7 @@ use crate::checker::{Checker, Reader};
 use crate::log::EPOCH;
 use crate::plan::{Dice, Plan};
 use crate::presence::PresenceView;
+use crate::tally::roll;
 
 /// What a client has at hand while it acts.
 pub struct Scene<'a> {
@@ -62,6 +63,10 @@ pub enum Asked {
         room: String,
         target: Seq,
     },
+    /// Hashes that must be the server's.
+    Hashes {
+        rooms: Vec<(String, Seq, u64)>,
+    },
     Choose {
         status: &'static str,
     },
@@ -99,17 +104,20 @@ pub struct View {
     pub resubscribed: bool,
     /// Everything up to here is known, from where knowledge began.
     pub cursor: Option<Seq>,
-    /// Known beyond the cursor.
-    pub have: BTreeSet<Seq>,
+    /// Known beyond the cursor, with their times.
+    pub have: BTreeMap<Seq, u64>,
+    /// Rolling hash of everything up to the cursor; filters hide times, so not with a filter.
+    pub hash: Option<u64>,
 }
 
 impl View {
-    pub fn learn(&mut self, seq: Seq) {
+    pub fn learn(&mut self, seq: Seq, ts: u64) {
         let Some(cursor) = &mut self.cursor else { return };
         if seq > *cursor {
-            self.have.insert(seq);
-            while self.have.remove(&(*cursor + 1)) {
+            self.have.insert(seq, ts);
+            while let Some(ts) = self.have.remove(&(*cursor + 1)) {
                 *cursor += 1;
+                self.hash = self.hash.map(|hash| roll(hash, *cursor, ts));
             }
         }
     }
@@ -230,7 +238,7 @@ impl Client {
     // --------------------------------------------------------------------------------------------
     // Saying
 
-    fn ask(&mut self, asked: Asked, fields: &str) -> String {
+    pub fn ask(&mut self, asked: Asked, fields: &str) -> String {
         let id = self.next_id;
         self.next_id += 1;
         self.asked.insert(id, asked);
@@ -296,7 +304,9 @@ impl Client {
             let fields = format!("\"type\":\"room:subscribe\",\"room\":\"{room}\"");
             self.ask(Asked::Probe { room }, &fields)
         };
-        (0..rooms).map(|room| ask(format!("r{room}"))).collect()
+        let mut frames: Vec<String> = (0..rooms).map(|room| ask(format!("r{room}"))).collect();
+        frames.extend(self.check_hashes());
+        frames
     }
 
     /// What it does when it is its turn: frames to send.
@@ -381,7 +391,8 @@ impl Client {
             }
             88..90 => self.ask(Asked::Other, &named("room:members")),
             90..92 => self.ask(Asked::Other, "\"type\":\"room:list\",\"limit\":2"),
-            92..94 => {
+            92 => self.check_hashes().unwrap_or_else(|| self.ask(Asked::Other, "\"type\":\"ping\"")),
+            93 => {
                 let rooms = format!("[{{\"room\":\"{room}\",\"seq\":3}},{{\"room\":\"r1\",\"seq\":1}}]");
                 self.ask(Asked::Other, &format!("\"type\":\"sync:check\",\"rooms\":{rooms}"))
             }

@@ -17,6 +17,7 @@ mod network;
 mod plan;
 mod presence;
 mod store;
+mod tally;
 mod world;
 
 use std::cell::RefCell;
@@ -68,6 +69,9 @@ struct Done {
     amended: u64,
     /// Views of presence that were compared with the truth.
     watches: u64,
+    /// Unread messages counted, and hashes compared.
+    unread: u64,
+    hashes: u64,
 }
 
 fn run(seed: u64) -> Done {
@@ -105,6 +109,8 @@ fn run(seed: u64) -> Done {
         hidden: world.checker.hidden,
         amended: world.checker.amended,
         watches,
+        unread: world.checker.unread_counted,
+        hashes: world.checker.hashes_compared,
     }
 }
 
@@ -218,15 +224,19 @@ fn seeds() {
         all.hidden += done.hidden;
         all.amended += done.amended;
         all.watches += done.watches;
+        all.unread += done.unread;
+        all.hashes += done.hashes;
     }
-    let Done { acks, events, resumes, gaps, hidden, amended, watches } = all;
+    let Done { acks, events, resumes, gaps, hidden, amended, watches, unread, hashes } = all;
     println!(
-        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden, {amended} edits, {watches} watches"
+        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden, {amended} edits, {watches} watches, \
+         {unread} unread, {hashes} hashes"
     );
     if is_many {
         assert!(acks > 10_000 && events > 50_000 && resumes > 500 && gaps > 10, "too tame");
         assert!(hidden > 10_000 && amended > 100, "too tame");
         assert!(watches > 500, "nobody watches");
+        assert!(unread > 1_000 && hashes > 500, "too tame");
     }
 }
 

@@ -64,6 +64,7 @@ impl Shard {
             exclude: Vec::new(),
             only: Vec::new(),
             meta: meta.as_ref().map(|meta| meta.to_string()),
+            read: false,
         };
         let trace = self.cx.rng.next_u64();
         let entry = NewMessage {
@@ -75,6 +76,7 @@ impl Shard {
             audience: None,
             priority: *priority,
             mentions: Box::default(),
+            reads: false,
         };
         let waiting = self.pending.insert(Waiting::AdminPublish { token, room: room.clone() });
         self.cx.stats.messages_submitted += 1;

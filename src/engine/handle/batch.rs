@@ -20,7 +20,7 @@ use super::load::row_before;
 use super::{Call, Waiting};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{DeviceId, Position, RoomName};
+use crate::protocol::ids::{DeviceId, Position, RoomName, Seq};
 
 impl Shard {
     pub(in crate::engine) fn on_store(&mut self, event: StoreEvent) {
@@ -62,6 +62,7 @@ impl Shard {
             }
         }
         self.cx.position = self.cx.position.max(batch.last);
+        self.note_deleted(batch);
         batch.reads.iter().for_each(|read| self.on_read_advance(read));
         if !batch.inbox.is_empty() {
             self.on_inbox_changes(&batch.inbox);
@@ -95,7 +96,7 @@ impl Shard {
                 self.unsubscribe_user(change.user.as_str(), idx);
             }
             if self.is_news(change, entry.position) {
-                self.apply_change(batch, run, change);
+                self.apply_change(batch, run, entry.seq, change);
             }
         }
         if let Some(idx) = live {
@@ -121,8 +122,19 @@ impl Shard {
         debug_assert_eq!(run.entries.first().map(|entry| entry.seq), Some(room.head + 1), "seqs are dense");
         room.head = run.last_seq();
         room.members = run.members;
+        room.tally = run.tally;
         room.recent.push_back(RecentRun { first: run.entries[0].seq, batch: batch.clone(), run: at });
         true
+    }
+
+    /// Tombstones count no longer as unread. Also for rooms that were loaded ahead of this batch: the page
+    /// of a user may be older than their room.
+    pub(super) fn note_deleted(&mut self, batch: &CommittedBatch) {
+        for (key, seq) in &batch.deleted {
+            if let Some(room) = self.rooms.get_key_mut(*key) {
+                room.note_deleted(*seq);
+            }
+        }
     }
 
     /// Sends a part of a run to those who listen.
@@ -166,7 +178,7 @@ impl Shard {
     }
 
     /// A loaded user's standing changes. `batch` is among the kept ones.
-    pub(super) fn apply_change(&mut self, batch: &CommittedBatch, run: &RoomRun, change: &MembershipChange) {
+    pub(super) fn apply_change(&mut self, batch: &CommittedBatch, run: &RoomRun, seq: Seq, change: &MembershipChange) {
         let Some(user) = self.users.find(change.user.as_str()) else { return };
         let idx = match (self.rooms.find_key(run.room), change.role) {
             (Some(idx), _) => idx,
@@ -174,7 +186,7 @@ impl Shard {
             (None, Some(_)) => self.add_room(row_before(run), batch.first - 1),
             (None, None) => return,
         };
-        let difference = self.users.get_mut(user).set_role(run.room, change.role);
+        let difference = self.users.get_mut(user).set_role(run.room, change.role, (seq, change.counted));
         let room = self.rooms.get_mut(idx);
         room.standings = room.standings.saturating_add_signed(difference);
         room.touch(self.cx.now);
@@ -192,11 +204,11 @@ impl Shard {
     }
 
     fn on_read_advance(&mut self, read: &ReadAdvance) {
-        if read.device.is_none()
-            && let Some(user) = self.users.find(read.user.as_str())
-        {
-            self.users.get_mut(user).advance_read(read.room, read.seq);
-            self.clear_read(user, read.room, read.seq);
+        if let Some(user) = self.users.find(read.user.as_str()) {
+            self.users.get_mut(user).advance(read);
+            if read.device.is_none() {
+                self.clear_read(user, read.room, read.seq);
+            }
         }
         let Some(room) = self.rooms.find_key(read.room) else { return };
         if self.rooms.get(room).subscribers.is_empty() {
@@ -303,6 +315,7 @@ impl Shard {
                 | Waiting::Rooms { .. }
                 | Waiting::PresenceHistory { .. }
                 | Waiting::AdminAnalytics { .. }
+                | Waiting::Check { .. }
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "an outcome answers an append"),

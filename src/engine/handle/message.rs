@@ -37,6 +37,7 @@ impl Shard {
             audience: audience(message)?,
             priority: message.priority,
             mentions: users(&message.mentions)?,
+            reads: message.read,
         };
         let call = Call { conn, id: id.cloned() };
         let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace });

@@ -17,6 +17,7 @@ mod presence_history;
 mod presence_mesh;
 mod session;
 mod subscribe;
+mod sync_check;
 
 use std::sync::Arc;
 
@@ -73,6 +74,8 @@ pub enum Waiting {
     Members { call: Call },
     /// A page of rooms; the connection is parked.
     Rooms { call: Call },
+    /// What rooms come to at some seqs; the connection is parked.
+    Check { call: Call, checks: Vec<sync_check::Check> },
     /// A new token; the connection is parked.
     Refresh { call: Call },
 }
@@ -91,6 +94,7 @@ impl Waiting {
             | Self::Members { call }
             | Self::PresenceHistory { call }
             | Self::Rooms { call }
+            | Self::Check { call, .. }
             | Self::Notify { call }
             | Self::InboxAck { call, .. }
             | Self::Refresh { call } => Some(call.conn),

@@ -120,6 +120,8 @@ impl Shard {
                 string(out, room.name.as_str());
                 field_integer(out, "seq", room.head);
                 field_integer(out, "read", standing.read);
+                field_integer(out, "delivered", user.delivered(standing, &session.device));
+                field_integer(out, "unread", room.unread(standing));
                 field_string(out, "role", standing.role.as_str());
                 out.push(b'}');
             }

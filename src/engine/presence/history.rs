@@ -57,14 +57,14 @@ pub struct Transition {
 
 /// Sessions that ended, and their lengths together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct SessionSum {
     /// How many.
     pub sessions: u64,
     /// Milliseconds, all together.
     pub total_ms: u64,
 }
 
-impl Tally {
+impl SessionSum {
     /// Adds another one.
     pub fn add(&mut self, other: Self) {
         self.sessions += other.sessions;
@@ -88,7 +88,7 @@ pub struct News {
     /// The shard's users that are shown online, away and busy after these.
     pub present: [u32; 3],
     /// Sessions that ended, by class of device.
-    pub sessions: Vec<(Box<str>, Tally)>,
+    pub sessions: Vec<(Box<str>, SessionSum)>,
 }
 
 /// The class of a device: the letters that its id begins with, in lower case, at most 16 of them
@@ -122,7 +122,7 @@ pub struct Recorder {
     boot: u64,
     number: u64,
     waiting: VecDeque<Transition>,
-    sessions: BTreeMap<Box<str>, Tally>,
+    sessions: BTreeMap<Box<str>, SessionSum>,
     present: [u32; 3],
     /// Sent, or to be sent again.
     told: Option<Arc<News>>,
@@ -181,8 +181,8 @@ impl Recorder {
 
     /// A device's session has ended.
     pub fn end_session(&mut self, device: &DeviceId, length_ms: u64) {
-        let tally = Tally { sessions: 1, total_ms: length_ms };
-        add_to_class(&mut self.sessions, device_class(device), |sum: &mut Tally| sum.add(tally));
+        let tally = SessionSum { sessions: 1, total_ms: length_ms };
+        add_to_class(&mut self.sessions, device_class(device), |sum: &mut SessionSum| sum.add(tally));
     }
 
     /// True when the store has heard nothing for long, although somebody is present.
@@ -334,7 +334,7 @@ pub struct Analytics {
     /// Hours in which something happened, ascending.
     pub hours: Vec<Hour>,
     /// Sessions that ended in these hours, by class of device.
-    pub devices: Vec<(Box<str>, Tally)>,
+    pub devices: Vec<(Box<str>, SessionSum)>,
     /// Days since the epoch, and how many users were active on each; ascending.
     pub days: Vec<(u64, u64)>,
     /// Months (see [`month_of`]), likewise.
@@ -353,7 +353,7 @@ pub struct Hour {
     /// How long users had been online, away and busy before a change in this hour, ms.
     pub shown_ms: [u64; 3],
     /// Sessions that ended.
-    pub ended: Tally,
+    pub ended: SessionSum,
 }
 
 /// The UTC month of a moment: twelve times the year, plus 0 for January.

@@ -104,6 +104,9 @@ pub struct Decided {
     pub members: Vec<MemberRow>,
     /// Cursors that moved; each pair once.
     pub cursors: Vec<ReadAdvance>,
+    /// Where the read cursors of new members begin, which nobody is told. Of these and `cursors` the
+    /// furthest of each pair holds.
+    pub joined: Vec<ReadAdvance>,
     /// Messages that now stand otherwise.
     pub states: Vec<StateRow>,
     /// Reactions that came or went.
@@ -128,6 +131,7 @@ impl Decided {
             counts: Vec::new(),
             members: Vec::new(),
             cursors: Vec::new(),
+            joined: Vec::new(),
             states: Vec::new(),
             reactions: Vec::new(),
             revocations: Vec::new(),
@@ -169,12 +173,15 @@ impl Decided {
     /// The batch as the shards see it, frames encoded.
     pub(super) fn publish(mut self, rooms: &AHashMap<RoomKey, RoomState>) -> CommittedBatch {
         let (bytes, runs) = encode(&mut self.rows, self.first, self.ts, rooms);
+        let tombstones = self.states.iter().filter(|row| row.state.deleted);
+        let deleted = tombstones.map(|row| (row.room, row.target)).collect();
         CommittedBatch {
             first: self.first,
             last: self.first + self.rows.len() as Position - 1,
             bytes: bytes.into(),
             runs,
             reads: self.cursors,
+            deleted,
             revocations: self.revocations,
             inbox: self.inbox,
             outcomes: self.outcomes,
@@ -218,7 +225,8 @@ fn encode(
             encode_row(&mut bytes, row, first + Position::from(index), ts, &room.name_json)
         });
         let entries = entries.collect();
-        runs.push(RoomRun { room: key, name: room.name.clone(), kind: room.kind, members: room.members, entries });
+        let (name, kind) = (room.name.clone(), room.kind);
+        runs.push(RoomRun { room: key, name, kind, members: room.members, tally: room.tally, entries });
     }
     (bytes, runs)
 }

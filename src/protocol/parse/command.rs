@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::super::command::{Activity, Command, HistoryFrom, Manage, MessageSend, Notify, PresenceOf, Status};
+use super::super::command::{
+    Activity, Command, HistoryFrom, Manage, MessageSend, Notify, PresenceOf, RoomCheck, Status,
+};
 use super::super::error::{ErrorCode, Refusal};
 use super::super::filter::Filter;
 use super::super::ids::{Priority, Role, RoomKind, RoomName};
@@ -24,6 +26,8 @@ const ATTACHMENT_CHARS_MAX: usize = 128;
 const FILTER_MAX: usize = 64;
 const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
+/// Each may cost a reader a walk of up to 63 entries.
+const SYNC_HASHES_MAX: usize = 32;
 const PRESENCE_USERS_MAX: usize = 1_000;
 const TRANSITIONS_MAX: u32 = 500;
 const TRANSITIONS_DEFAULT: u32 = 100;
@@ -142,6 +146,7 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         exclude: frame.users("exclude", FILTER_MAX)?,
         only: frame.users("only", FILTER_MAX)?,
         meta,
+        read: frame.flag("read")?,
     })))
 }
 
@@ -216,9 +221,25 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
     let mut rooms = Vec::with_capacity(len);
     for element in elements {
         let entry = element.object().ok_or_else(refuse)?;
-        rooms.push((entry.room()?, required("seq", entry.seq("seq", 0)?)?));
+        let text = entry.text("hash", Length::Bytes(0, 16))?;
+        let hash = match text {
+            Some("") | None => None,
+            Some(text) => Some(hash(text).ok_or_else(|| bad("hash must be 16 hexadecimal digits, or empty"))?),
+        };
+        let seq = required("seq", entry.seq("seq", 0)?)?;
+        rooms.push(RoomCheck { room: entry.room()?, seq, hash, wants_hash: text.is_some() });
+    }
+    if rooms.iter().filter(|check| check.wants_hash).count() > SYNC_HASHES_MAX {
+        let message = format!("at most {SYNC_HASHES_MAX} rooms of one sync:check carry a hash");
+        return Err(Refusal::new(ErrorCode::LimitExceeded, message));
     }
     Ok(Command::SyncCheck { rooms })
+}
+
+/// Sixteen hexadecimal digits.
+fn hash(text: &str) -> Option<u64> {
+    let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hex.then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
 fn subscription_filter(frame: Object<'_, '_>) -> Result<Option<Arc<Filter>>, Refusal> {

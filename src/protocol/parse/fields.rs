@@ -161,6 +161,12 @@ impl<'t, 's> Object<'t, 's> {
         self.fields().find(|(name, _)| *name == field).map(|(_, value)| value)
     }
 
+    /// True or false; false when it is left out.
+    pub(crate) fn flag(self, field: &'static str) -> Result<bool, Refusal> {
+        let Some(value) = self.find(field) else { return Ok(false) };
+        value.bool().ok_or_else(|| bad(format!("{field} must be true or false")))
+    }
+
     /// A text of a bounded length.
     pub(crate) fn text(self, field: &'static str, length: Length) -> Result<Option<&'s str>, Refusal> {
         let Some(value) = self.find(field) else { return Ok(None) };
