@@ -123,7 +123,12 @@ fn downgrade(dir: &TempDir) {
     old.execute_batch(
         "ALTER TABLE heads DROP COLUMN messages; ALTER TABLE heads DROP COLUMN hash;
          ALTER TABLE anchors DROP COLUMN messages; ALTER TABLE anchors DROP COLUMN hash;
-         ALTER TABLE cursors DROP COLUMN counted; DROP INDEX message_deleted; PRAGMA user_version = 3;",
+         ALTER TABLE cursors DROP COLUMN counted; DROP INDEX message_deleted;
+         DROP TABLE dead_letters; ALTER TABLE revocations DROP COLUMN expires_ts;
+         CREATE TABLE inbox_dead (
+            id INTEGER PRIMARY KEY, user TEXT NOT NULL, priority INTEGER NOT NULL, ts INTEGER NOT NULL,
+            dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
+         PRAGMA user_version = 3;",
     )
     .unwrap();
 }

@@ -75,6 +75,10 @@ impl Cluster for Fake {
                 Ok(AdminAnswer::PresenceDevices(std::collections::BTreeMap::from([("phone".into(), 2)])))
             }
             AdminAct::PresenceAnalytics { .. } => Ok(AdminAnswer::PresenceAnalytics(Box::default())),
+            AdminAct::Dead(_) => {
+                Ok(AdminAnswer::Dead(Committed { room: RoomKey(0), seq: 4, ts: 1, duplicate: false, value: 0 }))
+            }
+            AdminAct::DeadLetters { .. } => Ok(AdminAnswer::DeadLetters { letters: Vec::new(), more: false }),
         };
         let _ = answer.send(result);
         later

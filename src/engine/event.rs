@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use super::audience::{Audience, Viewer};
 pub use reading::{DELETED_MAX, DELIVERED_MAX, HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
 
+use super::dead::{DeadAct, DeadFilter, DeadLetter, LetterId};
 use super::inbox::{InboxChange, ItemId, NewItem};
 use super::presence::history::{Analytics, News};
 use super::tally::Tally;
@@ -166,6 +168,8 @@ pub enum Entry {
     },
     /// What a shard has to tell of its users' presence. Kept once, however often it is told.
     PresenceNews(Arc<News>),
+    /// Dead letters are replayed or thrown away.
+    Dead(DeadAct),
 }
 
 /// A message, as its author's shard hands it over.
@@ -224,31 +228,13 @@ pub enum AmendAct {
     Unreact(Box<str>),
 }
 
-/// Who may see an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Audience {
-    /// Everybody but these.
-    Except(Box<[UserId]>),
-    /// These and the author.
-    Only(Box<[UserId]>),
-}
-
-impl Audience {
-    /// True when `user` may see an entry of `author` with this audience.
-    pub fn admits(&self, user: &str, author: &str) -> bool {
-        let named = |list: &[UserId]| list.iter().any(|u| u.as_str() == user);
-        match self {
-            Self::Except(list) => !named(list),
-            Self::Only(list) => user == author || named(list),
-        }
-    }
-}
-
 /// Tokens that are no longer valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revocation {
     /// The token with this `jti` claim.
     Jti(Box<str>),
+    /// The same, of a token that expires then and need not be remembered for longer.
+    JtiUntil(Box<str>, UnixMillis),
     /// Every token of this user whose `iat` claim is missing or at or before this second.
     UserBefore(UserId, u64),
 }
@@ -456,6 +442,8 @@ pub enum MeshMessage {
         frame: Bytes,
         /// Lane.
         priority: Priority,
+        /// Who may see it, when not everybody.
+        restricted: Option<Arc<Restricted>>,
     },
     /// About presence.
     Presence {
@@ -584,6 +572,17 @@ pub enum AdminAct {
     },
     /// Put an item into a user's inbox.
     Notify(Box<NewItem>),
+    /// Replay dead letters, or throw them away. Any shard will do.
+    Dead(DeadAct),
+    /// Dead letters with a number above `after`, oldest first, at most `limit`. Any shard will do.
+    DeadLetters {
+        /// Which.
+        filter: DeadFilter,
+        /// Exclusive lower bound.
+        after: LetterId,
+        /// At most so many.
+        limit: u32,
+    },
 }
 
 /// The answer to an [`AdminRequest`].
@@ -602,6 +601,15 @@ pub enum AdminAnswer {
     Revoked,
     /// The item of this number waits.
     Notified(ItemId),
+    /// The letter was replayed, or so many (`seq`) were thrown away.
+    Dead(Committed),
+    /// A page of dead letters.
+    DeadLetters {
+        /// Ascending by number.
+        letters: Vec<DeadLetter>,
+        /// There is more.
+        more: bool,
+    },
     /// Who is present, in numbers.
     Presence(PresenceCount),
     /// Connected devices by class.

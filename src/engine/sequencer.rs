@@ -20,6 +20,7 @@
 
 mod batch;
 mod counts;
+mod dead;
 mod dedupe;
 mod edits;
 mod facts;
@@ -384,6 +385,7 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::InboxTried { user, items } => self.inbox_tried(user, &items),
                 Entry::PresenceNews(news) => self.presence(news),
                 Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
+                Entry::Dead(act) => self.dead(act),
             }
         };
         let result = match verdict {

@@ -224,6 +224,10 @@ readings!(
         Counter inbox_expired;
         /// Inbox items that became dead letters after the last attempt.
         Counter inbox_dead;
+        /// Dead letters that the admin API replayed with success through this shard.
+        Counter dead_replayed;
+        /// Dead letters that the admin API threw away through this shard.
+        Counter dead_purged;
 
         /// Commands that were refused for their rate.
         Counter rate_limited;
@@ -472,6 +476,8 @@ readings!(
         Gauge dedupe_entries;
         /// Bytes of the write-ahead log that are in use.
         Gauge wal_bytes;
+        /// Dead letters that are kept.
+        Gauge dead_letters;
         /// Transactions that committed.
         Counter batches;
         /// Log rows that were committed.
@@ -502,6 +508,10 @@ readings!(
         Counter transitions_written;
         /// Transitions of presence that were deleted because they were too old.
         Counter transitions_pruned;
+        /// Entries that could not be written and were put aside as dead letters.
+        Counter poisoned;
+        /// Dead letters that were let go because there were more than dead_letters_max.
+        Counter dead_letters_dropped;
         /// Questions that were answered.
         Counter reads;
         /// Questions that were answered with an error.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::audience::RoleSet;
 use super::filter::Filter;
 use super::ids::{Priority, Role, RoomKind, Seq, UnixMillis};
 
@@ -192,6 +193,10 @@ pub enum Command<'a> {
         data: String,
         /// Lane.
         priority: Priority,
+        /// Only for who has one of these roles; empty: for all.
+        only_roles: RoleSet,
+        /// Only for devices of these classes, at most 16; empty: for all.
+        only_devices: Vec<&'a str>,
     },
     /// `notify`: an item for a user's inbox.
     Notify(Box<Notify<'a>>),
@@ -368,6 +373,10 @@ pub struct MessageSend<'a> {
     pub exclude: Vec<&'a str>,
     /// Hidden from everyone but these (and the author); valid user ids, at most 64.
     pub only: Vec<&'a str>,
+    /// Hidden from everyone in the room without one of these roles (but the author); empty: shown to all.
+    pub only_roles: RoleSet,
+    /// Hidden from devices of other classes (but the author's); at most 16; empty: shown to all.
+    pub only_devices: Vec<&'a str>,
     /// JSON object text, at most 1 KiB, written anew from what was parsed.
     pub meta: Option<String>,
     /// The author has read the room up to this message.

@@ -9,13 +9,15 @@
 //! stand behind it. The store refuses to know what a shard is beyond "someone who listens", never
 //! blocks who submits, and never tells anybody of an entry before its commit returned.
 //!
-//! Reading order: [`schema`] (the file), `writer` (the turn), `transaction`, `facts`, `query`,
+//! Reading order: [`schema`] (the file), `writer` (the turn), `isolate` (one transaction, and what is
+//! done when an entry spoils it), `transaction`, `facts`, `query`,
 //! `history`, `checkpoint`, [`breaker`], [`window`], [`inspect`].
 
 mod affinity;
 pub mod breaker;
 mod checkpoint;
 mod columns;
+mod dead;
 mod edits;
 mod facts;
 pub mod fault;
@@ -23,6 +25,7 @@ mod heads;
 mod history;
 mod inbox;
 pub mod inspect;
+mod isolate;
 mod open;
 mod presence;
 mod query;
@@ -114,6 +117,8 @@ pub struct StoreConfig {
     pub presence_days: u32,
     /// When writes stop being tried.
     pub breaker: BreakerConfig,
+    /// Dead letters that are kept; past it the oldest go.
+    pub dead_letters_max: u32,
     /// The sequencer's bounds. Its seed should be random.
     pub sequencer: SequencerConfig,
     /// Ends the process.
@@ -136,6 +141,7 @@ impl StoreConfig {
             wal_hard_bytes: 96 * 1_024 * 1_024,
             presence_days: 30,
             breaker: BreakerConfig::default(),
+            dead_letters_max: 10_000,
             sequencer: SequencerConfig::default(),
             fatal: Arc::new(|_| std::process::exit(1)),
         }

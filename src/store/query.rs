@@ -45,6 +45,10 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
             let at = of.iter().map(|(room, seq)| tallies::at(&snapshot, *room, *seq));
             Page::Tallies(at.collect::<rusqlite::Result<_>>()?)
         }
+        Query::DeadLetters { filter, after, limit } => {
+            let (letters, more) = super::dead::page(&snapshot, filter, *after, (*limit).clamp(1, LIMIT_MAX))?;
+            Page::DeadLetters { letters, more }
+        }
         Query::Rooms { user, kind, after, limit } => rooms(&snapshot, user, *kind, after.as_ref(), *limit)?,
     };
     snapshot.finish()?;

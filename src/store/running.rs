@@ -134,6 +134,8 @@ impl RunningLog {
             held: None,
             lists: Vec::new(),
             upkeep: Upkeep::new(config.presence_days, Instant::now()),
+            dead_letters_max: config.dead_letters_max,
+            careful_until_ms: 0,
             is_stopping: false,
             _lock: lock,
         };

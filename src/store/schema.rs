@@ -31,7 +31,7 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
@@ -101,6 +101,22 @@ ALTER TABLE anchors ADD COLUMN messages INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE anchors ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE cursors ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX message_deleted ON message_state (room, seq) WHERE deleted = 1;
+",
+    "
+-- What could not be applied. `kind`: 0 an inbox item, 1 an entry; `user`: '' for nobody. `payload` is JSON.
+CREATE TABLE dead_letters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, user TEXT NOT NULL, reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL, first_ts INTEGER NOT NULL, last_ts INTEGER NOT NULL, payload TEXT NOT NULL);
+CREATE INDEX dead_letters_user ON dead_letters (user, id);
+INSERT INTO dead_letters (kind, user, reason, attempts, first_ts, last_ts, payload)
+    SELECT 0, user, 'not acknowledged after the last attempt', attempts, ts, dead_ts,
+        '{\"what\":\"item\",\"name\":' || json_quote(name) || ',\"data\":' || data || ',\"priority\":\"'
+        || CASE priority WHEN 0 THEN 'critical' WHEN 1 THEN 'normal' ELSE 'low' END || '\"'
+        || CASE WHEN sender IS NULL THEN '' ELSE ',\"from\":' || json_quote(sender) END || '}'
+    FROM inbox_dead ORDER BY id;
+DROP TABLE inbox_dead;
+-- When the revoked token expires; NULL: not known.
+ALTER TABLE revocations ADD COLUMN expires_ts INTEGER;
 ",
     "
 -- What others saw of users, and when it changed. `lost_ts`: for those that were lost with the server,

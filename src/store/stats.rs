@@ -46,6 +46,12 @@ pub struct StoreStats {
     pub transitions_written: u64,
     /// Transitions of presence deleted because they were too old.
     pub transitions_pruned: u64,
+    /// Entries that could not be written and were put aside.
+    pub poisoned: u64,
+    /// Dead letters that were let go because there were too many.
+    pub letters_dropped: u64,
+    /// Dead letters that are kept.
+    pub letters: u64,
     /// Questions answered.
     pub reads: u64,
     /// Questions answered with an error.
@@ -83,6 +89,9 @@ pub(super) struct Counters {
     pub items_expired: AtomicU64,
     pub transitions_written: AtomicU64,
     pub transitions_pruned: AtomicU64,
+    pub poisoned: AtomicU64,
+    pub letters_dropped: AtomicU64,
+    pub letters: AtomicU64,
     pub reads: AtomicU64,
     pub read_errors: AtomicU64,
     pub read_us: Buckets,
@@ -117,6 +126,9 @@ impl Counters {
             items_expired: self.items_expired.load(Relaxed),
             transitions_written: self.transitions_written.load(Relaxed),
             transitions_pruned: self.transitions_pruned.load(Relaxed),
+            poisoned: self.poisoned.load(Relaxed),
+            letters_dropped: self.letters_dropped.load(Relaxed),
+            letters: self.letters.load(Relaxed),
             reads: self.reads.load(Relaxed),
             read_errors: self.read_errors.load(Relaxed),
             reads_waiting: reads_waiting as u64,

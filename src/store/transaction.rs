@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, Statement};
 
-use super::columns::{audience_text, hash_bits, priority_number, role_number, room_kind_number, signed};
+use super::columns::{hash_bits, priority_number, role_number, room_kind_number, signed};
 use super::edits;
 use super::heads::Heads;
 use super::schema::ANCHOR_EVERY;
-use crate::engine::event::Revocation;
+use crate::engine::event::{Audience, Revocation};
 use crate::engine::sequencer::{Decided, Row};
 use crate::protocol::ids::{Position, UnixMillis, UserId};
 
@@ -34,6 +34,7 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.presence.is_empty() {
         super::presence::write(conn, &decided.presence)?;
     }
+    super::dead::write(conn, &decided.dead)?;
     Ok(())
 }
 
@@ -86,7 +87,7 @@ fn insert_row(
         row.author.as_ref().map(UserId::as_str),
         row.client_id.as_deref(),
         row.thread.map(signed),
-        row.audience.as_deref().map(audience_text),
+        row.audience.as_deref().map(Audience::to_text),
         &*row.fields,
     ])?;
     Ok(())
@@ -151,9 +152,8 @@ fn write_members(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
 
 fn write_revocation(conn: &Connection, revocation: &Revocation, ts: UnixMillis) -> rusqlite::Result<()> {
     match revocation {
-        Revocation::Jti(jti) => conn
-            .prepare_cached("INSERT INTO revocations (jti, ts) VALUES (?1, ?2) ON CONFLICT (jti) DO NOTHING")?
-            .execute((jti, signed(ts)))?,
+        Revocation::Jti(jti) => write_jti(conn, jti, None, ts)?,
+        Revocation::JtiUntil(jti, expires_ts) => write_jti(conn, jti, Some(*expires_ts), ts)?,
         Revocation::UserBefore(user, before) => conn
             .prepare_cached(
                 "INSERT INTO revocations (user, before, ts) VALUES (?1, ?2, ?3)
@@ -162,4 +162,13 @@ fn write_revocation(conn: &Connection, revocation: &Revocation, ts: UnixMillis) 
             .execute((user.as_str(), signed(*before), signed(ts)))?,
     };
     Ok(())
+}
+
+/// The longest memory wins: none is for ever.
+fn write_jti(conn: &Connection, jti: &str, expires_ts: Option<UnixMillis>, ts: UnixMillis) -> rusqlite::Result<usize> {
+    conn.prepare_cached(
+        "INSERT INTO revocations (jti, ts, expires_ts) VALUES (?1, ?2, ?3)
+         ON CONFLICT (jti) DO UPDATE SET expires_ts = max(expires_ts, excluded.expires_ts)",
+    )?
+    .execute((jti, signed(ts), expires_ts.map(signed)))
 }

@@ -408,7 +408,7 @@ impl Table {
             }
             Output::Mesh(message) => {
                 let line = match &message {
-                    MeshMessage::Ephemeral { room, frame, priority } => {
+                    MeshMessage::Ephemeral { room, frame, priority, .. } => {
                         format!("mesh {} {} {}", room.0, priority.as_str(), texts(frame).join(" "))
                     }
                     MeshMessage::Presence { mail, .. } => format!("mesh {}", mail_text(mail)),
@@ -528,6 +528,7 @@ fn entry_text(entry: &Entry) -> String {
         Entry::InboxTried { user, items } => format!("inbox tried {user} {items:?}"),
         Entry::PresenceNews(news) => format!("news of presence {}", news.transitions.len()),
         Entry::InboxDead { user, items } => format!("inbox dead {user} {items:?}"),
+        Entry::Dead(act) => format!("dead {act:?}"),
     }
 }
 
@@ -547,6 +548,7 @@ fn query_text(query: &Query) -> String {
             let of: Vec<String> = of.iter().map(|(room, seq)| format!("{}/{seq}", room.0)).collect();
             format!("tallies {}", of.join(" "))
         }
+        Query::DeadLetters { after, limit, .. } => format!("dead after {after} {limit}"),
     }
 }
 
@@ -559,6 +561,11 @@ fn admin_text(result: &Result<AdminAnswer, Refusal>) -> String {
         Ok(AdminAnswer::PresenceAnalytics(_)) => "analytics".to_owned(),
         Ok(AdminAnswer::Presence(count)) => format!("{count:?}"),
         Ok(AdminAnswer::Notified(item)) => format!("notified {item}"),
+        Ok(AdminAnswer::Dead(committed)) => format!("dead {}", committed.seq),
+        Ok(AdminAnswer::DeadLetters { letters, more }) => {
+            let letters: Vec<_> = letters.iter().map(|letter| (letter.id, &*letter.payload)).collect();
+            format!("letters {letters:?}{}", if *more { " and more" } else { "" })
+        }
         Err(refusal) => format!("refused {}", refusal.code),
     }
 }

@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use antiphon::engine::inbox::ItemId;
 use antiphon::protocol::ids::{Seq, UserId};
 
 use crate::checker::{Checker, Reader};
+use crate::inbox::InboxView;
 use crate::log::EPOCH;
 use crate::plan::{Dice, Plan};
 use crate::presence::PresenceView;
@@ -79,6 +81,16 @@ pub enum Asked {
     WatchRoom {
         room: String,
     },
+    Notify {
+        user: String,
+        name: String,
+    },
+    AckItems {
+        items: Vec<ItemId>,
+    },
+    ListItems {
+        after: ItemId,
+    },
     Other,
 }
 
@@ -149,6 +161,7 @@ pub struct Client {
     /// What was read, and acknowledged, before this connection.
     pub read_before: BTreeMap<String, Seq>,
     pub presence: PresenceView,
+    pub inbox: InboxView,
 }
 
 impl Client {
@@ -173,6 +186,7 @@ impl Client {
             filter: (number % 3 == 1).then_some(number as u64 % 2),
             read_before: BTreeMap::new(),
             presence: PresenceView::default(),
+            inbox: InboxView::default(),
         }
     }
 
@@ -199,6 +213,7 @@ impl Client {
         }
         self.acked.clear();
         self.presence = PresenceView::default();
+        self.inbox = InboxView::default();
         self.had_hello = false;
         (self.nameless, self.nameless_maybe, self.nameless_got) = (0, 0, 0);
     }
@@ -354,6 +369,9 @@ impl Client {
         if dice.chance(150) {
             return self.something_of_presence(&room, &other, dice);
         }
+        if dice.chance(plan.inboxes) {
+            return self.something_of_inboxes(&other, scene);
+        }
         match dice.below(100) {
             0..10 => self.amend(&room, scene),
             10..47 => {
@@ -452,6 +470,34 @@ impl Client {
             _ => {
                 let fields = format!("\"type\":\"activity\",\"room\":\"{room}\",\"kind\":\"typing\"");
                 self.ask(Asked::Other, &fields)
+            }
+        }
+    }
+
+    fn something_of_inboxes(&mut self, other: &str, scene: &mut Scene<'_>) -> String {
+        let dice = &mut *scene.dice;
+        match dice.below(10) {
+            0..4 => {
+                let name = format!("{}-{}", self.number, self.next_message);
+                self.next_message += 1;
+                let priority = dice.pick(&["critical", "normal", "low"]);
+                let ttl = dice.pick(&["", "", ",\"ttl_ms\":400", ",\"ttl_ms\":6000"]);
+                let rest =
+                    format!("\"user\":\"{other}\",\"name\":\"{name}\",\"data\":[1],\"priority\":\"{priority}\"{ttl}");
+                let asked = Asked::Notify { user: other.to_owned(), name };
+                self.ask(asked, &format!("\"type\":\"notify\",{rest}"))
+            }
+            // Some never acknowledge anything.
+            4..9 if self.number % 4 != 3 => {
+                let items = self.inbox.choose(dice);
+                scene.checker.inboxes.on_asked(&self.user, &items);
+                let list = format!("{items:?}");
+                self.ask(Asked::AckItems { items }, &format!("\"type\":\"inbox:ack\",\"items\":{list}"))
+            }
+            _ => {
+                let after = dice.below(self.inbox.last + 2);
+                let fields = format!("\"type\":\"inbox:list\",\"after\":{after},\"limit\":{}", dice.between(1, 100));
+                self.ask(Asked::ListItems { after }, &fields)
             }
         }
     }

@@ -42,8 +42,9 @@ impl Client {
             "error" => self.hear_error(&value, scene),
             "gap" => self.hear_gap(&value, scene),
             "presence:changed" => self.presence.hear_changed(&value),
-            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" | "inbox:item"
-            | "inbox:acked" => {}
+            "inbox:item" => self.inbox.hear_items(&value),
+            "inbox:acked" => self.inbox.hear_cancelled(&value),
+            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
@@ -164,6 +165,18 @@ impl Client {
                 let role = value["role"].as_str().and_then(Role::parse);
                 assert_eq!(role, due, "the server takes {} for another in {room}", self.user);
                 assert_eq!(value["seq"], scene.checker.head(&room), "the head of {room}");
+            }
+            Asked::Notify { user, name } => {
+                scene.checker.inboxes.check_notified(&user, &name, value["item"].as_u64().unwrap());
+            }
+            Asked::AckItems { items } => {
+                assert!(value["acked"].as_u64().unwrap() <= items.len() as u64);
+                self.inbox.on_acked(&items);
+            }
+            Asked::ListItems { after } => {
+                let ids: Vec<u64> =
+                    value["items"].as_array().unwrap().iter().map(|item| item["item"].as_u64().unwrap()).collect();
+                assert!(ids.is_sorted() && ids.first().is_none_or(|first| *first > after), "{ids:?} after {after}");
             }
             Asked::Other => {}
         }

@@ -115,6 +115,13 @@ impl TestLog {
             Query::PresenceHistory(ask) => Page::PresenceHistory(self.kept.presence.history(ask)),
             // Numbers for the operator are the database's own.
             Query::PresenceAnalytics { .. } => Page::PresenceAnalytics(Box::default()),
+            Query::DeadLetters { filter, after, limit } => {
+                let fits = self.kept.letters.values().filter(|letter| letter.id > *after && filter.fits(letter));
+                let mut letters: Vec<_> = fits.cloned().collect();
+                let more = letters.len() > *limit as usize;
+                letters.truncate(*limit as usize);
+                Page::DeadLetters { letters, more }
+            }
             Query::Members { room, after, limit } => {
                 let mut members: Vec<(UserId, Role)> = self
                     .kept

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::{Restricted, ShardId, Token};
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
 use crate::engine::presence::history::{Analytics, Ask, History};
 use crate::engine::tally::Tally;
@@ -65,6 +66,15 @@ pub enum Query {
         now: UnixMillis,
         /// How many hours.
         hours: u32,
+    },
+    /// Dead letters by number, ascending, those after `after`.
+    DeadLetters {
+        /// Which.
+        filter: DeadFilter,
+        /// Exclusive lower bound.
+        after: LetterId,
+        /// At most so many.
+        limit: u32,
     },
     /// Rooms by name, ascending: public ones and those `user` is a member of.
     Rooms {
@@ -132,6 +142,13 @@ pub enum Page {
     PresenceHistory(History),
     /// For [`Query::PresenceAnalytics`].
     PresenceAnalytics(Box<Analytics>),
+    /// For [`Query::DeadLetters`].
+    DeadLetters {
+        /// Ascending by number.
+        letters: Vec<DeadLetter>,
+        /// There is more.
+        more: bool,
+    },
     /// For [`Query::Rooms`].
     Rooms {
         /// Ascending by name, with the asker's role where they have one.

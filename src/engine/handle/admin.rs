@@ -5,6 +5,7 @@ use super::super::shard::Shard;
 use super::super::users::Waiter;
 use super::Waiting;
 use super::message::fields;
+use crate::protocol::audience::RoleSet;
 use crate::protocol::command::MessageSend;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{RoomName, UserId};
@@ -34,6 +35,8 @@ impl Shard {
             }
             AdminAct::PresenceAnalytics { hours } => self.ask_analytics(token, *hours),
             AdminAct::Revoke(revocation) => self.revoke(token, revocation.clone()),
+            AdminAct::Dead(act) => self.admin_dead(token, act.clone()),
+            AdminAct::DeadLetters { filter, after, limit } => self.admin_dead_letters(token, filter, *after, *limit),
             AdminAct::Notify(item) => self.admin_notify(token, (**item).clone()),
         };
         if let Err(refusal) = result {
@@ -63,6 +66,8 @@ impl Shard {
             priority: *priority,
             exclude: Vec::new(),
             only: Vec::new(),
+            only_roles: RoleSet::default(),
+            only_devices: Vec::new(),
             meta: meta.as_ref().map(|meta| meta.to_string()),
             read: false,
         };

@@ -17,6 +17,7 @@ use super::super::stats::Stats;
 use super::super::sync::{self, RecentRun};
 use super::super::timers::Timer;
 use super::load::row_before;
+use super::subscribe::viewer;
 use super::{Call, Waiting};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -162,8 +163,8 @@ impl Shard {
             };
             let admits = |conn: &ConnKey| {
                 self.sessions.get(*conn).is_some_and(|session| {
-                    let user = self.users.get(session.user).name.as_str();
-                    restricted.audience.admits(user, restricted.author.as_str())
+                    let viewer = viewer(&self.users, session, run.room);
+                    restricted.audience.admits(&viewer, restricted.author.as_str())
                 })
             };
             let (seeing, blind): (Vec<ConnKey>, Vec<ConnKey>) = subscribers.iter().copied().partition(admits);
@@ -281,14 +282,19 @@ impl Shard {
                 self.cx.ok(call.conn, call.id.as_ref(), |out| field_integer(out, "item", committed.seq));
             }
             (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
-            (Waiting::InboxUpkeep, _) => {}
-            (Waiting::PresenceNews, result) => self.on_news_kept(result.is_ok()),
+            (Waiting::PresenceNews, result) => self.on_news_answered(result.as_ref().err()),
+            (Waiting::InboxTakeAway { user, items }, Err(_)) => self.on_not_taken_away(&user, &items),
+            (Waiting::InboxUpkeep | Waiting::InboxTakeAway { .. }, _) => {}
             (Waiting::AdminNotify { token }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Notified(committed.seq)));
             }
+            (Waiting::AdminDead { token, is_replay }, Ok(committed)) => self.on_dead(token, is_replay, *committed),
             (Waiting::AdminRevoke { token }, Ok(_)) => self.admin_reply(token, Ok(AdminAnswer::Revoked)),
             (
-                Waiting::AdminPublish { token, .. } | Waiting::AdminRevoke { token } | Waiting::AdminNotify { token },
+                Waiting::AdminPublish { token, .. }
+                | Waiting::AdminRevoke { token }
+                | Waiting::AdminNotify { token }
+                | Waiting::AdminDead { token, .. },
                 Err(refusal),
             ) => {
                 self.admin_reply(token, Err(refusal.clone()));
@@ -316,6 +322,7 @@ impl Shard {
                 | Waiting::PresenceHistory { .. }
                 | Waiting::AdminAnalytics { .. }
                 | Waiting::Check { .. }
+                | Waiting::AdminDeadLetters { .. }
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "an outcome answers an append"),

@@ -6,6 +6,8 @@ use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::super::users::Waiter;
 use super::Call;
+use super::ephemeral::Ephemeral;
+use super::message::narrowed;
 use crate::protocol::command::{Command, CommandId, Request};
 use crate::protocol::encode::field_integer;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
@@ -132,8 +134,10 @@ impl Shard {
             Command::Reaction { room, seq, emoji, is_added } => {
                 self.on_reaction(conn, id, (room, *seq), emoji, *is_added)
             }
-            Command::EventSend { room, name, data, priority } => {
-                self.on_event_send(conn, id, room, name, data, *priority)
+            Command::EventSend { room, name, data, priority, only_roles, only_devices } => {
+                let audience = narrowed(None, *only_roles, only_devices);
+                let event = Ephemeral { room, name, data, priority: *priority, audience };
+                self.on_event_send(conn, id, event)
             }
             Command::Notify(notify) => self.on_notify(conn, id, notify),
             Command::InboxAck { items } => self.on_inbox_ack(conn, id, items),

@@ -63,6 +63,7 @@ impl Shard {
             (Waiting::Members { call }, Ok(Page::Members { members, more })) => {
                 self.on_members_page(call, members, more);
             }
+            (Waiting::AdminDeadLetters { token }, result) => self.on_dead_letters(token, result),
             (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
             (Waiting::PresenceHistory { call }, Ok(Page::PresenceHistory(history))) => {
                 self.on_presence_history_page(&call, &history);
@@ -95,8 +96,10 @@ impl Shard {
                 | Waiting::AdminPublish { .. }
                 | Waiting::AdminRevoke { .. }
                 | Waiting::AdminNotify { .. }
+                | Waiting::AdminDead { .. }
                 | Waiting::Notify { .. }
                 | Waiting::InboxAck { .. }
+                | Waiting::InboxTakeAway { .. }
                 | Waiting::InboxUpkeep
                 | Waiting::PresenceNews
                 | Waiting::Refresh { .. },
@@ -238,6 +241,7 @@ impl Shard {
         let now = self.cx.now;
         let limits = self.cx.limits.clone();
         self.recent.trim(&mut self.rooms, limits.recent_bytes_max, now.saturating_sub(u64::from(limits.recent_ttl_ms)));
+        self.revoked.forget(now);
         let before = now.saturating_sub(u64::from(limits.idle_unload_ms));
         for user in self.users.idle_since(before) {
             for standing in self.users.remove(user).map(|user| user.standings).unwrap_or_default() {

@@ -3,6 +3,7 @@
 mod admin;
 mod batch;
 mod command;
+mod dead;
 mod edits;
 mod ephemeral;
 mod filter;
@@ -26,7 +27,7 @@ use super::inbox::ItemId;
 use super::users::UserIdx;
 use crate::protocol::command::CommandId;
 use crate::protocol::filter::Filter;
-use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq};
+use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq, UserId};
 
 /// How often idle rooms and users and old batches are looked for, ms.
 pub(super) const SWEEP_MS: u64 = 5_000;
@@ -52,8 +53,14 @@ pub enum Waiting {
     Notify { call: Call },
     /// The same for the admin API.
     AdminNotify { token: Token },
+    /// A replay or purge of dead letters.
+    AdminDead { token: Token, is_replay: bool },
+    /// A page of dead letters.
+    AdminDeadLetters { token: Token },
     /// An acknowledgement of inbox items.
     InboxAck { call: Call, items: Box<[ItemId]> },
+    /// Items that were read, or heard otherwise; nobody waits.
+    InboxTakeAway { user: UserId, items: Box<[ItemId]> },
     /// Attempts, dead letters and what needs no answer; nobody waits.
     InboxUpkeep,
     /// What is to be kept of presence; nobody waits.
@@ -102,6 +109,9 @@ impl Waiting {
             | Self::AdminRevoke { .. }
             | Self::AdminNotify { .. }
             | Self::AdminAnalytics { .. }
+            | Self::AdminDead { .. }
+            | Self::AdminDeadLetters { .. }
+            | Self::InboxTakeAway { .. }
             | Self::InboxUpkeep
             | Self::PresenceNews
             | Self::User(_)

@@ -87,9 +87,17 @@ impl Shard {
     }
 
     /// The store has answered.
-    pub(super) fn on_news_kept(&mut self, is_kept: bool) {
-        self.cx.stats.transitions_recorded += self.presence.recorder.on_answer(is_kept);
-        if is_kept {
+    pub(super) fn on_news_answered(&mut self, refusal: Option<&Refusal>) {
+        // What the database will never take lies among the dead letters.
+        let is_poison = refusal.is_some_and(|refusal| refusal.code == ErrorCode::NotAvailable);
+        let is_done = refusal.is_none() || is_poison;
+        let count = self.presence.recorder.on_answer(is_done);
+        if is_poison {
+            self.cx.stats.transitions_dropped += count;
+        } else {
+            self.cx.stats.transitions_recorded += count;
+        }
+        if is_done {
             // What came meanwhile goes at once, so that a stop need not wait for a deadline.
             self.tell_store();
         } else {

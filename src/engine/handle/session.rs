@@ -302,7 +302,7 @@ impl Shard {
     pub(super) fn on_revocation(&mut self, revocation: &Revocation) {
         self.revoked.add(revocation);
         let is_hit = |session: &Session| match revocation {
-            Revocation::Jti(jti) => session.jti.as_ref() == Some(jti),
+            Revocation::Jti(jti) | Revocation::JtiUntil(jti, _) => session.jti.as_ref() == Some(jti),
             Revocation::UserBefore(user, second) => {
                 self.users.get(session.user).name == *user && session.issued_at.is_none_or(|at| at <= *second)
             }

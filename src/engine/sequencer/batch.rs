@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::RoomState;
+use crate::engine::dead::DeadChange;
 use crate::engine::edits::MessageState;
 use crate::engine::event::{
     Audience, CommittedBatch, LogEntry, MembershipChange, Outcome, ReadAdvance, Restricted, Revocation, RoomRow,
@@ -117,6 +118,8 @@ pub struct Decided {
     pub inbox: Vec<InboxChange>,
     /// What is to be kept of presence, in order.
     pub presence: Vec<Arc<News>>,
+    /// What is done with dead letters, in order. Items that die are in `inbox`.
+    pub dead: Vec<DeadChange>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
     pub(super) losses: Vec<(Position, RoomKey, UserId)>,
 }
@@ -137,6 +140,7 @@ impl Decided {
             revocations: Vec::new(),
             inbox: Vec::new(),
             presence: Vec::new(),
+            dead: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
         }
@@ -149,6 +153,7 @@ impl Decided {
             && self.revocations.is_empty()
             && self.inbox.is_empty()
             && self.presence.is_empty()
+            && self.dead.is_empty()
     }
 
     /// Position of the last row; `first - 1` without rows.

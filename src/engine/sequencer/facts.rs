@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
@@ -126,4 +127,16 @@ pub trait Facts {
     /// # Errors
     /// The source could not answer.
     fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Self::Error>;
+
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn dead_letter(&mut self, id: LetterId) -> Result<Option<DeadLetter>, Self::Error>;
+
+    /// How many dead letters fit.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn dead_count(&mut self, filter: &DeadFilter) -> Result<u64, Self::Error>;
 }

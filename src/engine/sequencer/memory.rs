@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::{Decided, Facts, LogEnd, Reacted, Target};
+use crate::engine::dead::{DeadChange, DeadFilter, DeadKind, DeadLetter, LetterId, NOT_ACKNOWLEDGED, item_payload};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, Revocation, RoomRow};
 use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
@@ -66,8 +67,12 @@ pub struct MemoryLog {
     pub revocations: Vec<Revocation>,
     /// What waits in inboxes.
     pub inbox: BTreeMap<ItemId, Item>,
-    /// Dead letters.
+    /// Items that died, as they were.
     pub dead: BTreeMap<ItemId, Item>,
+    /// Dead letters.
+    pub letters: BTreeMap<LetterId, DeadLetter>,
+    /// The highest number of a letter so far.
+    pub last_letter: LetterId,
     /// The highest number of an item so far.
     pub last_item: ItemId,
     /// What is kept of presence.
@@ -142,11 +147,32 @@ impl MemoryLog {
             assert_eq!(row.count as usize, count, "reactions are counted");
         }
         self.revocations.extend(decided.revocations.iter().cloned());
-        decided.inbox.iter().for_each(|change| self.apply_inbox(change));
         decided.presence.iter().for_each(|news| self.presence.apply(news));
+        decided.inbox.iter().for_each(|change| self.apply_inbox(change, decided.ts));
+        for change in &decided.dead {
+            match change {
+                DeadChange::Replayed(id) => assert!(self.letters.remove(id).is_some(), "a letter is replayed once"),
+                DeadChange::Purged(filter) => self.letters.retain(|_, letter| !filter.fits(letter)),
+            }
+        }
     }
 
-    fn apply_inbox(&mut self, change: &InboxChange) {
+    fn bury(&mut self, item: &Item, now: UnixMillis) {
+        self.last_letter += 1;
+        let letter = DeadLetter {
+            id: self.last_letter,
+            kind: DeadKind::Inbox,
+            user: Some(item.user.clone()),
+            reason: NOT_ACKNOWLEDGED.into(),
+            attempts: item.attempts + 1,
+            first_ts: item.ts,
+            last_ts: now,
+            payload: item_payload(&item.name, &item.data, item.priority, item.from.as_ref().map(UserId::as_str)),
+        };
+        self.letters.insert(letter.id, letter);
+    }
+
+    fn apply_inbox(&mut self, change: &InboxChange, now: UnixMillis) {
         match change {
             InboxChange::Added(item) => {
                 assert!(item.id > self.last_item, "numbers of items ascend");
@@ -158,6 +184,7 @@ impl MemoryLog {
                     let item = self.inbox.remove(id).expect("only what waits is removed");
                     assert_eq!(item.user, *user, "a user's items are their own");
                     if *why == Removal::Dead {
+                        self.bury(&item, now);
                         self.dead.insert(*id, item);
                     }
                 }
@@ -295,5 +322,13 @@ impl Facts for MemoryLog {
 
     fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Infallible> {
         Ok(self.reaction_counts(room, seq).len() as u32)
+    }
+
+    fn dead_letter(&mut self, id: LetterId) -> Result<Option<DeadLetter>, Infallible> {
+        Ok(self.letters.get(&id).cloned())
+    }
+
+    fn dead_count(&mut self, filter: &DeadFilter) -> Result<u64, Infallible> {
+        Ok(self.letters.values().filter(|letter| filter.fits(letter)).count() as u64)
     }
 }

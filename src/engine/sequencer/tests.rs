@@ -413,6 +413,12 @@ fn facts_that_fail_refuse_the_whole_batch() {
         fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Self::Error> {
             self.ask(|log| log.reaction_kinds(room, seq))
         }
+        fn dead_letter(&mut self, id: u64) -> Result<Option<crate::engine::dead::DeadLetter>, Self::Error> {
+            self.ask(|log| log.dead_letter(id))
+        }
+        fn dead_count(&mut self, filter: &crate::engine::dead::DeadFilter) -> Result<u64, Self::Error> {
+            self.ask(|log| log.dead_count(filter))
+        }
     }
     for questions in 0..6 {
         let mut world = World::new();

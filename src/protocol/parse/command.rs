@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::super::audience::{RoleSet, is_device_class};
 use super::super::command::{
     Activity, Command, HistoryFrom, Manage, MessageSend, Notify, PresenceOf, RoomCheck, Status,
 };
@@ -24,6 +25,7 @@ const MENTIONS_MAX: usize = 64;
 const ATTACHMENTS_MAX: usize = 16;
 const ATTACHMENT_CHARS_MAX: usize = 128;
 const FILTER_MAX: usize = 64;
+const CLASSES_MAX: usize = 16;
 const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
 /// Each may cost a reader a walk of up to 63 entries.
@@ -145,6 +147,8 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         priority: priority(frame)?,
         exclude: frame.users("exclude", FILTER_MAX)?,
         only: frame.users("only", FILTER_MAX)?,
+        only_roles: only_roles(frame)?,
+        only_devices: only_devices(frame)?,
         meta,
         read: frame.flag("read")?,
     })))
@@ -188,7 +192,19 @@ fn event_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         name: required("name", frame.text("name", Length::Bytes(1, NAME_BYTES_MAX))?)?,
         data: required("data", frame.json("data", DATA_BYTES_MAX)?)?,
         priority: priority(frame)?,
+        only_roles: only_roles(frame)?,
+        only_devices: only_devices(frame)?,
     })
+}
+
+fn only_roles(frame: Object<'_, '_>) -> Result<RoleSet, Refusal> {
+    let is_role = |word: &str| Role::parse(word).is_some_and(Role::is_member);
+    let words = frame.texts("only_roles", 3, is_role, "member, moderator or owner")?;
+    Ok(words.into_iter().filter_map(Role::parse).fold(RoleSet::default(), RoleSet::with))
+}
+
+fn only_devices<'s>(frame: Object<'_, 's>) -> Result<Vec<&'s str>, Refusal> {
+    frame.texts("only_devices", CLASSES_MAX, is_device_class, "a class of devices: 1 to 64 of A-Z a-z 0-9 _")
 }
 
 fn notify<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {

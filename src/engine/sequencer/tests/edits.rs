@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::edits::REACTION_KINDS_MAX;
-use crate::engine::event::{Amend, AmendAct};
+use crate::engine::event::{Amend, AmendAct, Viewer};
 use crate::protocol::ids::DeviceId;
 
 fn amend(target: Seq, by: &str, act: AmendAct) -> Entry {
@@ -157,7 +157,7 @@ fn changes_of_a_restricted_message_have_its_audience() {
     let batch = world.commit(vec![react(5, "ann", "+"), edit(5, "ann", "hush", None), edit(5, "ben", "psst", None)]);
     for entry in &batch.runs[0].entries {
         let restricted = entry.restricted.as_ref().expect("restricted like the message");
-        let sees = |who: &str| restricted.audience.admits(who, restricted.author.as_str());
+        let sees = |who: &str| restricted.audience.admits(&Viewer::anywhere(who, None), restricted.author.as_str());
         assert!(sees("ann") && sees("ben") && !sees("cat"), "{entry:?}");
     }
 }
