@@ -109,6 +109,12 @@ readings!(
         Counter frames_in;
         /// WebSocket frames that were sent.
         Counter frames_out;
+        /// … of the critical lane: replies, and critical events.
+        Counter frames_out_critical;
+        /// … of the normal lane.
+        Counter frames_out_normal;
+        /// … of the low lane.
+        Counter frames_out_low;
         /// Bytes that were read from sockets.
         Counter bytes_in;
         /// Bytes that were sent to sockets.
