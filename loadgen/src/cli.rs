@@ -351,6 +351,24 @@ impl Scenario {
         }
     }
 
+    /// Its name, as on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Idle(_) => "idle",
+            Self::Chat(_) => "chat",
+            Self::Fanout(_) => "fanout",
+            Self::Resume(_) => "resume",
+            Self::Slow(_) => "slow",
+            Self::Echo(_) => "echo",
+            Self::Presence(_) => "presence",
+            Self::Inbox(_) => "inbox",
+            Self::Herd(_) => "herd",
+            Self::Mixed(_) => "mixed",
+            Self::Soak(_) => "soak",
+        }
+    }
+
     /// Who takes part and how messages are sent.
     ///
     /// # Errors

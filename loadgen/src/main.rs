@@ -86,11 +86,9 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
     let common = scenario.common();
     common.check()?;
     let cast = scenario.cast()?;
-    let plan = Arc::new(scenario::plan(scenario, &cast)?);
-    common.dialect.check(plan.scenario)?;
-    let target = common.target()?;
     probe::probe()?;
     check_open_files(cast.clients)?;
+    common.dialect.check(scenario.name())?;
     match scenario {
         Scenario::Presence(args) => return play::presence::run(args),
         Scenario::Inbox(args) => return play::inbox::run(args),
@@ -99,6 +97,8 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
         Scenario::Soak(args) => return play::mixed::run(args, true),
         _ => {}
     }
+    let plan = Arc::new(scenario::plan(scenario, &cast)?);
+    let target = common.target()?;
     let salt = common.seed ^ u64::from(std::process::id());
     let sources = common.sources(&target, cast.clients, salt)?;
     let world = Arc::new(World::new(WorldSpec {

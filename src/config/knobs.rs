@@ -250,7 +250,7 @@ section! {
         /// How long a shard keeps them, milliseconds
         recent_ttl_ms: u32 = "120000" in 0 to 86400000, "recent-ttl-ms" "ANTIPHON_RECENT_TTL_MS" [hide_short_help = true];
         /// Rooms each shard compares with the store a second, in the background; 0 = none
-        consistency_rooms_per_second: u32 = "4" in 0 to 1000, "consistency-rooms-per-second" "ANTIPHON_CONSISTENCY_ROOMS_PER_SECOND" [hide_short_help = true];
+        consistency_rooms_per_s: u32 = "4" in 0 to 1000, "consistency-rooms-per-s" "ANTIPHON_CONSISTENCY_ROOMS_PER_S" [hide_short_help = true];
         /// Rooms and users without connections leave memory after, milliseconds
         idle_unload_ms: u32 = "60000" in 0 to 86400000, "idle-unload-ms" "ANTIPHON_IDLE_UNLOAD_MS" [hide_short_help = true];
         /// read:advanced waits for a later one, milliseconds
@@ -265,6 +265,8 @@ section! {
         presence_refresh_ms: u32 = "5000" in 500 to 600000, "presence-refresh-ms" "ANTIPHON_PRESENCE_REFRESH_MS" [hide_short_help = true];
         /// Members of a room above which watchers of its presence get counts only
         presence_room_max: u32 = "1000" in 0 to 10000, "presence-room-max" "ANTIPHON_PRESENCE_ROOM_MAX" [hide_short_help = true];
+        /// Changes of presence are kept for so many days; 0 keeps none
+        presence_history_days: u32 = "30" in 0 to 365, "presence-history-days" "ANTIPHON_PRESENCE_HISTORY_DAYS" [hide_short_help = true];
         /// Waiting bytes of a connection past which low events are merged and dropped
         outbox_low_bytes_max: u32 = "262144" in 4096 to 1073741824, "outbox-low-bytes-max" "ANTIPHON_OUTBOX_LOW_BYTES_MAX" [hide_short_help = true];
         /// Waiting bytes of a connection past which messages are dropped for a gap event

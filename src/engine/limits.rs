@@ -49,7 +49,7 @@ pub struct Limits {
     /// How long a shard keeps a batch for resumes, ms.
     pub recent_ttl_ms: u32,
     /// Rooms that a shard compares with the store each second; 0: none.
-    pub consistency_rooms_per_second: u32,
+    pub consistency_rooms_per_s: u32,
     /// How long a room or user without connections stays loaded, ms.
     pub idle_unload_ms: u32,
     /// `read:advanced` waits so long for a later one of the same user and room, ms.
@@ -64,6 +64,8 @@ pub struct Limits {
     pub presence_refresh_ms: u32,
     /// Members of a room above which its watchers get counts only.
     pub presence_room_max: u32,
+    /// How long transitions of presence are kept, days; 0: none are.
+    pub presence_history_days: u32,
     /// Outbox bytes past which low events are conflated and dropped.
     pub outbox_low_bytes_max: u32,
     /// Outbox bytes past which messages are dropped for a `gap`.
@@ -123,7 +125,7 @@ impl Default for Limits {
             auto_create: true,
             recent_bytes_max: 16 * 1024 * 1024,
             recent_ttl_ms: 120_000,
-            consistency_rooms_per_second: 4,
+            consistency_rooms_per_s: 4,
             idle_unload_ms: 60_000,
             read_coalesce_ms: 200,
             idle_after_ms: 300_000,
@@ -131,6 +133,7 @@ impl Default for Limits {
             presence_tick_ms: 100,
             presence_refresh_ms: 5_000,
             presence_room_max: 1_000,
+            presence_history_days: 30,
             outbox_low_bytes_max: 256 * 1024,
             outbox_normal_bytes_max: 2 * 1024 * 1024,
             outbox_bytes_max: 4 * 1024 * 1024,

@@ -62,7 +62,7 @@ impl Shard {
         genesis.revocations.iter().for_each(|revocation| revoked.add(revocation));
         let mut timers = Timers::default();
         timers.set(now + super::handle::SWEEP_MS, Timer::Sweep);
-        if limits.consistency_rooms_per_second > 0 {
+        if limits.consistency_rooms_per_s > 0 {
             timers.set(now + super::handle::consistency::ROUND_MS, Timer::Consistency);
         }
         Self {
@@ -92,7 +92,7 @@ impl Shard {
             reads_due: HashMap::default(),
             filter_metas: Vec::new(),
             consistency: Consistency::default(),
-            presence: Presence::new(genesis.shards),
+            presence: Presence::new(genesis.shard, genesis.shards, genesis.seed),
             gathers: Gathers::default(),
             draining: None,
         }
@@ -155,6 +155,7 @@ impl Shard {
         stats.presence_watches = self.presence.watching.watches() as u64;
         stats.presence_cards = self.presence.watching.cards() as u64;
         stats.rooms_diverged = self.consistency.diverged.len() as u64;
+        stats.presence_unwritten = self.presence.recorder.unwritten() as u64;
         stats.recent_bytes = self.recent.bytes() as u64;
         stats
     }

@@ -136,6 +136,8 @@ impl Writer {
     fn on_committed(&mut self, decided: Decided, began: Instant, count: usize) {
         let (took, rows, is_written) = (began.elapsed(), decided.rows.len() as u64, !decided.is_empty());
         let has_letters = touches_letters(&decided);
+        let transitions = decided.presence.iter().map(|news| news.transitions.len() as u64).sum();
+        Counters::add(&self.counters.transitions_written, transitions);
         let batch = self.sequencer.commit(decided);
         if is_written {
             self.counters.commit_us.record(took.as_micros() as u64);

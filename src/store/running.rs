@@ -13,6 +13,7 @@ use super::heads::Heads;
 use super::open::{OpenError, OpenLog, Origin};
 use super::reader::{Reader, ToReader};
 use super::stats::{Counters, StoreStats};
+use super::upkeep::Upkeep;
 use super::window::CommitWindow;
 use super::writer::{ToWriter, Writer};
 use super::{FatalHook, LogListener, RoomLog, StoreConfig, affinity};
@@ -132,6 +133,7 @@ impl RunningLog {
             origin: Instant::now(),
             held: None,
             lists: Vec::new(),
+            upkeep: Upkeep::new(config.presence_days, Instant::now()),
             dead_letters_max: config.dead_letters_max,
             careful_until_ms: 0,
             is_stopping: false,

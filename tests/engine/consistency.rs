@@ -65,7 +65,7 @@ fn due(table: &Table, seq: u64) -> String {
 
 #[test]
 fn rooms_are_checked_in_turn() {
-    let mut table = laid(Limits { consistency_rooms_per_second: 2, ..Limits::default() });
+    let mut table = laid(Limits { consistency_rooms_per_s: 2, ..Limits::default() });
     table.joins("a", "second");
     table.joins("a", "third");
     assert_eq!(round(&mut table), ["read audit 1/4", "read audit 2/1"]);
@@ -88,7 +88,7 @@ fn a_round_waits_for_answers_and_for_the_store() {
     assert_eq!(round(&mut table), [""; 0]);
     table.degrades(false).whatever();
     assert_eq!(round(&mut table), ["read audit 1/4"]);
-    let mut off = laid(Limits { consistency_rooms_per_second: 0, ..Limits::default() });
+    let mut off = laid(Limits { consistency_rooms_per_s: 0, ..Limits::default() });
     assert_eq!(round(&mut off), [""; 0]);
 }
 
@@ -156,7 +156,7 @@ fn a_wrong_head_row_is_put_right_by_the_core() {
     assert_eq!(counts(&mut table), [1, 1, 0]);
     // A seq that lags, and a core that has just begun and read it.
     table.log.kept.rooms.get_mut(&GENERAL).unwrap().head = 2;
-    table.log.reopen();
+    table.log.reopen(table.now);
     assert_eq!(round(&mut table), ["read audit 1/4", "append mend 1 4"]);
     table.sends("a", "general", "next");
     assert_eq!(round(&mut table), ["read audit 1/5"]);
@@ -168,7 +168,7 @@ fn a_core_that_remembers_wrongly_is_put_right() {
     let mut table = laid(Limits { recent_bytes_max: 0, ..Limits::default() });
     let right = table.log.kept.rooms[&GENERAL].tally;
     table.log.kept.rooms.get_mut(&GENERAL).unwrap().tally.hash ^= 1;
-    table.log.reopen();
+    table.log.reopen(table.now);
     // The core reads it for a join that changes nothing.
     table.elsewhere(Entry::Join { room: RoomName::parse("general").unwrap(), user: user("alice"), auto_create: false });
     table.commit().whatever();

@@ -15,6 +15,7 @@ mod loading;
 mod log;
 mod messages;
 mod presence;
+mod presence_history;
 mod properties;
 mod resume;
 mod rooms;

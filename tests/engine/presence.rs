@@ -298,6 +298,32 @@ fn another_shard_is_asked_once_and_late_news_is_ignored() {
 }
 
 #[test]
+fn who_watches_what_another_has_just_asked_for_waits_for_the_same_parts() {
+    use antiphon::protocol::command::Status;
+    let mut table = Table::of_shards(Limits::default(), 2);
+    table.has("a", "alice");
+    table.has("a2", "alice");
+    table.passes(200).whatever();
+    table
+        .says("a", r#"{"type":"presence:subscribe","id":1,"users":["frank"]}"#)
+        .gives("mesh to 1 watch {\"frank\"} {}");
+    // Answered now, frank would be shown as gone.
+    table.says("a2", r#"{"type":"presence:subscribe","id":2,"users":["frank"]}"#).gives_nothing();
+    table.hears_from_mesh(cards(&table, Status::Away, 3)).gives(
+        r#"
+        a ! {"type":"ok","id":1,"presence":[{"user":"frank","status":"away","version":3}]}
+        a2 ! {"type":"ok","id":2,"presence":[{"user":"frank","status":"away","version":3}]}
+        "#,
+    );
+    table.hears_from_mesh(cards(&table, Status::Busy, 4)).gives(
+        r#"
+        a ~ {"type":"presence:changed","presence":[{"user":"frank","status":"busy","version":4}]}
+        a2 ~ {"type":"presence:changed","presence":[{"user":"frank","status":"busy","version":4}]}
+        "#,
+    );
+}
+
+#[test]
 fn a_question_whose_part_is_lost_is_answered_with_what_is_there() {
     let mut table = Table::of_shards(Limits::default(), 2);
     table.has("a", "alice");
@@ -345,4 +371,37 @@ fn watches_are_bounded() {
     ] {
         assert!(table.says("a", wrong).has(r#""code":107"#), "{wrong}");
     }
+}
+
+#[test]
+fn the_latest_activity_of_a_second_is_told_at_its_end() {
+    let mut table = Table::new();
+    for (conn, name) in [("a", "alice"), ("b", "bob")] {
+        table.has(conn, name);
+        table.joins(conn, "one");
+    }
+    table.passes(2_000).whatever();
+    let does = |table: &mut Table, kind: &str| {
+        table.says("a", &format!(r#"{{"type":"activity","room":"one","kind":"{kind}"}}"#)).only(&["b"])
+    };
+    assert!(does(&mut table, "typing").has(r#""kind":"typing""#));
+    for kind in ["reading", "typing", "active", "idle"] {
+        does(&mut table, kind).gives_nothing();
+    }
+    table.passes(999).only(&["b ~"]).gives_nothing();
+    assert_eq!(table.passes(1).only(&["b ~"]).lines(r#""kind":"idle""#).len(), 1);
+    // What was told already need not be told again.
+    does(&mut table, "active").gives_nothing();
+    does(&mut table, "idle").gives_nothing();
+    table.passes(2_000).only(&["b ~"]).gives_nothing();
+    // Who hides meanwhile, or is put out, is not spoken of.
+    assert!(does(&mut table, "typing").has(r#""kind":"typing""#));
+    does(&mut table, "reading").gives_nothing();
+    table.says("a", r#"{"type":"presence:set","status":"offline"}"#).whatever();
+    table.passes(2_000).only(&["b ~"]).gives_nothing();
+    table.says("a", r#"{"type":"presence:set","status":"online"}"#).whatever();
+    assert!(does(&mut table, "typing").has(r#""kind":"typing""#));
+    does(&mut table, "reading").gives_nothing();
+    table.closes("a").whatever();
+    table.passes(2_000).only(&["b ~"]).gives_nothing();
 }

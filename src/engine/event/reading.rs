@@ -7,6 +7,7 @@ use super::{Restricted, ShardId, Token};
 use crate::engine::consistency::{Audit, Broken};
 use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
+use crate::engine::presence::history::{Analytics, Ask, History};
 use crate::engine::tally::Tally;
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
@@ -57,6 +58,15 @@ pub enum Query {
         after: Option<UserId>,
         /// At most so many.
         limit: u32,
+    },
+    /// What was seen of a user's presence.
+    PresenceHistory(Ask),
+    /// Presence in numbers: the last so many hours, the last days and months.
+    PresenceAnalytics {
+        /// The present moment.
+        now: UnixMillis,
+        /// How many hours.
+        hours: u32,
     },
     /// Dead letters by number, ascending, those after `after`.
     DeadLetters {
@@ -136,6 +146,10 @@ pub enum Page {
         /// There is more.
         more: bool,
     },
+    /// For [`Query::PresenceHistory`].
+    PresenceHistory(History),
+    /// For [`Query::PresenceAnalytics`].
+    PresenceAnalytics(Box<Analytics>),
     /// For [`Query::DeadLetters`].
     DeadLetters {
         /// Ascending by number.

@@ -27,7 +27,7 @@ impl Shard {
             return;
         }
         self.ask_about_diverged();
-        let count = self.cx.limits.consistency_rooms_per_second as usize;
+        let count = self.cx.limits.consistency_rooms_per_s as usize;
         let again = &mut self.consistency.again;
         let soon = again.len().min(count);
         let mut due: Vec<RoomIdx> = again.drain(..soon).filter_map(|room| self.rooms.find_key(room)).collect();

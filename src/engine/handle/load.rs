@@ -18,7 +18,7 @@ use super::super::sync;
 use super::super::users::{Standing, UserIdx, Waiter};
 use super::Waiting;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
-use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq};
+use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq, UnixMillis};
 
 impl Shard {
     /// Starts loading a room, or joins those who wait for it.
@@ -67,6 +67,13 @@ impl Shard {
             (Waiting::Audit { room, witness }, result) => self.on_audit(room, witness, result),
             (Waiting::Reload { room, what }, result) => self.on_reload(room, what, result),
             (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
+            (Waiting::PresenceHistory { call }, Ok(Page::PresenceHistory(history))) => {
+                self.on_presence_history_page(&call, &history);
+            }
+            (Waiting::AdminAnalytics { token }, Ok(Page::PresenceAnalytics(analytics))) => {
+                self.on_analytics(token, Ok(analytics));
+            }
+            (Waiting::AdminAnalytics { token }, result) => self.on_analytics(token, Err(as_refusal(result))),
             (Waiting::Check { call, checks }, Ok(Page::Tallies(tallies))) => {
                 self.on_tallies(&call, checks, &tallies);
             }
@@ -75,6 +82,7 @@ impl Shard {
                 | Waiting::History { call, .. }
                 | Waiting::Members { call }
                 | Waiting::Rooms { call }
+                | Waiting::PresenceHistory { call }
                 | Waiting::Check { call, .. },
                 result,
             ) => {
@@ -95,6 +103,7 @@ impl Shard {
                 | Waiting::InboxAck { .. }
                 | Waiting::InboxTakeAway { .. }
                 | Waiting::InboxUpkeep
+                | Waiting::PresenceNews
                 | Waiting::Mend { .. }
                 | Waiting::Refresh { .. },
                 _,
@@ -250,7 +259,11 @@ impl Shard {
                 }
             }
         }
-        self.presence.passed.retain(|_, at| *at + super::presence::PASSED_MS > now);
+        let is_needed = |at: UnixMillis| at + super::presence::PASSED_MS > now;
+        self.presence.passed.retain(|_, passed| is_needed(passed.at) || passed.held.is_some());
+        if self.presence.recorder.is_silent(now) {
+            self.tell_store();
+        }
         for room in self.rooms.idle_since(before) {
             self.rooms.remove(room);
         }

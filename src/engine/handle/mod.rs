@@ -15,6 +15,7 @@ mod membership;
 mod message;
 mod presence;
 pub(super) mod presence_gather;
+mod presence_history;
 mod presence_mesh;
 mod session;
 mod subscribe;
@@ -64,6 +65,12 @@ pub enum Waiting {
     InboxTakeAway { user: UserId, items: Box<[ItemId]> },
     /// Attempts, dead letters and what needs no answer; nobody waits.
     InboxUpkeep,
+    /// What is to be kept of presence; nobody waits.
+    PresenceNews,
+    /// A page of transitions; the connection is parked.
+    PresenceHistory { call: Call },
+    /// Presence in numbers, for the admin API.
+    AdminAnalytics { token: Token },
     /// A user's memberships.
     User(UserIdx),
     /// A room; waiters are in `Shard::loading`.
@@ -100,6 +107,7 @@ impl Waiting {
             | Self::Resume(Resume { call, .. })
             | Self::History { call, .. }
             | Self::Members { call }
+            | Self::PresenceHistory { call }
             | Self::Rooms { call }
             | Self::Check { call, .. }
             | Self::Notify { call }
@@ -108,10 +116,12 @@ impl Waiting {
             Self::AdminPublish { .. }
             | Self::AdminRevoke { .. }
             | Self::AdminNotify { .. }
+            | Self::AdminAnalytics { .. }
             | Self::AdminDead { .. }
             | Self::AdminDeadLetters { .. }
             | Self::InboxTakeAway { .. }
             | Self::InboxUpkeep
+            | Self::PresenceNews
             | Self::Audit { .. }
             | Self::Reload { .. }
             | Self::Mend { .. }

@@ -2,7 +2,7 @@
 //! the statuses in `room:members`. Answered once every part is there, or after a short while with
 //! what is there, since what shards tell each other may be lost.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::auth::Want;
 use super::super::event::{ConnKey, ShardId};
@@ -36,11 +36,19 @@ pub enum Sought {
     Members { members: Vec<(UserId, Role)>, more: bool, found: HashMap<UserId, Status, ahash::RandomState> },
 }
 
-/// Who asked for a snapshot, of users or of this room.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Asker {
-    pub conn: ConnKey,
-    pub room: Option<RoomKey>,
+impl Sought {
+    /// True for snapshots, which begin a watch.
+    fn is_watch(&self) -> bool {
+        matches!(self, Self::Users(_) | Self::Room(_))
+    }
+}
+
+/// A snapshot that a connection waits for: what is in it they are told by the answer, and by no event before.
+#[derive(Debug)]
+struct Snapshot {
+    gather: u64,
+    room: Option<RoomKey>,
+    users: Box<[UserId]>,
 }
 
 #[derive(Debug)]
@@ -56,6 +64,44 @@ struct Gather {
 pub struct Gathers {
     last: u64,
     waiting: HashMap<u64, Gather, ahash::RandomState>,
+    /// Those of them that are snapshots.
+    snapshots: BTreeSet<u64>,
+    /// Snapshots whose own parts are there, while parts are missing that somebody asked for before: who
+    /// watches what others watch already asks nobody again.
+    behind: Vec<(u64, Call, Sought)>,
+    /// Who waits for which snapshots.
+    expected: HashMap<ConnKey, Vec<Snapshot>, ahash::RandomState>,
+}
+
+impl Gathers {
+    /// True when the answer to come tells this connection of the room.
+    pub(super) fn expects_room(&self, conn: ConnKey, key: RoomKey) -> bool {
+        self.expected.get(&conn).is_some_and(|all| all.iter().any(|snapshot| snapshot.room == Some(key)))
+    }
+
+    /// True when the answer to come tells this connection of the user.
+    pub(super) fn expects_user(&self, conn: ConnKey, user: &UserId) -> bool {
+        self.expected.get(&conn).is_some_and(|all| all.iter().any(|snapshot| snapshot.users.contains(user)))
+    }
+
+    fn expect(&mut self, gather: u64, conn: ConnKey, what: &Sought) {
+        let (room, users) = match what {
+            Sought::Room(key) => (Some(*key), Box::default()),
+            Sought::Users(users) => (None, users.as_slice().into()),
+            Sought::People { .. } | Sought::Members { .. } => return,
+        };
+        self.snapshots.insert(gather);
+        self.expected.entry(conn).or_default().push(Snapshot { gather, room, users });
+    }
+
+    fn forget(&mut self, gather: u64, conn: ConnKey) {
+        if let Some(all) = self.expected.get_mut(&conn) {
+            all.retain(|snapshot| snapshot.gather != gather);
+            if all.is_empty() {
+                self.expected.remove(&conn);
+            }
+        }
+    }
 }
 
 impl Shard {
@@ -165,6 +211,7 @@ impl Shard {
     fn gather<F: FnOnce(u64) -> Mail>(&mut self, call: Call, what: Sought, parts: Vec<(ShardId, F)>) {
         self.gathers.last += 1;
         let gather = self.gathers.last;
+        self.gathers.expect(gather, call.conn, &what);
         self.gathers.waiting.insert(gather, Gather { call, left: parts.len(), what });
         if parts.is_empty() {
             return self.on_gathered(gather);
@@ -191,16 +238,6 @@ impl Shard {
         }
     }
 
-    /// Who waits for this snapshot: what is in it they are told by the answer.
-    pub(super) fn asker(&self, gather: u64) -> Option<Asker> {
-        let waiting = self.gathers.waiting.get(&gather)?;
-        match waiting.what {
-            Sought::Users(_) => Some(Asker { conn: waiting.call.conn, room: None }),
-            Sought::Room(key) => Some(Asker { conn: waiting.call.conn, room: Some(key) }),
-            Sought::People { .. } | Sought::Members { .. } => None,
-        }
-    }
-
     pub(super) fn on_gather_late(&mut self, gather: u64) {
         if self.gathers.waiting.contains_key(&gather) {
             self.cx.stats.presence_partial += 1;
@@ -210,12 +247,26 @@ impl Shard {
 
     fn on_gathered(&mut self, gather: u64) {
         let Some(Gather { call, what, .. }) = self.gathers.waiting.remove(&gather) else { return };
+        if !what.is_watch() {
+            return self.answer_gather(&call, what);
+        }
+        self.gathers.snapshots.remove(&gather);
+        self.gathers.behind.push((gather, call, what));
+        let oldest = self.gathers.snapshots.first().copied().unwrap_or(u64::MAX);
+        let ready: Vec<_> = self.gathers.behind.extract_if(.., |(gather, ..)| *gather < oldest).collect();
+        for (gather, call, what) in ready {
+            self.gathers.forget(gather, call.conn);
+            self.answer_gather(&call, what);
+        }
+    }
+
+    fn answer_gather(&mut self, call: &Call, what: Sought) {
         if self.sessions.get(call.conn).is_none() {
             return;
         }
         match what {
-            Sought::Users(users) => self.say_users(&call, &users),
-            Sought::Room(key) => self.say_room(&call, key),
+            Sought::Users(users) => self.say_users(call, &users),
+            Sought::Room(key) => self.say_room(call, key),
             Sought::People { asked, found } => self.cx.ok(call.conn, call.id.as_ref(), |out| {
                 field_raw(out, "presence", b"[");
                 for (at, user) in asked.iter().enumerate() {
@@ -232,7 +283,7 @@ impl Shard {
             }),
             Sought::Members { members, more, found } => {
                 let status = |user: &UserId| found.get(user).copied().unwrap_or(Status::Offline);
-                self.say_members(&call, &members, more, status);
+                self.say_members(call, &members, more, status);
             }
         }
     }

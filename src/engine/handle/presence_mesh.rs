@@ -13,7 +13,6 @@ use super::super::shard::Shard;
 use super::super::shard_of;
 use super::super::timers::Timer;
 use super::super::users::{User, UserIdx};
-use super::presence_gather::Asker;
 use crate::protocol::command::Status;
 use crate::protocol::encode::field_string;
 use crate::protocol::ids::{RoomKey, UserId};
@@ -42,8 +41,7 @@ impl Shard {
                 known.rooms.retain(|room, _| !interest.rooms.contains_key(room));
             }
             Mail::Cards { entries, counts, is_all, clock, gather } => {
-                let asker = self.asker(gather);
-                self.on_cards(from, entries, &counts, is_all.then_some(clock), asker);
+                self.on_cards(from, entries, &counts, is_all.then_some(clock));
                 if gather > 0 {
                     self.on_part(gather, Vec::new());
                 }
@@ -173,6 +171,9 @@ impl Shard {
         let active_at = open.map(|session| session.presence.active_at).max();
         self.presence.clock += 1;
         self.cx.stats.presence_changes += 1;
+        if status != before {
+            self.record_change(idx, status, dirty.noted.as_ref());
+        }
         let presence = &mut self.users.get_mut(idx).presence;
         presence.version = self.presence.clock;
         presence.shown = status;
@@ -325,14 +326,7 @@ impl Shard {
         self.post(owner, Mail::Watch { interest, is_all: true, gather: 0 });
     }
 
-    fn on_cards(
-        &mut self,
-        owner: ShardId,
-        entries: Vec<Entry>,
-        counts: &[(RoomKey, Counts)],
-        all: Option<u64>,
-        asker: Option<Asker>,
-    ) {
+    fn on_cards(&mut self, owner: ShardId, entries: Vec<Entry>, counts: &[(RoomKey, Counts)], all: Option<u64>) {
         if self.presence.watching.conns.is_empty() {
             // The word that nobody watches any more was lost.
             if owner != self.cx.shard && !entries.is_empty() {
@@ -340,7 +334,7 @@ impl Shard {
             }
             return;
         }
-        let mut news = News { asker, ..News::default() };
+        let mut news = News::default();
         if let Some(clock) = all {
             let named: BTreeSet<UserId> = entries.iter().map(|entry| entry.card.user.clone()).collect();
             for entry in self.presence.watching.missing(owner, clock, &|user| named.contains(user)) {
@@ -374,7 +368,7 @@ impl Shard {
         if told.is_for_user {
             let conns = self.presence.watching.users.get(&card.user).into_iter().flatten();
             for conn in conns.copied() {
-                if news.is_told(conn, None) {
+                if !self.gathers.expects_user(conn, &card.user) {
                     news.conns.entry(conn).or_default().push(card.clone());
                 }
             }
@@ -397,7 +391,7 @@ impl Shard {
             let Some(room) = self.presence.watching.rooms.get(key) else { continue };
             for part in chunks(cards) {
                 self.cx.stats.presence_events += (part.len() * room.conns.len()) as u64;
-                let conns = room.conns.iter().copied().filter(|conn| news.is_told(*conn, Some(*key)));
+                let conns = room.conns.iter().copied().filter(|conn| !self.gathers.expects_room(*conn, *key));
                 let frame = Cx::frame(|out| write_changed(out, Some(room.name.as_str()), part));
                 self.cx.fanout(conns, class, Frames::Owned(frame));
             }
@@ -413,7 +407,7 @@ impl Shard {
                 watching.write_counts(out, *key);
                 out.push(b'}');
             });
-            let conns = room.conns.iter().copied().filter(|conn| news.is_told(*conn, Some(*key)));
+            let conns = room.conns.iter().copied().filter(|conn| !self.gathers.expects_room(*conn, *key));
             self.cx.fanout(conns, class, Frames::Owned(frame));
         }
     }
@@ -469,15 +463,6 @@ struct News {
     conns: BTreeMap<ConnKey, Vec<Arc<Card>>>,
     rooms: BTreeMap<RoomKey, Vec<Arc<Card>>>,
     counted: BTreeSet<RoomKey>,
-    /// Gets what they asked for in their answer.
-    asker: Option<Asker>,
-}
-
-impl News {
-    /// Whether this connection is told of watched users (none) or of this room by an event.
-    fn is_told(&self, conn: ConnKey, room: Option<RoomKey>) -> bool {
-        !self.asker.is_some_and(|asker| asker.conn == conn && asker.room == room)
-    }
 }
 
 /// The rooms of a user that are watched in detail.
