@@ -19,6 +19,7 @@ use bytes::Bytes;
 pub use reading::{HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
 
 use super::inbox::{InboxChange, ItemId, NewItem};
+use super::stages::Stamps;
 use crate::protocol::encode::{EventKind, frame_header_len};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{
@@ -282,6 +283,8 @@ pub struct CommittedBatch {
     pub inbox: Vec<InboxChange>,
     /// Answers to appends, by shard (indexed by `ShardId`), in the order of the appends.
     pub outcomes: Vec<Vec<Outcome>>,
+    /// When all this happened.
+    pub stamps: Stamps,
 }
 
 /// The entries of one room in one batch.

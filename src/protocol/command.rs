@@ -346,6 +346,8 @@ pub struct MessageSend<'a> {
     pub only: Vec<&'a str>,
     /// JSON object text, at most 1 KiB, written anew from what was parsed.
     pub meta: Option<String>,
+    /// The `ok` is to say where the time went.
+    pub timing: bool,
 }
 
 /// Which part of a room's history is asked for.

@@ -4,7 +4,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use super::breaker::Breaker;
 use super::checkpoint::{Checkpointer, WalBounds};
@@ -129,7 +128,7 @@ impl RunningLog {
             help,
             abandoned,
             fatal: config.fatal.clone(),
-            origin: Instant::now(),
+            taken_us: 0,
             held: None,
             lists: Vec::new(),
             is_stopping: false,

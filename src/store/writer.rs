@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
@@ -21,8 +21,10 @@ use super::schema::DirLock;
 use super::stats::Counters;
 use super::window::CommitWindow;
 use super::{FatalHook, LogListener, is_fatal, transaction};
+use crate::clock::now_us;
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
 use crate::engine::sequencer::{Decided, Facts as _, LogEnd, Sequencer};
+use crate::engine::stages::Stamps;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{RoomKey, UnixMillis};
 
@@ -54,7 +56,8 @@ pub(super) struct Writer {
     /// The owner was dropped without a stop: end at once, as in a crash.
     pub abandoned: Arc<AtomicBool>,
     pub fatal: FatalHook,
-    pub origin: Instant,
+    /// When the appends at hand were turned to, µs of the process's clock.
+    pub taken_us: u64,
     /// A batch whose commit failed and which may stand in the log all the same.
     pub held: Option<CommittedBatch>,
     /// Appends that are at hand, in the order they came.
@@ -114,7 +117,7 @@ impl Writer {
                 self.gather();
                 return Wake::Appends;
             }
-            let message = match self.breaker.gate(self.now_ms()) {
+            let message = match self.breaker.gate(now_ms()) {
                 _ if self.is_stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
                 Gate::Pass => self.inbox.recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
                 Gate::Probe => return Wake::Probe,
@@ -131,13 +134,14 @@ impl Writer {
 
     /// Takes what waits, up to the bound, and more while the window says that waiting pays.
     fn gather(&mut self) {
-        self.window.open(self.now_us());
+        self.taken_us = now_us();
+        self.window.open(self.taken_us);
         loop {
             let count = self.drain();
             if self.is_stopping || count >= self.batch_appends_max || self.breaker.is_open() {
                 return;
             }
-            let wait_us = self.window.wait_us(count, self.now_us());
+            let wait_us = self.window.wait_us(count, now_us());
             if wait_us == 0 {
                 return;
             }
@@ -170,7 +174,7 @@ impl Writer {
         let count: usize = lists.iter().map(Vec::len).sum();
         self.counters.batch_appends.record(count as u64);
         Counters::add(&self.counters.appends, count as u64);
-        if let Gate::Refuse { .. } | Gate::Probe = self.breaker.gate(self.now_ms()) {
+        if let Gate::Refuse { .. } | Gate::Probe = self.breaker.gate(now_ms()) {
             let refused = self.sequencer.refuse(lists.into_iter().flatten(), &self.closed_refusal());
             self.publish_refused(refused, count);
         } else if let Err(trouble) = self.settle_held() {
@@ -183,7 +187,7 @@ impl Writer {
     }
 
     fn commit_turn(&mut self, lists: Vec<Vec<Append>>, count: usize) {
-        let began = Instant::now();
+        let began_us = now_us();
         let opened = self.execute("BEGIN IMMEDIATE");
         if let Err(error) = opened {
             let refused = self.sequencer.refuse(lists.into_iter().flatten(), &unknown_outcome());
@@ -201,10 +205,11 @@ impl Writer {
         };
         match self.write(&decided) {
             Ok(()) => {
-                let (took, rows, is_written) = (began.elapsed(), decided.rows.len() as u64, !decided.is_empty());
-                let batch = self.sequencer.commit(decided);
+                let committed_us = now_us();
+                let (rows, is_written) = (decided.rows.len() as u64, !decided.is_empty());
+                let mut batch = self.sequencer.commit(decided);
                 if is_written {
-                    self.counters.commit_us.record(took.as_micros() as u64);
+                    self.counters.commit_us.record(committed_us - began_us);
                     self.count_commit(rows, batch.bytes.len() as u64);
                     self.breaker.on_success();
                 }
@@ -214,7 +219,9 @@ impl Writer {
                 self.counters.items_evicted.store(evicted, Relaxed);
                 self.counters.items_expired.store(expired, Relaxed);
                 let waiting = self.drain();
-                self.window.on_committed(count, waiting, self.now_us());
+                let published_us = now_us();
+                self.window.on_committed(count, waiting, published_us);
+                batch.stamps = Stamps { taken_us: self.taken_us, began_us, committed_us, published_us };
                 self.publish(batch);
             }
             Err(error) => {
@@ -348,7 +355,7 @@ impl Writer {
             Trouble::Sql(error) => error,
         };
         tracing::error!(%error, "store: a write failed; its outcome is unknown");
-        if self.breaker.on_failure(self.now_ms()) {
+        if self.breaker.on_failure(now_ms()) {
             tracing::error!("store: too many failed writes in a row; writes are refused until a probe succeeds");
             self.set_degraded(true);
         }
@@ -415,21 +422,18 @@ impl Writer {
     }
 
     fn closed_refusal(&self) -> Refusal {
-        let retry_after_ms = match self.breaker.gate(self.now_ms()) {
+        let retry_after_ms = match self.breaker.gate(now_ms()) {
             Gate::Refuse { retry_after_ms } => retry_after_ms,
             Gate::Probe | Gate::Pass => 1,
         };
         Refusal::new(ErrorCode::Degraded, "the store takes no writes at the moment")
             .retry_after(u32::try_from(retry_after_ms).unwrap_or(u32::MAX).max(1))
     }
+}
 
-    fn now_ms(&self) -> u64 {
-        self.origin.elapsed().as_millis() as u64
-    }
-
-    fn now_us(&self) -> u64 {
-        self.origin.elapsed().as_micros() as u64
-    }
+/// The breaker's clock.
+fn now_ms() -> u64 {
+    now_us() / 1_000
 }
 
 fn unknown_outcome() -> Refusal {

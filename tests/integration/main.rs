@@ -34,4 +34,5 @@ mod ring;
 mod rooms;
 mod slow;
 mod start;
+mod timing;
 mod tokens;

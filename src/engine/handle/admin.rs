@@ -58,6 +58,7 @@ impl Shard {
             exclude: Vec::new(),
             only: Vec::new(),
             meta: meta.as_ref().map(|meta| meta.to_string()),
+            timing: false,
         };
         let trace = self.cx.rng.next_u64();
         let entry = NewMessage {

@@ -12,6 +12,7 @@ use crate::engine::event::{
     RoomRun, ShardId, Token,
 };
 use crate::engine::inbox::InboxChange;
+use crate::engine::stages::Stamps;
 use crate::protocol::encode::{EventKind, LoggedEvent, frame_text};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Position, Priority, Role, RoomKey, Seq, UnixMillis, UserId};
@@ -170,6 +171,8 @@ impl Decided {
             revocations: self.revocations,
             inbox: self.inbox,
             outcomes: self.outcomes,
+            // Whoever drives the sequencer has the clock.
+            stamps: Stamps::default(),
         }
     }
 }

@@ -139,6 +139,7 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         exclude: frame.users("exclude", FILTER_MAX)?,
         only: frame.users("only", FILTER_MAX)?,
         meta,
+        timing: frame.flag("timing")?,
     })))
 }
 

@@ -218,6 +218,12 @@ impl<'t, 's> Object<'t, 's> {
         integer.map(Some).ok_or_else(|| bad(format!("{field} must be an integer from {min} to {max}")))
     }
 
+    /// `true` or `false`; not there is false.
+    pub(crate) fn flag(self, field: &'static str) -> Result<bool, Refusal> {
+        let Some(value) = self.find(field) else { return Ok(false) };
+        value.bool().ok_or_else(|| bad(format!("{field} must be true or false")))
+    }
+
     /// A list of 1 to `max` integers within bounds, both included; it must be there.
     pub(crate) fn integers(self, field: &'static str, max: usize, low: u64, high: u64) -> Result<Vec<u64>, Refusal> {
         let refuse = || bad(format!("{field} must be an array of 1 to {max} integers from {low} to {high}"));
