@@ -207,6 +207,7 @@ impl Bench {
                 audience: None,
                 priority: Priority::Normal,
                 mentions: Box::default(),
+                reads: false,
             };
             append(self.n, Entry::Message(message))
         });

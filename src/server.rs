@@ -164,6 +164,7 @@ fn store_config(config: &Config) -> StoreConfig {
     store.inbox_max = config.limits.appends_max as usize * usize::from(config.server.shards);
     store.reads_waiting_max = config.limits.reads_max as usize * usize::from(config.server.shards);
     store.core = config.server.pin.then(|| cores::nth(&cores::allowed(), usize::from(config.server.shards)));
+    store.dead_letters_max = config.store.dead_letters_max;
     store.sequencer.shards = config.server.shards;
     store.sequencer.dedupe_window_ms = config.limits.dedupe_window_ms;
     store.sequencer.dedupe_entries_max = config.store.dedupe_entries_max;
@@ -410,6 +411,9 @@ impl Cluster for Process {
             items_refused: stats.items_refused,
             items_evicted: stats.items_evicted,
             items_expired: stats.items_expired,
+            poisoned: stats.poisoned,
+            dead_letters_dropped: stats.letters_dropped,
+            dead_letters: stats.letters,
             reads: stats.reads,
             read_errors: stats.read_errors,
             checkpoints: stats.checkpoints,

@@ -91,7 +91,12 @@ fn a_database_from_before_edits_is_brought_up_to_date() {
     for table in newer {
         old.execute_batch(&format!("DROP TABLE {table}")).unwrap();
     }
-    old.execute_batch("PRAGMA user_version = 1").unwrap();
+    old.execute_batch(
+        "ALTER TABLE heads DROP COLUMN messages; ALTER TABLE heads DROP COLUMN hash;
+         ALTER TABLE anchors DROP COLUMN messages; ALTER TABLE anchors DROP COLUMN hash;
+         ALTER TABLE cursors DROP COLUMN counted; PRAGMA user_version = 1",
+    )
+    .unwrap();
     drop(old);
     let report = antiphon::store::inspect::inspect(dir.path(), true).unwrap();
     assert!(report.faults.is_empty(), "{:?}", report.faults);

@@ -65,6 +65,22 @@ fn a_failed_commit_that_stands_is_published_before_the_next_batch() {
 }
 
 #[test]
+fn a_batch_in_doubt_is_settled_without_waiting_for_the_next_append() {
+    let dir = TempDir::new();
+    let store = Store::open(&quick(&dir));
+    let key = store.committed(join("a", "alice")).room;
+    store.running().faults().fail_after_commit(1);
+    assert_degraded(&store.ask(numbered(key, "alice", 1)).unwrap_err());
+    // Nobody says a word.
+    let late = store.batch();
+    assert_eq!((late.runs[0].entries[0].seq, late.outcomes.iter().all(Vec::is_empty)), (2, true));
+    assert_eq!(store.running().stats().adopted, 1);
+    let again = store.committed(numbered(key, "alice", 1));
+    assert_eq!((again.seq, again.duplicate), (2, true));
+    store.stop();
+}
+
+#[test]
 fn a_failed_batch_without_entries_is_published_when_it_stands() {
     let dir = TempDir::new();
     let store = Store::open(&quick(&dir));

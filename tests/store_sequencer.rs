@@ -90,6 +90,8 @@ struct Model {
     /// Author and client id → room, seq, ts, each time it was stored.
     sent: BTreeMap<(usize, u8), (u64, u64, u64)>,
     cursors: BTreeMap<(usize, usize), u64>,
+    /// Cursors that a reader moved, not a join.
+    told: BTreeMap<(usize, usize), u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -125,8 +127,12 @@ impl Model {
 
     fn set(&mut self, at: usize, user: usize, role: Option<Role>, kind: EventKind) -> Said {
         let said = self.push(at, kind);
-        let position = self.position;
+        let (position, head) = (self.position, self.head(at));
         let room = &mut self.rooms[at];
+        let is_in = |role: Option<Role>| role.is_some_and(Role::is_member);
+        if is_in(role) && !is_in(room.roles.get(&user).copied()) {
+            self.cursors.insert((at, user), head);
+        }
         room.past.push((position, user, role));
         match role {
             Some(role) => room.roles.insert(user, role),
@@ -195,8 +201,13 @@ impl Model {
                 }
                 let head = self.head(at);
                 let cursor = self.cursors.entry((at, *user)).or_default();
+                let moves = (*seq).min(head) > *cursor;
                 *cursor = (*cursor).max((*seq).min(head));
-                Ok((at as u64 + 1, *cursor, false))
+                let cursor = *cursor;
+                if moves {
+                    self.told.insert((at, *user), cursor);
+                }
+                Ok((at as u64 + 1, cursor, false))
             }
         }
     }
@@ -292,6 +303,7 @@ fn entry(ask: &Ask, model: &Model) -> Entry {
             audience: None,
             priority: Priority::Normal,
             mentions: Box::default(),
+            reads: false,
         }),
         Ask::Create { room: index, kind, creator, members } => Entry::CreateRoom {
             room: room(*index),
@@ -362,9 +374,9 @@ fn check_batch(batch: &CommittedBatch, before: &Model, after: &Model) {
 
 fn check_reads(reads: &[ReadAdvance], before: &Model, after: &Model) {
     let mut expected: Vec<_> = after
-        .cursors
+        .told
         .iter()
-        .filter(|(pair, seq)| before.cursors.get(pair).copied().unwrap_or(0) < **seq)
+        .filter(|(pair, seq)| before.told.get(pair).copied().unwrap_or(0) < **seq)
         .map(|((at, user), seq)| (RoomKey(*at as u64 + 1), name(*user), *seq))
         .collect();
     let mut told: Vec<_> = reads.iter().map(|read| (read.room, read.user.clone(), read.seq)).collect();

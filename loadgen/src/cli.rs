@@ -7,6 +7,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::body::BODY_BYTES_MIN;
 use crate::plan::Traffic;
+use crate::play::herd::HerdArgs;
+use crate::play::inbox::InboxArgs;
+use crate::play::mixed::MixedArgs;
+use crate::play::presence::PresenceArgs;
 
 /// Drives an Antiphon server with many WebSocket clients, and checks every single delivery.
 #[derive(Debug, Parser)]
@@ -26,6 +30,11 @@ EXAMPLES
   antiphon-load fanout --clients 1000 --in-flight 8 --json report.json
   antiphon-load resume --clients 2000 --away 3
   antiphon-load idle --clients 15000 --duration 60 --server-pid $(pidof antiphon)
+  antiphon-load presence --users 10000 --grace-ms 1000 --server-pid $(pidof antiphon)
+  antiphon-load inbox --users 1000 --items 1000
+  antiphon-load herd --clients 10000
+  antiphon-load mixed --users 1000 --rate 500 --duration 60
+  antiphon-load soak --duration 3600 --server-pid $(pidof antiphon) --control http://127.0.0.1:8081
 
 Rate limits are the server's own: start it with `--rate-limits off` to measure more than they allow.
 The exit code is 0 when every promise held, 1 when one was broken, 2 when the run could not be made.";
@@ -47,10 +56,20 @@ pub enum Scenario {
     Slow(SlowArgs),
     /// One user a room, one message on its way: the durable round trip
     Echo(EchoArgs),
+    /// A storm: everybody in one room drops and returns, half of them watch
+    Presence(PresenceArgs),
+    /// Fill many inboxes at full speed, then everybody connects, receives and acknowledges
+    Inbox(InboxArgs),
+    /// Everybody drops and returns at once, while new users keep coming
+    Herd(HerdArgs),
+    /// A day in a chat: typing, reads, sends, reactions, comings and goings
+    Mixed(MixedArgs),
+    /// The same for long: does the server stay as it is?
+    Soak(MixedArgs),
 }
 
 /// What every scenario takes.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Common {
     /// Where the server listens
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080", help_heading = "Server")]
@@ -64,6 +83,9 @@ pub struct Common {
     /// Measure this process: CPU time by thread, and memory
     #[arg(long, value_name = "PID", help_heading = "Server")]
     pub server_pid: Option<u32>,
+    /// Its control listener, for its own counters, such as http://127.0.0.1:8081
+    #[arg(long, value_name = "URL", help_heading = "Server")]
+    pub control: Option<String>,
     /// Allow a server that is not on this machine
     #[arg(long, help_heading = "Server")]
     pub allow_remote: bool,
@@ -212,6 +234,12 @@ pub struct SlowArgs {
     /// Seconds for which they do not read
     #[arg(long, value_name = "S", default_value_t = 15.0)]
     pub stall: f64,
+    /// How much the others' delivery p99 may grow: the run fails above this factor
+    #[arg(long, value_name = "X", default_value_t = 1.2)]
+    pub ratio_max: f64,
+    /// The server's `outbox_total_bytes_max`, bytes
+    #[arg(long, value_name = "B", default_value_t = 536_870_912)]
+    pub budget: u64,
     #[command(flatten)]
     pub load: Load,
     #[command(flatten)]
@@ -258,6 +286,10 @@ impl Scenario {
             Self::Resume(args) => &args.common,
             Self::Slow(args) => &args.common,
             Self::Echo(args) => &args.common,
+            Self::Presence(args) => &args.common,
+            Self::Inbox(args) => &args.common,
+            Self::Herd(args) => &args.common,
+            Self::Mixed(args) | Self::Soak(args) => &args.common,
         }
     }
 
@@ -283,6 +315,10 @@ impl Scenario {
                 body_bytes: a.load.body_bytes.unwrap_or(1_024),
                 ..with_load(a.clients, a.rooms_of, &a.load, Traffic::Open { per_second: 2_000.0 })?
             },
+            Self::Presence(a) => quiet(a.users, a.users),
+            Self::Inbox(a) => quiet(a.users.saturating_add(a.senders), 1),
+            Self::Herd(a) => quiet(a.users(), a.rooms_of),
+            Self::Mixed(a) | Self::Soak(a) => quiet(a.users, a.rooms_of),
             Self::Echo(a) => Cast { clients: a.clients, rooms_of: 1, traffic: closed(1), body_bytes: a.body_bytes },
         };
         if cast.clients == 0 || cast.clients > 1_000_000 {
@@ -399,7 +435,10 @@ mod tests {
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
         let help = Cli::command().render_long_help().to_string();
-        for word in ["connect", "idle", "chat", "fanout", "resume", "slow", "echo", "EXAMPLES"] {
+        for word in [
+            "connect", "idle", "chat", "fanout", "resume", "slow", "echo", "presence", "inbox", "herd", "mixed",
+            "soak", "EXAMPLES",
+        ] {
             assert!(help.contains(word), "{word}");
         }
     }
@@ -413,6 +452,7 @@ mod tests {
         assert_eq!((fanout.clients, fanout.rooms_of), (300, 300));
         assert_eq!(cast(&["echo"]).rooms_of, 1);
         assert_eq!(cast(&["idle"]).traffic, Traffic::None);
+        assert_eq!(cast(&["inbox"]).clients, 1_008);
         assert_eq!(cast(&["chat", "--clients", "5"]).rooms_of, 5, "no room is larger than the crowd");
     }
 

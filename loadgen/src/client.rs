@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 
+use antiphon::engine::rng::Rng;
 use serde::de::IgnoredAny;
 use tungstenite::handshake::derive_accept_key;
 
@@ -19,8 +20,8 @@ use crate::frame::{FrameReader, Opcode, push_masked};
 use crate::measure::{Meters, Schedule};
 use crate::scan::{self, Head};
 use crate::tally::{Tally, count_step};
-use crate::verify::{Cursor, Facts, Ledger, Seq, Sight};
-use crate::world::{Rng, World};
+use crate::verify::{Cursor, Facts, Ledger, Seq, Sight, Step};
+use crate::world::World;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +72,12 @@ pub struct Message {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Create,
-    Enter { resumes: bool },
+    Enter {
+        resumes: bool,
+    },
     Send(Message),
+    /// A page of history, for what a `gap` left out.
+    History,
 }
 
 /// What all clients of a thread share.
@@ -122,6 +127,10 @@ pub struct Client {
     epoch: Box<[u8]>,
     /// Deliveries up to here are a resume's, not live ones.
     resumed_until: Seq,
+    /// What a slow reader was told that it missed, and has not read from the history: first and last.
+    missed: VecDeque<(Seq, Seq)>,
+    /// A page of history is asked for.
+    is_filling: bool,
 }
 
 /// A fixed key makes fixed answers: computed once.
@@ -149,7 +158,14 @@ impl Client {
             cursor: Cursor::default(),
             epoch: Box::default(),
             resumed_until: 0,
+            missed: VecDeque::new(),
+            is_filling: false,
         }
+    }
+
+    /// Entries that the server said it left out and that were not read from the history.
+    pub fn missing(&self) -> u64 {
+        self.missed.iter().map(|(first, last)| last + 1 - first).sum()
     }
 
     /// The number expected next; 0 before the first subscription.
@@ -175,15 +191,7 @@ impl Client {
         self.stage = Stage::Handshake;
         self.reader = FrameReader::default();
         self.out.clear();
-        let request = format!(
-            "GET {}?device=load HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {HANDSHAKE_KEY}\r\nSec-WebSocket-Protocol: antiphon.v1\r\n\
-             Authorization: Bearer {}\r\n\r\n",
-            world.path,
-            world.host,
-            world.token(self.user),
-        );
-        self.out.extend_from_slice(request.as_bytes());
+        push_upgrade(&mut self.out, world, &world.token(self.user));
     }
 
     /// Asks for the room to be made, with as many of its members as a frame takes. The others use
@@ -245,7 +253,7 @@ impl Client {
     /// Says goodbye: close 1000.
     pub fn close(&mut self, rng: &mut Rng) {
         if matches!(self.stage, Stage::Hello | Stage::Ready | Stage::Subscribing | Stage::Live) {
-            push_masked(&mut self.out, Opcode::Close, rng.next() as u32, |o| {
+            push_masked(&mut self.out, Opcode::Close, rng.next_u64() as u32, |o| {
                 o.extend_from_slice(&1000_u16.to_be_bytes())
             });
         }
@@ -254,12 +262,13 @@ impl Client {
     /// The connection is gone; the cursor stays. Returns the messages that were not answered.
     pub fn end(&mut self) -> impl Iterator<Item = Message> + use<> {
         self.stage = Stage::Closed;
+        self.is_filling = false;
         self.out = Vec::new();
         self.response = Vec::new();
         self.reader = FrameReader::default();
         std::mem::take(&mut self.asked).into_iter().filter_map(|(_, asked)| match asked {
             Asked::Send(message) => Some(message),
-            Asked::Create | Asked::Enter { .. } => None,
+            Asked::Create | Asked::Enter { .. } | Asked::History => None,
         })
     }
 
@@ -268,7 +277,7 @@ impl Client {
         self.next_id += 1;
         self.asked.push_back((id, asked));
         let room = &self.room;
-        push_masked(&mut self.out, Opcode::Text, rng.next() as u32, |out| {
+        push_masked(&mut self.out, Opcode::Text, rng.next_u64() as u32, |out| {
             out.push(b'{');
             write(out, room);
             out.extend_from_slice(b",\"id\":");
@@ -299,12 +308,7 @@ impl Client {
             return;
         };
         let response = std::mem::take(&mut self.response);
-        let head = String::from_utf8_lossy(&response[..end]);
-        let accept = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("sec-websocket-accept").then_some(value.trim())
-        });
-        if !head.starts_with("HTTP/1.1 101") || accept != Some(expected_accept()) {
+        if !is_upgraded(&response[..end]) {
             self.fail(shared);
             return;
         }
@@ -319,7 +323,9 @@ impl Client {
             Opcode::Text => self.on_text(payload, shared),
             Opcode::Ping => {
                 shared.tally.pings += 1;
-                push_masked(&mut self.out, Opcode::Pong, shared.rng.next() as u32, |o| o.extend_from_slice(payload));
+                push_masked(&mut self.out, Opcode::Pong, shared.rng.next_u64() as u32, |o| {
+                    o.extend_from_slice(payload)
+                });
             }
             Opcode::Pong => {}
             Opcode::Close => {
@@ -376,7 +382,7 @@ impl Client {
         match scan::reply(payload) {
             Ok(scan::Reply { last: Some(last), head: Some(head), .. }) => {
                 shared.tally.wrong_gaps += u64::from(last != self.cursor.last());
-                shared.tally.excused += self.cursor.excuse(head);
+                self.excuse(head, shared);
             }
             _ => shared.tally.malformed += 1,
         }
@@ -393,7 +399,11 @@ impl Client {
             // Before the first `ok` of a subscription nothing is promised.
             return;
         }
-        count_step(shared.tally, self.cursor.advance(seq));
+        let step = self.cursor.advance(seq);
+        if let Step::Excused(missing) = step {
+            self.note_missed(seq - missing, seq - 1, shared);
+        }
+        count_step(shared.tally, step);
         let is_message = head.kind == b"message:created";
         if is_message {
             shared.tally.delivered += 1;
@@ -439,6 +449,27 @@ impl Client {
     }
 }
 
+/// Appends the upgrade request.
+pub fn push_upgrade(out: &mut Vec<u8>, world: &World, token: &str) {
+    let (path, host) = (&world.path, &world.host);
+    let request = format!(
+        "GET {path}?device=load HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {HANDSHAKE_KEY}\r\nSec-WebSocket-Protocol: antiphon.v1\r\n\
+         Authorization: Bearer {token}\r\n\r\n",
+    );
+    out.extend_from_slice(request.as_bytes());
+}
+
+/// True when the response's head completes the upgrade.
+pub fn is_upgraded(head: &[u8]) -> bool {
+    let head = String::from_utf8_lossy(head);
+    let accept = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("sec-websocket-accept").then_some(value.trim())
+    });
+    head.starts_with("HTTP/1.1 101") && accept == Some(expected_accept())
+}
+
 fn expected_accept() -> &'static str {
     static ACCEPT: std::sync::LazyLock<String> =
         std::sync::LazyLock::new(|| derive_accept_key(HANDSHAKE_KEY.as_bytes()));
@@ -454,6 +485,7 @@ fn facts<'a>(payload: &'a [u8], bytes: u64, world: &World) -> Option<(Facts, &'a
     Some((Facts { bytes, content: hash, client, sent_ns }, content.body))
 }
 
+mod history;
 mod replies;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use antiphon::engine::rng::Rng;
 use antiphon::shard::ring::{BufferId, Completion, Ended, Key, Ring, RingConfig};
 
 use crate::body::Filler;
@@ -22,7 +23,7 @@ use crate::plan::{Plan, Setup, ns};
 use crate::tally::{RoomEnd, Tally};
 use crate::traffic::Sending;
 use crate::verify::Ledger;
-use crate::world::{Rng, World};
+use crate::world::World;
 
 /// What a thread knows at the end.
 pub struct ThreadEnd {
@@ -100,6 +101,9 @@ pub struct Driver {
     last_bytes_ns: u64,
     now_ns: u64,
 }
+
+/// Negated, as closes are counted.
+const ECONNRESET: i64 = -104;
 
 /// Entries that all ledgers of a thread remember together, and each at least and at most.
 const LEDGER_ENTRIES: usize = 1 << 18;
@@ -314,7 +318,8 @@ impl Driver {
         let stage = self.clients[slot as usize].stage;
         if self.phase < Phase::Close {
             *self.tally.closes.entry(code).or_default() += 1;
-            let is_expected = self.clients[slot as usize].is_slow && code == 4102;
+            // With its buffers full, a slow reader may get no close frame: only the end, or a reset.
+            let is_expected = self.clients[slot as usize].is_slow && matches!(code, 4102 | 0 | ECONNRESET);
             self.tally.closes_expected += u64::from(is_expected);
             if self.phase < Phase::Traffic {
                 let user = self.world.user_name(self.clients[slot as usize].user);
@@ -329,6 +334,10 @@ impl Driver {
             Stage::Handshake | Stage::Hello => self.connecting -= 1,
             Stage::Subscribing => self.entering -= 1,
             Stage::Closed | Stage::Ready | Stage::Live => {}
+        }
+        // A slow reader that was cut comes back, as a client should.
+        if self.clients[slot as usize].is_slow && self.act == Act::After && self.phase <= Phase::Drain {
+            self.queue.push_back(slot);
         }
     }
 
@@ -394,7 +403,8 @@ impl Driver {
         }
         let is_behind = |client: &Client| {
             let high = self.ledgers[client.local_room as usize].high();
-            client.stage == Stage::Live && client.next_seq() <= high || client.unanswered() > 0
+            let is_live = client.stage == Stage::Live;
+            is_live && client.next_seq() <= high || client.unanswered() > 0 || client.is_slow && !is_live
         };
         let is_waiting = self.sending.as_ref().is_some_and(|sending| sending.put_off_count() > 0);
         quiet_ns > ns(3.0) || since_ns >= ns(15.0) || !(is_waiting || self.clients.iter().any(is_behind))
@@ -432,7 +442,7 @@ impl Driver {
         let local: usize = senders.iter().map(Vec::len).sum();
         let all = if self.plan.first_member_sends { self.world.rooms() } else { self.world.clients };
         let share = if self.plan.stall.is_some() { 1.0 / f64::from(threads) } else { local as f64 / f64::from(all) };
-        let rng = Rng::new(self.rng.next());
+        let rng = Rng::new(self.rng.next_u64());
         self.sending = Some(Sending::new(self.plan.traffic, thread, senders, share, self.now_ns, in_flight_here, rng));
     }
 
@@ -466,6 +476,9 @@ impl Driver {
         }
         if now_ns < self.schedule.to_ns {
             while let Some((slot, message)) = sending.next(now_ns, |s| self.clients[s as usize].stage == Stage::Live) {
+                if self.schedule.is_measuring(message.sent_ns) {
+                    self.meters.lag.saturating_record(now_ns - message.sent_ns);
+                }
                 self.send(slot, message);
             }
         }
@@ -506,6 +519,7 @@ impl Driver {
         self.stock = ends.collect();
         for client in &self.clients {
             self.tally.unanswered += client.unanswered() as u64;
+            self.tally.lost += client.missing();
             if client.stage == Stage::Live {
                 *self.stock[client.local_room as usize].next.entry(client.next_seq()).or_default() += 1;
             } else {

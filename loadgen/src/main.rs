@@ -4,10 +4,11 @@
 //! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
 //! (a thread's sockets), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
 //! [`scan`] (bytes), [`body`] (what is sent), [`verify`] (what was promised), [`tally`] (the books),
-//! [`measure`] and [`mod@proc`] (numbers), [`report`].
+//! [`measure`] and [`mod@proc`] (numbers), [`watch`] and [`control`] (the server from outside), [`report`]. Scripted scenarios: [`play`], on a [`stage`].
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use antiphon::cli::process;
 use antiphon::shard::probe;
@@ -16,26 +17,31 @@ use clap::Parser;
 use crate::cli::{Cli, Scenario};
 use crate::report::Report;
 use crate::run::RunOptions;
+use crate::watch::Watch;
 use crate::world::{World, WorldSpec};
 
 mod body;
 mod cli;
 mod client;
 mod conductor;
+mod control;
 mod driver;
 #[cfg(test)]
 mod fake;
 mod frame;
 mod measure;
 mod plan;
+mod play;
 mod proc;
 mod report;
 mod run;
 mod scan;
 mod scenario;
+mod stage;
 mod tally;
 mod traffic;
 mod verify;
+mod watch;
 mod world;
 
 #[global_allocator]
@@ -57,10 +63,18 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
     let common = scenario.common();
     common.check()?;
     let cast = scenario.cast()?;
-    let plan = Arc::new(scenario::plan(scenario, &cast)?);
-    let target = common.target()?;
     probe::probe()?;
     check_open_files(cast.clients)?;
+    match scenario {
+        Scenario::Presence(args) => return play::presence::run(args),
+        Scenario::Inbox(args) => return play::inbox::run(args),
+        Scenario::Herd(args) => return play::herd::run(args),
+        Scenario::Mixed(args) => return play::mixed::run(args, false),
+        Scenario::Soak(args) => return play::mixed::run(args, true),
+        _ => {}
+    }
+    let plan = Arc::new(scenario::plan(scenario, &cast)?);
+    let target = common.target()?;
     let salt = common.seed ^ u64::from(std::process::id());
     let sources = common.sources(&target, cast.clients, salt)?;
     let world = Arc::new(World::new(WorldSpec {
@@ -75,11 +89,18 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
         secret: common.secret()?,
     }));
     let options = RunOptions { cores: common.pin.clone(), server_pid: common.server_pid, progress: common.progress };
-    let outcome = run::run(&world, &plan, &options)?;
-    let findings = scenario::findings(scenario, &cast, &outcome);
+    let control = common.control.as_deref().map(control::address).transpose()?;
+    let watch = Watch::start(common.server_pid, control, Duration::from_secs(1));
+    let outcome = run::run(&world, &plan, &options);
+    let seen = watch.stop();
+    let outcome = outcome?;
+    let findings = scenario::findings(scenario, &cast, &outcome, &seen);
     let mut failures = outcome.tally.failures();
     failures.extend(findings.failures);
-    Ok(report::report(&world, &plan, &outcome, findings.notes, failures))
+    failures.extend(seen.trouble);
+    let mut report = report::report(&world, &plan, &outcome, findings.notes, failures);
+    report.figures = findings.figures;
+    Ok(report)
 }
 
 /// Descriptors beside the clients': rings, eventfds, standard streams, /proc.

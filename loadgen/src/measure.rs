@@ -57,10 +57,12 @@ pub struct Meters {
     pub connect: Histogram<u64>,
     /// From the moment of returning to the reply of the resume, ns.
     pub back: Histogram<u64>,
+    /// How late this tool itself sent a message, after its intended time, ns.
+    pub lag: Histogram<u64>,
 }
 
 /// 1 µs to 2 min with three digits.
-fn histogram() -> Histogram<u64> {
+pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, 120_000_000_000, 3).expect("constant bounds that hdrhistogram takes")
 }
 
@@ -68,7 +70,7 @@ impl Meters {
     /// Empty, for so many windows.
     pub fn new(windows: usize) -> Self {
         let many = || (0..windows).map(|_| histogram()).collect::<Vec<_>>();
-        Self { ack: many(), delivery: many(), connect: histogram(), back: histogram() }
+        Self { ack: many(), delivery: many(), connect: histogram(), back: histogram(), lag: histogram() }
     }
 
     /// An `ok` to a message meant for `sent_ns`.
@@ -88,7 +90,8 @@ impl Meters {
     /// Adds another thread's.
     pub fn add(&mut self, other: &Self) {
         let pairs = self.ack.iter_mut().zip(&other.ack).chain(self.delivery.iter_mut().zip(&other.delivery));
-        for (sum, more) in pairs.chain([(&mut self.connect, &other.connect), (&mut self.back, &other.back)]) {
+        let single = [(&mut self.connect, &other.connect), (&mut self.back, &other.back), (&mut self.lag, &other.lag)];
+        for (sum, more) in pairs.chain(single) {
             sum.add(more).expect("all histograms have the same bounds");
         }
     }

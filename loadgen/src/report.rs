@@ -12,6 +12,9 @@ use crate::world::World;
 
 /// A driver thread busier than this was the limit of the run.
 const TOOL_LIMIT: f64 = 0.95;
+/// Sends later than this (p99), and than this part of the delivery's p99, are the tool's fault.
+const LAG_MS: f64 = 1.0;
+const LAG_SHARE: f64 = 0.25;
 
 /// The whole report.
 #[derive(Debug, Serialize)]
@@ -30,6 +33,8 @@ pub struct Report {
     pub server: Option<Server>,
     /// This tool.
     pub tool: Tool,
+    /// Numbers that only this scenario has.
+    pub figures: Vec<Figure>,
     /// What only this scenario shows.
     pub notes: Vec<String>,
     /// Counts of everything that was checked.
@@ -38,6 +43,17 @@ pub struct Report {
     pub failures: Vec<String>,
     /// True when nothing was broken.
     pub passed: bool,
+}
+
+/// A number of one scenario.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figure {
+    /// What it is, for programs.
+    pub name: &'static str,
+    /// The number.
+    pub value: f64,
+    /// What it counts.
+    pub unit: &'static str,
 }
 
 /// What was asked for.
@@ -136,8 +152,12 @@ pub struct Tool {
     pub cpu_s: f64,
     /// The share of a core that its busiest driver threads took, on average over them.
     pub driver_load: f64,
-    /// The tool, not the server, set the pace: its figures are lower bounds.
+    /// How late messages of an open loop left, 99th percentile, ms: it is part of every latency above.
+    pub send_lag_p99_ms: f64,
+    /// The tool, not the server, set the pace: its figures are bounds of what the server can do.
     pub was_the_limit: bool,
+    /// How that is known.
+    pub limit: Option<String>,
 }
 
 /// Counts of everything that was checked.
@@ -216,6 +236,7 @@ pub fn report(world: &World, plan: &Plan, outcome: &Outcome, notes: Vec<String>,
         traffic,
         server: server(world, outcome),
         tool: tool(world, outcome),
+        figures: Vec::new(),
         notes,
         checked: checked(outcome),
         passed: failures.is_empty(),
@@ -263,7 +284,22 @@ fn server(world: &World, outcome: &Outcome) -> Option<Server> {
 
 fn tool(world: &World, outcome: &Outcome) -> Tool {
     let driver_load = driver_load(&outcome.tool, outcome.tool_s, world.threads);
-    Tool { cpu_s: outcome.tool.total_s, driver_load, was_the_limit: driver_load > TOOL_LIMIT }
+    let lag = Latency::of(&outcome.meters.lag).p99_ms;
+    let slowest = outcome.meters.delivery.iter().map(|hist| Latency::of(hist).p99_ms).fold(0.0, f64::max);
+    let limit = limit(driver_load, lag, slowest);
+    let cpu_s = outcome.tool.total_s;
+    Tool { cpu_s, driver_load, send_lag_p99_ms: lag, was_the_limit: limit.is_some(), limit }
+}
+
+/// Why the tool was the limit, if it was: its threads were busy, or late with a good part of what the
+/// server is charged with.
+fn limit(driver_load: f64, lag_p99_ms: f64, delivery_p99_ms: f64) -> Option<String> {
+    if driver_load > TOOL_LIMIT {
+        return Some(format!("its threads were busy {:.0} % of the time", driver_load * 100.0));
+    }
+    let is_late = lag_p99_ms > LAG_MS && lag_p99_ms > delivery_p99_ms * LAG_SHARE;
+    is_late
+        .then(|| format!("its sends left {lag_p99_ms:.1} ms late (p99), of a delivery p99 of {delivery_p99_ms:.1} ms"))
 }
 
 fn driver_load(spent: &Spent, seconds: f64, threads: u32) -> f64 {
@@ -338,13 +374,17 @@ impl Report {
         if let Some(server) = &self.server {
             server.write_text(out)?;
         }
+        let limit = self.tool.limit.as_ref().map_or(String::new(), |why| format!(": THE TOOL WAS THE LIMIT, {why}"));
         writeln!(
             out,
-            "  this tool  {:.2} CPU s, driver threads at {:.0} %{}",
+            "  this tool  {:.2} CPU s, driver threads at {:.0} %, sends {:.2} ms late (p99){limit}",
             self.tool.cpu_s,
             self.tool.driver_load * 100.0,
-            if self.tool.was_the_limit { ": THE TOOL WAS THE LIMIT, the server can do more" } else { "" }
+            self.tool.send_lag_p99_ms
         )?;
+        for figure in &self.figures {
+            writeln!(out, "  figure     {:<28} {} {}", figure.name, figure.number(), figure.unit)?;
+        }
         for note in &self.notes {
             writeln!(out, "  note       {note}")?;
         }
@@ -352,6 +392,16 @@ impl Report {
         match self.failures.as_slice() {
             [] => writeln!(out, "  PASSED     every promise held"),
             failures => failures.iter().try_for_each(|failure| writeln!(out, "  FAILED     {failure}")),
+        }
+    }
+}
+
+impl Figure {
+    fn number(&self) -> String {
+        match self.value {
+            value if value.fract() == 0.0 && value >= 0.0 => thousands(value as u64),
+            value if value.abs() < 0.1 => format!("{value:.6}"),
+            value => format!("{value:.2}"),
         }
     }
 }
@@ -453,6 +503,14 @@ mod tests {
         for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(thousands(number), text);
         }
+    }
+
+    #[test]
+    fn a_busy_or_a_late_tool_is_the_limit() {
+        assert_eq!(limit(0.5, 0.9, 1.0), None);
+        assert_eq!(limit(0.5, 2.0, 20.0), None);
+        assert!(limit(0.5, 6.0, 20.0).unwrap().contains("6.0 ms late"));
+        assert!(limit(0.97, 0.0, 20.0).unwrap().contains("97 %"));
     }
 
     #[test]

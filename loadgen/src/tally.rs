@@ -62,6 +62,10 @@ pub struct Tally {
     pub not_recovered: u64,
     /// Numbers that resumes had to bring.
     pub resumed_entries: u64,
+    /// Of the numbers skipped, those of slow readers, which read them from the history.
+    pub missed: u64,
+    /// Of these, those that came from there.
+    pub refetched: u64,
     /// `error` replies by code.
     pub errors: BTreeMap<u64, u64>,
     /// Connections that ended unasked, by close code (0: without one; errno negated).
@@ -103,6 +107,8 @@ impl Tally {
             recovered,
             not_recovered,
             resumed_entries,
+            missed,
+            refetched,
             errors,
             closes,
             closes_expected,
@@ -136,6 +142,8 @@ impl Tally {
             (&mut self.recovered, recovered),
             (&mut self.not_recovered, not_recovered),
             (&mut self.resumed_entries, resumed_entries),
+            (&mut self.missed, missed),
+            (&mut self.refetched, refetched),
             (&mut self.closes_expected, closes_expected),
             (&mut self.connect_failures, connect_failures),
         ];

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use crate::client::Message;
 use crate::measure::Pacer;
 use crate::plan::Traffic;
-use crate::world::Rng;
+use antiphon::engine::rng::Rng;
 
 /// One thread's part of the traffic.
 pub struct Sending {

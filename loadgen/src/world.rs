@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ahash::RandomState;
+use antiphon::engine::rng::Rng;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
 
@@ -69,6 +70,8 @@ struct Claims<'a> {
     sub: &'a str,
     iat: u64,
     exp: u64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    admin: bool,
 }
 
 impl World {
@@ -125,6 +128,12 @@ impl World {
         format!("{}-{user}", self.run)
     }
 
+    /// The user of that name; `None` for a stranger.
+    pub fn user_of(&self, name: &[u8]) -> Option<u32> {
+        let number = name.strip_prefix(self.run.as_bytes())?.strip_prefix(b"-")?;
+        std::str::from_utf8(number).ok()?.parse().ok()
+    }
+
     /// The room's name.
     pub fn room_name(&self, room: u32) -> String {
         format!("load/{}/{room}", self.run)
@@ -138,15 +147,25 @@ impl World {
 
     /// A token of the user, valid for a day.
     pub fn token(&self, user: u32) -> String {
+        self.sign(user, false)
+    }
+
+    /// The same for a user who may do everything everywhere (claim `admin`).
+    pub fn admin_token(&self, user: u32) -> String {
+        self.sign(user, true)
+    }
+
+    fn sign(&self, user: u32, admin: bool) -> String {
         let name = self.user_name(user);
-        let claims = Claims { sub: &name, iat: self.token_expires - TOKEN_TTL.as_secs(), exp: self.token_expires };
+        let iat = self.token_expires - TOKEN_TTL.as_secs();
+        let claims = Claims { sub: &name, iat, exp: self.token_expires, admin };
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.key)
             .expect("claims of plain text and integers sign with any HS256 key")
     }
 }
 
 fn run_name(salt: u64) -> String {
-    let mut rest = Rng::new(salt).next();
+    let mut rest = Rng::new(salt).next_u64();
     (0..6)
         .map(|_| {
             let digit = (rest % 36) as u32;
@@ -169,31 +188,6 @@ pub fn loopback_sources(clients: u32, salt: u64) -> Vec<Ipv4Addr> {
     (0..clients.div_ceil(PER_SOURCE).max(1))
         .map(|n| Ipv4Addr::new(127, b, c.wrapping_add((n / 254) as u8), 1 + (n % 254) as u8))
         .collect()
-}
-
-/// A small fast generator (xorshift64*), seeded, not for secrets.
-#[derive(Debug, Clone)]
-pub struct Rng(u64);
-
-impl Rng {
-    /// From any seed.
-    pub fn new(seed: u64) -> Self {
-        Self((seed ^ 0x9e37_79b9_7f4a_7c15).max(1))
-    }
-
-    /// 64 bits.
-    #[allow(clippy::should_implement_trait)] // It never ends and is no collection.
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Below `bound`, which is at least 1.
-    pub fn below(&mut self, bound: u32) -> u32 {
-        (((self.next() >> 32) * u64::from(bound)) >> 32) as u32
-    }
 }
 
 #[cfg(test)]
@@ -236,6 +230,9 @@ pub mod tests {
         let validation = jsonwebtoken::Validation::new(Algorithm::HS256);
         let token = jsonwebtoken::decode::<serde_json::Value>(world.token(1), &key, &validation).unwrap();
         assert_eq!(token.claims["sub"], world.user_name(1).as_str());
+        assert!(token.claims.get("admin").is_none());
+        let admin = jsonwebtoken::decode::<serde_json::Value>(world.admin_token(1), &key, &validation).unwrap();
+        assert_eq!(admin.claims["admin"], true);
     }
 
     #[test]
@@ -245,13 +242,5 @@ pub mod tests {
         assert_eq!(many.len(), 7);
         assert!(many.iter().all(|ip| ip.is_loopback() && ip.octets()[1] != 0));
         assert_eq!(many.iter().collect::<std::collections::HashSet<_>>().len(), 7);
-    }
-
-    #[test]
-    fn random_numbers_stay_in_bounds_and_vary() {
-        let mut rng = Rng::new(0);
-        let seen: std::collections::HashSet<u32> = (0..1_000).map(|_| rng.below(10)).collect();
-        assert_eq!(seen.len(), 10);
-        assert!(seen.iter().all(|n| *n < 10));
     }
 }

@@ -195,6 +195,8 @@ section! {
         reader_threads: u16 = "2" in 1 to 64, "reader-threads" "ANTIPHON_READER_THREADS" [hide_short_help = true];
         /// Most client_ids remembered; past it the oldest are forgotten early
         dedupe_entries_max: u32 = "1000000" in 1000 to 100000000, "dedupe-entries-max" "ANTIPHON_DEDUPE_ENTRIES_MAX" [hide_short_help = true];
+        /// Dead letters that are kept; past it the oldest go
+        dead_letters_max: u32 = "10000" in 0 to 100000, "dead-letters-max" "ANTIPHON_DEAD_LETTERS_MAX" [hide_short_help = true];
     }
 }
 

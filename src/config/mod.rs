@@ -96,6 +96,8 @@ pub struct StoreConfig {
     pub reader_threads: usize,
     /// Most client_ids remembered.
     pub dedupe_entries_max: usize,
+    /// Most dead letters kept.
+    pub dead_letters_max: u32,
 }
 
 /// The network ring of a shard.
@@ -153,6 +155,7 @@ impl Config {
                 commit_batch_max: settings.store.commit_batch_max as usize,
                 reader_threads: usize::from(settings.store.reader_threads),
                 dedupe_entries_max: settings.store.dedupe_entries_max as usize,
+                dead_letters_max: settings.store.dead_letters_max,
             },
             ring: ring_config(&settings.ring)?,
             log: log_config(&settings.log)?,

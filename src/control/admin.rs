@@ -44,6 +44,7 @@ pub(super) fn routes(context: &Context) -> Router<Context> {
         .route("/users/{user}/disconnect", post(disconnect))
         .route("/tokens/revoke", post(revoke))
         .merge(super::inbox::routes())
+        .merge(super::dead::routes())
         .fallback(reply::no_such_path)
         .method_not_allowed_fallback(reply::no_such_method)
         .layer(middleware::from_fn_with_state(context.clone(), require_token))
@@ -240,14 +241,24 @@ async fn disconnect(
 #[serde(deny_unknown_fields)]
 struct Revoke {
     jti: Option<String>,
+    /// When the token expires, if that is known: it is remembered no longer than need be.
+    expires_ts: Option<u64>,
     user: Option<String>,
 }
 
 async fn revoke(State(context): State<Context>, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Failure> {
     let request: Revoke = parse(body)?;
+    if request.expires_ts.is_some() && request.jti.is_none() {
+        return Err(Failure::bad_request("expires_ts is of a jti"));
+    }
     let (shard, revocation) = match (request.jti, request.user) {
         (Some(jti), None) if (1..=JTI_BYTES_MAX).contains(&jti.len()) => {
-            (ShardId(0), Revocation::Jti(jti.into_boxed_str()))
+            let jti = jti.into_boxed_str();
+            let revocation = match request.expires_ts {
+                None => Revocation::Jti(jti),
+                Some(expires_ts) => Revocation::JtiUntil(jti, expires_ts),
+            };
+            (ShardId(0), revocation)
         }
         (Some(_), None) => return Err(Failure::bad_request(format!("jti must have 1 to {JTI_BYTES_MAX} bytes"))),
         (None, Some(user)) => {

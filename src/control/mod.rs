@@ -8,6 +8,7 @@
 //! `metrics`, `page`; `reply` the shape of every error.
 
 mod admin;
+mod dead;
 mod health;
 mod inbox;
 mod metrics;

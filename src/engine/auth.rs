@@ -5,7 +5,7 @@
 //! alone sees roles in log order (see `sequencer`).
 
 use super::event::{Claims, Revocation, RoomGrants};
-use crate::protocol::ids::{Role, RoomKind, UserId};
+use crate::protocol::ids::{Role, RoomKind, UnixMillis, UserId};
 use std::collections::HashMap;
 
 /// What a token allows, kept with its session.
@@ -55,10 +55,17 @@ impl Rights {
     }
 }
 
+/// How much longer than its token a revocation is remembered, ms: more than any leeway for clocks.
+pub const REVOKED_SLACK_MS: UnixMillis = 3_600_000;
+const FORGET_EVERY_MS: UnixMillis = 600_000;
+
 /// Tokens that are no longer valid, as every shard knows them.
 #[derive(Debug, Default)]
 pub struct Revoked {
-    jtis: std::collections::HashSet<Box<str>, ahash::RandomState>,
+    /// Until when each is remembered; `u64::MAX`: for ever.
+    jtis: HashMap<Box<str>, UnixMillis, ahash::RandomState>,
+    /// When expired ones are looked for next.
+    forget_at: UnixMillis,
     users: HashMap<UserId, u64, ahash::RandomState>,
 }
 
@@ -66,9 +73,8 @@ impl Revoked {
     /// Remembers one more.
     pub fn add(&mut self, revocation: &Revocation) {
         match revocation {
-            Revocation::Jti(jti) => {
-                self.jtis.insert(jti.clone());
-            }
+            Revocation::Jti(jti) => self.add_jti(jti, UnixMillis::MAX),
+            Revocation::JtiUntil(jti, expires_ts) => self.add_jti(jti, expires_ts.saturating_add(REVOKED_SLACK_MS)),
             Revocation::UserBefore(user, second) => {
                 let before = self.users.entry(user.clone()).or_default();
                 *before = (*before).max(*second);
@@ -76,9 +82,27 @@ impl Revoked {
         }
     }
 
+    fn add_jti(&mut self, jti: &str, until: UnixMillis) {
+        let kept = self.jtis.entry(jti.into()).or_default();
+        *kept = (*kept).max(until);
+    }
+
+    /// Lets go of tokens that are refused for their age anyhow. Looks at all of them, now and then.
+    pub fn forget(&mut self, now: UnixMillis) {
+        if now >= self.forget_at {
+            self.forget_at = now + FORGET_EVERY_MS;
+            self.jtis.retain(|_, until| *until > now);
+        }
+    }
+
+    /// How many single tokens are remembered.
+    pub fn jtis(&self) -> usize {
+        self.jtis.len()
+    }
+
     /// True when a token with these claims was revoked.
     pub fn covers(&self, user: &UserId, issued_at: Option<u64>, jti: Option<&str>) -> bool {
-        jti.is_some_and(|jti| self.jtis.contains(jti))
+        jti.is_some_and(|jti| self.jtis.contains_key(jti))
             || self.users.get(user).is_some_and(|before| issued_at.is_none_or(|at| at <= *before))
     }
 }
@@ -116,6 +140,24 @@ mod tests {
         for (who, room, kind, role, want, expected) in cases {
             assert_eq!(who.may(room, kind, role, want), expected, "{who:?} {room} {kind:?} {role:?} {want:?}");
         }
+    }
+
+    #[test]
+    fn a_revocation_is_forgotten_some_time_after_its_token_expired() {
+        let alice = UserId::parse("alice").unwrap();
+        let mut revoked = Revoked::default();
+        let now = 1_600_000_000_000;
+        revoked.add(&Revocation::Jti("for ever".into()));
+        for (jti, expires_ts) in
+            [("soon", now), ("later", now + REVOKED_SLACK_MS), ("longest", now), ("longest", now * 2)]
+        {
+            revoked.add(&Revocation::JtiUntil(jti.into(), expires_ts));
+        }
+        revoked.forget(now);
+        assert_eq!(revoked.jtis(), 4, "clocks differ: not at once");
+        revoked.forget(now + REVOKED_SLACK_MS);
+        let covers = |jti| revoked.covers(&alice, Some(1), Some(jti));
+        assert!(!covers("soon") && covers("later") && covers("longest") && covers("for ever"));
     }
 
     #[test]

@@ -16,10 +16,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use reading::{HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
+pub use super::audience::{Audience, Viewer};
+pub use reading::{DELETED_MAX, DELIVERED_MAX, HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
 
+use super::dead::{DeadAct, DeadFilter, DeadLetter, LetterId};
 use super::inbox::{InboxChange, ItemId, NewItem};
 use super::stages::Stamps;
+use super::tally::Tally;
 use crate::protocol::encode::{EventKind, frame_header_len};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{
@@ -163,6 +166,8 @@ pub enum Entry {
         /// Which.
         items: Box<[ItemId]>,
     },
+    /// Dead letters are replayed or thrown away.
+    Dead(DeadAct),
 }
 
 /// A message, as its author's shard hands it over.
@@ -184,6 +189,8 @@ pub struct NewMessage {
     pub priority: Priority,
     /// Who is mentioned (repeated inside `fields`): members of the room among them get an inbox item.
     pub mentions: Box<[UserId]>,
+    /// The author has read the room up to this message: their read cursor moves with it.
+    pub reads: bool,
 }
 
 /// A change to a message that stands in the log, as its author's shard hands it over.
@@ -219,31 +226,13 @@ pub enum AmendAct {
     Unreact(Box<str>),
 }
 
-/// Who may see an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Audience {
-    /// Everybody but these.
-    Except(Box<[UserId]>),
-    /// These and the author.
-    Only(Box<[UserId]>),
-}
-
-impl Audience {
-    /// True when `user` may see an entry of `author` with this audience.
-    pub fn admits(&self, user: &str, author: &str) -> bool {
-        let named = |list: &[UserId]| list.iter().any(|u| u.as_str() == user);
-        match self {
-            Self::Except(list) => !named(list),
-            Self::Only(list) => user == author || named(list),
-        }
-    }
-}
-
 /// Tokens that are no longer valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revocation {
     /// The token with this `jti` claim.
     Jti(Box<str>),
+    /// The same, of a token that expires then and need not be remembered for longer.
+    JtiUntil(Box<str>, UnixMillis),
     /// Every token of this user whose `iat` claim is missing or at or before this second.
     UserBefore(UserId, u64),
 }
@@ -277,6 +266,8 @@ pub struct CommittedBatch {
     pub runs: Vec<RoomRun>,
     /// Cursors that moved: the latest for each room, user and device.
     pub reads: Vec<ReadAdvance>,
+    /// Messages that became tombstones.
+    pub deleted: Vec<(RoomKey, Seq)>,
     /// Tokens revoked by this batch.
     pub revocations: Vec<Revocation>,
     /// Changes of users' inboxes, in the order in which they were decided.
@@ -298,6 +289,8 @@ pub struct RoomRun {
     pub kind: RoomKind,
     /// Members after this batch.
     pub members: u32,
+    /// What the room's entries come to after this batch.
+    pub tally: Tally,
     /// The entries, ascending by seq, dense.
     pub entries: Vec<LogEntry>,
 }
@@ -308,6 +301,25 @@ impl RoomRun {
         let start = self.entries.first().map_or(0, |entry| entry.span.start);
         let end = self.entries.last().map_or(start, |entry| entry.span.end);
         start..end
+    }
+
+    /// What the room's entries came to before the run.
+    pub fn tally_before(&self) -> Tally {
+        self.tally_at(0).unwrap_or(self.tally)
+    }
+
+    /// What the room's entries come to at `seq`, an entry of the run or the one before; for 0 at the one
+    /// before.
+    pub fn tally_at(&self, seq: Seq) -> Option<Tally> {
+        let first = self.entries.first()?.seq;
+        let seq = if seq == 0 { first - 1 } else { seq };
+        if seq + 1 < first || seq > self.last_seq() {
+            return None;
+        }
+        let mut tally = self.tally;
+        let behind = self.entries.iter().rev().take_while(|entry| entry.seq > seq);
+        behind.for_each(|entry| tally.take_back(entry.seq, entry.ts, entry.kind));
+        Some(tally)
     }
 
     /// The last seq of the run.
@@ -372,6 +384,8 @@ pub struct MembershipChange {
     pub user: UserId,
     /// The new role.
     pub role: Option<Role>,
+    /// Messages of the room up to the entry: where a new member's read cursor begins.
+    pub counted: u64,
 }
 
 /// A cursor that moved: of a user (read), or of one of their devices (delivered).
@@ -385,6 +399,8 @@ pub struct ReadAdvance {
     pub device: Option<DeviceId>,
     /// Everything up to and with this seq is read, or on the device.
     pub seq: Seq,
+    /// Messages of the room up to `seq`; 0 for a device.
+    pub counted: u64,
 }
 
 /// The answer to one [`Append`].
@@ -426,6 +442,8 @@ pub enum MeshMessage {
         frame: Bytes,
         /// Lane.
         priority: Priority,
+        /// Who may see it, when not everybody.
+        restricted: Option<Arc<Restricted>>,
     },
     /// About presence.
     Presence {
@@ -547,6 +565,17 @@ pub enum AdminAct {
     Presence,
     /// Put an item into a user's inbox.
     Notify(Box<NewItem>),
+    /// Replay dead letters, or throw them away. Any shard will do.
+    Dead(DeadAct),
+    /// Dead letters with a number above `after`, oldest first, at most `limit`. Any shard will do.
+    DeadLetters {
+        /// Which.
+        filter: DeadFilter,
+        /// Exclusive lower bound.
+        after: LetterId,
+        /// At most so many.
+        limit: u32,
+    },
 }
 
 /// The answer to an [`AdminRequest`].
@@ -565,6 +594,15 @@ pub enum AdminAnswer {
     Revoked,
     /// The item of this number waits.
     Notified(ItemId),
+    /// The letter was replayed, or so many (`seq`) were thrown away.
+    Dead(Committed),
+    /// A page of dead letters.
+    DeadLetters {
+        /// Ascending by number.
+        letters: Vec<DeadLetter>,
+        /// There is more.
+        more: bool,
+    },
     /// Who is present, in numbers.
     Presence(PresenceCount),
 }

@@ -38,8 +38,6 @@ pub const ATTEMPTS_MAX: u32 = 10;
 pub const RETRY_FIRST_MS: u64 = 1_000;
 /// Longest wait for an acknowledgement, ms.
 pub const RETRY_LAST_MS: u64 = 300_000;
-/// Dead letters that are kept, the newest of all users.
-pub const DEAD_MAX: u32 = 10_000;
 
 const _: () = assert!(RETRY_FIRST_MS < RETRY_LAST_MS);
 

@@ -3,8 +3,10 @@
 //! Reading order: [`event`] (what can come in and go out), [`shard`] (the three calls), `handle/`
 //! (what happens on each input), then the parts.
 
+pub mod audience;
 pub mod auth;
 mod cx;
+pub mod dead;
 pub mod edits;
 pub mod event;
 mod handle;
@@ -20,6 +22,7 @@ pub mod shard;
 pub mod stages;
 pub mod stats;
 pub mod sync;
+pub mod tally;
 pub mod timers;
 pub mod users;
 

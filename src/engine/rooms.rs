@@ -6,8 +6,10 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::event::{ConnKey, RoomRow};
+use super::event::{ConnKey, DELETED_MAX, RoomRow};
 use super::sync::RecentRun;
+use super::tally::Tally;
+use super::users::Standing;
 use crate::protocol::encode;
 use crate::protocol::filter::Filter;
 use crate::protocol::ids::{Position, RoomKey, RoomKind, RoomName, Seq, UnixMillis};
@@ -32,6 +34,10 @@ pub struct Room {
     pub head: Seq,
     /// Number of members.
     pub members: u32,
+    /// What the entries up to the head come to.
+    pub tally: Tally,
+    /// Tombstones, ascending: the newest [`DELETED_MAX`] behind the read cursors of loaded users.
+    pub deleted: Vec<Seq>,
     /// Entries at or before this position are already in `head` and `members`.
     pub loaded_at: Position,
     /// Connections that listen: first those who want everything, then those with a filter.
@@ -54,6 +60,8 @@ impl Room {
             kind: row.kind,
             head: row.head,
             members: row.members,
+            tally: row.tally,
+            deleted: Vec::new(),
             loaded_at,
             subscribers: Vec::new(),
             filters: Vec::new(),
@@ -66,6 +74,22 @@ impl Room {
     /// Its name as a JSON string.
     pub fn json(&self) -> Box<str> {
         encode::room_json(&self.name)
+    }
+
+    /// A message became a tombstone.
+    pub fn note_deleted(&mut self, seq: Seq) {
+        if let Err(at) = self.deleted.binary_search(&seq) {
+            self.deleted.insert(at, seq);
+            if self.deleted.len() > DELETED_MAX {
+                self.deleted.remove(0);
+            }
+        }
+    }
+
+    /// Messages behind a user's read cursor. Tombstones do not count.
+    pub fn unread(&self, standing: &Standing) -> u64 {
+        let behind = self.deleted.len() - self.deleted.partition_point(|seq| *seq <= standing.read);
+        self.tally.messages.saturating_sub(standing.counted).saturating_sub(behind as u64)
     }
 
     /// True when nothing needs it loaded.

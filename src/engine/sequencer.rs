@@ -19,6 +19,8 @@
 //! - Who may change a membership: see the `membership` part; a message: see the `edits` part.
 
 mod batch;
+mod counts;
+mod dead;
 mod dedupe;
 mod edits;
 mod facts;
@@ -41,6 +43,7 @@ use super::event::{
     Append, Committed, CommittedBatch, Entry, MembershipChange, NewMessage, Outcome, ReadAdvance, Revocation, RoomRow,
 };
 use super::inbox::{Bounds, ItemId, Removal};
+use super::tally::Tally;
 use crate::protocol::encode::{EventKind, room_json};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
@@ -126,6 +129,8 @@ pub(in crate::engine::sequencer) struct RoomState {
     kind: RoomKind,
     head: Seq,
     members: u32,
+    tally: Tally,
+    recent: counts::RecentKinds,
     /// The last batch that used it.
     used: u64,
 }
@@ -281,7 +286,7 @@ impl Sequencer {
     fn finish(&mut self, mut draft: Decided, changes: Changes) -> Decided {
         for room in &mut draft.rooms {
             let state = &self.rooms[&room.key];
-            (room.head, room.members) = (state.head, state.members);
+            (room.head, room.members, room.tally) = (state.head, state.members, state.tally);
         }
         let mut roles: Vec<_> = changes.roles.into_iter().collect();
         roles.sort_unstable_by(|a, b| a.0.cmp(&b.0));
@@ -376,6 +381,7 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::InboxAck { user, items } => self.inbox_ack(user, &items, Removal::Acked),
                 Entry::InboxTried { user, items } => self.inbox_tried(user, &items),
                 Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
+                Entry::Dead(act) => self.dead(act),
             }
         };
         let result = match verdict {
@@ -390,12 +396,15 @@ impl<F: Facts> Turn<'_, F> {
     }
 
     fn message(&mut self, message: NewMessage, seen: Position) -> Verdict<F::Error> {
-        let NewMessage { room: key, author, client_id, fields, thread, audience, priority, mentions } = message;
+        let NewMessage { room: key, author, client_id, fields, thread, audience, priority, mentions, reads } = message;
         let hash = match &client_id {
             Some(client_id) if self.core.dedupe.is_on() => Some(self.core.dedupe.hash(author.as_str(), client_id)),
             _ => None,
         };
         if let Some(First { room, seq, ts }) = hash.and_then(|hash| self.core.dedupe.find(hash, self.now)) {
+            if room != key {
+                return Err(refuse(ErrorCode::Conflict, "this client_id was used for a message in another room"));
+            }
             self.core.duplicates += 1;
             return Ok(Committed { room, seq, ts, duplicate: true, value: 0 });
         }
@@ -411,6 +420,7 @@ impl<F: Facts> Turn<'_, F> {
         let kind = EventKind::MessageCreated;
         let feeds = (!mentions.is_empty() || self.room(key).kind == RoomKind::Direct)
             .then(|| (author.clone(), audience.clone()));
+        let reader = reads.then(|| author.clone());
         let author = Some(author);
         let row = Row { room: key, seq: 0, kind, priority, author, client_id, thread, audience, fields, change: None };
         let committed = self.push(row);
@@ -419,6 +429,11 @@ impl<F: Facts> Turn<'_, F> {
         }
         if let Some((author, audience)) = feeds {
             self.feed_message(&committed, &author, audience.as_deref(), priority, &mentions)?;
+        }
+        if let Some(reader) = reader
+            && self.role(key, &reader)?.is_some_and(Role::is_member)
+        {
+            self.cursor(key, reader, None, committed.seq)?;
         }
         Ok(committed)
     }
@@ -442,13 +457,19 @@ impl<F: Facts> Turn<'_, F> {
             }
             .map_err(Stop::Facts)?,
         };
+        let begun = self.draft.joined.iter().filter(|begun| (begun.room, &begun.user) == (key, &pair.1));
+        let stands = begun.map(|begun| begun.seq).fold(stands, Seq::max);
         let cursor = seq.min(self.room(key).head).max(stands);
         if cursor > stands {
+            let counted = if pair.2.is_none() { self.counted_at(key, cursor)? } else { 0 };
             match known {
-                Some(index) => self.draft.cursors[index].seq = cursor,
+                Some(index) => {
+                    let row = &mut self.draft.cursors[index];
+                    (row.seq, row.counted) = (cursor, counted);
+                }
                 None => {
                     let (user, device) = (pair.1.clone(), pair.2.clone());
-                    self.draft.cursors.push(ReadAdvance { room: key, user, device, seq: cursor });
+                    self.draft.cursors.push(ReadAdvance { room: key, user, device, seq: cursor, counted });
                     self.changes.cursors.insert(pair, self.draft.cursors.len() - 1);
                 }
             }
@@ -466,6 +487,8 @@ impl<F: Facts> Turn<'_, F> {
         let room = self.core.rooms.get_mut(&row.room).expect("the room was loaded by the caller");
         room.head += 1;
         row.seq = room.head;
+        room.tally.add(row.seq, self.now, row.kind);
+        room.recent.push(row.kind);
         let committed = Committed { room: row.room, seq: row.seq, ts: self.now, duplicate: false, value: 0 };
         self.draft.rows.push(row);
         committed
@@ -510,10 +533,12 @@ impl<F: Facts> Turn<'_, F> {
     }
 
     fn keep(&mut self, row: RoomRow) -> RoomKey {
-        let RoomRow { key, name, kind, head, members, .. } = row;
+        let RoomRow { key, name, kind, head, members, tally, .. } = row;
         let (name_json, used) = (room_json(&name), self.core.batch);
         self.core.names.insert(name.clone(), key);
-        self.core.rooms.insert(key, RoomState { name, name_json, kind, head, members, used });
+        self.core
+            .rooms
+            .insert(key, RoomState { name, name_json, kind, head, members, tally, recent: Default::default(), used });
         key
     }
 

@@ -219,6 +219,10 @@ readings!(
         Counter inbox_expired;
         /// Inbox items that became dead letters after the last attempt.
         Counter inbox_dead;
+        /// Dead letters that the admin API replayed with success through this shard.
+        Counter dead_replayed;
+        /// Dead letters that the admin API threw away through this shard.
+        Counter dead_purged;
 
         /// Commands that were refused for their rate.
         Counter rate_limited;
@@ -468,6 +472,8 @@ readings!(
         Gauge dedupe_entries;
         /// Bytes of the write-ahead log that are in use.
         Gauge wal_bytes;
+        /// Dead letters that are kept.
+        Gauge dead_letters;
         /// Transactions that committed.
         Counter batches;
         /// Log rows that were committed.
@@ -494,6 +500,10 @@ readings!(
         Counter items_evicted;
         /// Inbox items that were deleted because their time was over.
         Counter items_expired;
+        /// Entries that could not be written and were put aside as dead letters.
+        Counter poisoned;
+        /// Dead letters that were let go because there were more than dead_letters_max.
+        Counter dead_letters_dropped;
         /// Questions that were answered.
         Counter reads;
         /// Questions that were answered with an error.

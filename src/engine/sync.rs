@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::event::{CommittedBatch, LogEntry, RoomRun};
 use super::rooms::{Room, Rooms};
+use super::tally::Tally;
 use crate::protocol::ids::{Position, RoomKey, Seq, UnixMillis};
 
 /// One room's run in a kept batch.
@@ -104,6 +105,13 @@ pub fn recent_after(room: &Room, since: Seq) -> Option<impl Iterator<Item = (&Co
         run.entries[from..].iter().map(move |entry| (&*recent.batch, entry))
     });
     Some(entries)
+}
+
+/// What the entries of a room up to `seq` come to, if the recent ones reach back that far.
+pub fn recent_tally(room: &Room, seq: Seq) -> Option<Tally> {
+    let at = room.recent.partition_point(|run| run.get().last_seq() < seq);
+    // The entry before the first recent one is known as well.
+    room.recent.get(at)?.get().tally_at(seq).filter(|_| seq > 0)
 }
 
 /// A run cut into stretches that everybody may see, each critical throughout or not at all, and single

@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 
-use super::event::{AdminRequest, ConnKey};
+use super::event::{AdminRequest, ConnKey, ReadAdvance};
 use super::inbox::Inbox;
 use super::limits::Bucket;
 use super::presence::UserPresence;
-use crate::protocol::ids::{Position, Role, RoomKey, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, Seq, UnixMillis, UserId};
 
 /// Index of a loaded user within the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +24,14 @@ pub struct Standing {
     pub role: Role,
     /// How far they have read.
     pub read: Seq,
+    /// Messages of the room up to there.
+    pub counted: u64,
+}
+
+/// What the devices of a user have beyond what the user has read.
+#[derive(Debug, Default)]
+pub struct Delivered {
+    list: Vec<(RoomKey, DeviceId, Seq)>,
 }
 
 /// One user.
@@ -39,7 +47,9 @@ pub struct User {
     pub loaded_at: Option<Position>,
     /// Cursors that moved while the user was being read. Read marks have no position, so that the
     /// page cannot say whether it has them.
-    pub early_reads: Vec<(RoomKey, Seq)>,
+    pub early_reads: Vec<ReadAdvance>,
+    /// Delivered cursors that are ahead of the read cursor; none: there are none.
+    pub delivered: Option<Box<Delivered>>,
     /// Their message rate.
     pub bucket: Bucket,
     /// Since when they have no connection.
@@ -62,34 +72,72 @@ impl User {
         self.standing(room).map(|s| s.role)
     }
 
-    /// Sets or ends their standing in `room`. Tells how the number of standings changed (-1, 0, 1).
-    pub fn set_role(&mut self, room: RoomKey, role: Option<Role>) -> i32 {
+    /// Sets or ends their standing in `room`; a new member has read up to `begin` (a seq, and the
+    /// messages up to it). Tells how the number of standings changed (-1, 0, 1).
+    pub fn set_role(&mut self, room: RoomKey, role: Option<Role>, begin: (Seq, u64)) -> i32 {
+        let (read, counted) = begin;
         match (self.standings.binary_search_by_key(&room, |s| s.room), role) {
             (Ok(at), Some(role)) => {
-                self.standings[at].role = role;
+                let standing = &mut self.standings[at];
+                if role.is_member() && !standing.role.is_member() && read > standing.read {
+                    (standing.read, standing.counted) = (read, counted);
+                }
+                standing.role = role;
                 0
             }
             (Ok(at), None) => {
                 self.standings.remove(at);
+                self.forget_delivered(|(of, ..)| *of == room);
                 -1
             }
             (Err(at), Some(role)) => {
                 self.standings.reserve_exact(1);
-                self.standings.insert(at, Standing { room, role, read: 0 });
+                self.standings.insert(at, Standing { room, role, read, counted });
                 1
             }
             (Err(_), None) => 0,
         }
     }
 
-    /// Moves their read cursor in `room` forward, now or once they are read.
-    pub fn advance_read(&mut self, room: RoomKey, seq: Seq) {
+    /// Moves a cursor of theirs forward, now or once they are read.
+    pub fn advance(&mut self, to: &ReadAdvance) {
         if self.loaded_at.is_none() {
-            return self.early_reads.push((room, seq));
+            return self.early_reads.push(to.clone());
         }
-        if let Ok(at) = self.standings.binary_search_by_key(&room, |s| s.room) {
-            let read = &mut self.standings[at].read;
-            *read = (*read).max(seq);
+        let Ok(at) = self.standings.binary_search_by_key(&to.room, |s| s.room) else { return };
+        let standing = &mut self.standings[at];
+        match &to.device {
+            None if to.seq > standing.read => {
+                (standing.read, standing.counted) = (to.seq, to.counted);
+                self.forget_delivered(|(room, _, seq)| *room == to.room && *seq <= to.seq);
+            }
+            Some(device) if to.seq > standing.read => self.deliver(to.room, device, to.seq),
+            _ => {}
+        }
+    }
+
+    /// A device has the room up to `seq`, which is beyond what is read.
+    pub fn deliver(&mut self, room: RoomKey, device: &DeviceId, seq: Seq) {
+        let list = &mut self.delivered.get_or_insert_default().list;
+        match list.iter_mut().find(|(in_room, of, _)| *in_room == room && of == device) {
+            Some((_, _, known)) => *known = (*known).max(seq),
+            None => list.push((room, device.clone(), seq)),
+        }
+    }
+
+    /// What a device has of a room: at least what the user has read.
+    pub fn delivered(&self, standing: &Standing, device: &DeviceId) -> Seq {
+        let list = self.delivered.as_deref().map_or(&[][..], |delivered| &delivered.list);
+        let theirs = list.iter().find(|(room, of, _)| *room == standing.room && of == device);
+        theirs.map_or(0, |(_, _, seq)| *seq).max(standing.read)
+    }
+
+    fn forget_delivered(&mut self, is_over: impl Fn(&(RoomKey, DeviceId, Seq)) -> bool) {
+        if let Some(delivered) = &mut self.delivered {
+            delivered.list.retain(|entry| !is_over(entry));
+            if delivered.list.is_empty() {
+                self.delivered = None;
+            }
         }
     }
 
@@ -151,6 +199,7 @@ impl Users {
             standings: Vec::new(),
             loaded_at: None,
             early_reads: Vec::new(),
+            delivered: None,
             bucket: Bucket::default(),
             idle_since: 0,
             presence: UserPresence::default(),
@@ -205,17 +254,46 @@ mod tests {
         let user = users.get_mut(idx);
         user.loaded_at = Some(0);
         for room in [5, 1, 9] {
-            assert_eq!(user.set_role(RoomKey(room), Some(Role::Member)), 1);
+            assert_eq!(user.set_role(RoomKey(room), Some(Role::Member), (0, 0)), 1);
         }
-        assert_eq!(user.set_role(RoomKey(5), Some(Role::Owner)), 0);
-        assert_eq!(user.set_role(RoomKey(1), None), -1);
-        assert_eq!(user.set_role(RoomKey(2), None), 0);
+        assert_eq!(user.set_role(RoomKey(5), Some(Role::Owner), (9, 9)), 0);
+        assert_eq!(user.set_role(RoomKey(1), None, (0, 0)), -1);
+        assert_eq!(user.set_role(RoomKey(2), None, (0, 0)), 0);
         assert_eq!(user.role(RoomKey(5)), Some(Role::Owner));
         assert_eq!(user.role(RoomKey(1)), None);
-        user.advance_read(RoomKey(5), 7);
-        user.advance_read(RoomKey(5), 3);
-        assert_eq!(user.standing(RoomKey(5)).map(|s| s.read), Some(7));
+        user.advance(&cursor(5, None, 7));
+        user.advance(&cursor(5, None, 3));
+        assert_eq!(user.standing(RoomKey(5)).map(|s| (s.read, s.counted)), Some((7, 4)));
         assert!(user.standings.is_sorted_by_key(|s| s.room));
+    }
+
+    fn cursor(room: u64, device: Option<&str>, seq: Seq) -> ReadAdvance {
+        let device = device.map(|device| DeviceId::parse(device).unwrap());
+        ReadAdvance { room: RoomKey(room), user: UserId::parse("alice").unwrap(), device, seq, counted: seq / 2 + 1 }
+    }
+
+    #[test]
+    fn what_is_read_is_delivered() {
+        let mut users = Users::default();
+        let idx = users.add(UserId::parse("alice").unwrap());
+        let user = users.get_mut(idx);
+        user.loaded_at = Some(0);
+        user.set_role(RoomKey(1), Some(Role::Member), (2, 1));
+        let (phone, laptop) = (DeviceId::parse("phone").unwrap(), DeviceId::parse("laptop").unwrap());
+        let delivered = |user: &User, device| user.delivered(user.standing(RoomKey(1)).unwrap(), device);
+        user.advance(&cursor(1, Some("phone"), 5));
+        user.advance(&cursor(1, Some("phone"), 4));
+        assert_eq!((delivered(user, &phone), delivered(user, &laptop)), (5, 2));
+        user.advance(&cursor(1, None, 4));
+        assert_eq!((delivered(user, &phone), delivered(user, &laptop)), (5, 4));
+        user.advance(&cursor(1, None, 5));
+        assert!(user.delivered.is_none(), "nothing is kept that the read cursor says");
+        user.advance(&cursor(1, Some("phone"), 7));
+        user.set_role(RoomKey(1), None, (0, 0));
+        assert!(user.delivered.is_none());
+        user.set_role(RoomKey(1), Some(Role::Banned), (0, 0));
+        user.set_role(RoomKey(1), Some(Role::Member), (9, 3));
+        assert_eq!(user.standing(RoomKey(1)).map(|s| (s.read, s.counted)), Some((9, 3)), "a new member begins there");
     }
 
     #[test]

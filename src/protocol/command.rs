@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::audience::RoleSet;
 use super::filter::Filter;
 use super::ids::{Priority, Role, RoomKind, Seq};
 
@@ -192,6 +193,10 @@ pub enum Command<'a> {
         data: String,
         /// Lane.
         priority: Priority,
+        /// Only for who has one of these roles; empty: for all.
+        only_roles: RoleSet,
+        /// Only for devices of these classes, at most 16; empty: for all.
+        only_devices: Vec<&'a str>,
     },
     /// `notify`: an item for a user's inbox.
     Notify(Box<Notify<'a>>),
@@ -209,8 +214,8 @@ pub enum Command<'a> {
     },
     /// `sync:check`
     SyncCheck {
-        /// Rooms and the seq the client has of each; at most 256.
-        rooms: Vec<(&'a str, Seq)>,
+        /// Rooms and what the client has of each; at most 256, of which 32 with a hash.
+        rooms: Vec<RoomCheck<'a>>,
     },
     /// `stats`
     Stats,
@@ -237,6 +242,19 @@ pub enum Command<'a> {
         /// What.
         kind: Activity,
     },
+}
+
+/// What a client has of a room, to be compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomCheck<'a> {
+    /// The room.
+    pub room: &'a str,
+    /// Last seq; 0: nothing.
+    pub seq: Seq,
+    /// The rolling hash of the entries up to there, if the client has one.
+    pub hash: Option<u64>,
+    /// It wants the server's.
+    pub wants_hash: bool,
 }
 
 /// Whose presence.
@@ -344,8 +362,14 @@ pub struct MessageSend<'a> {
     pub exclude: Vec<&'a str>,
     /// Hidden from everyone but these (and the author); valid user ids, at most 64.
     pub only: Vec<&'a str>,
+    /// Hidden from everyone in the room without one of these roles (but the author); empty: shown to all.
+    pub only_roles: RoleSet,
+    /// Hidden from devices of other classes (but the author's); at most 16; empty: shown to all.
+    pub only_devices: Vec<&'a str>,
     /// JSON object text, at most 1 KiB, written anew from what was parsed.
     pub meta: Option<String>,
+    /// The author has read the room up to this message.
+    pub read: bool,
     /// The `ok` is to say where the time went.
     pub timing: bool,
 }

@@ -85,6 +85,13 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// True when no frame of it is to be looked at: the engine has parked it, or it has not read more
+    /// than `waits_max` bytes of what it was sent. Who asks for much and reads slowly is asked to
+    /// wait, not cut off: what comes of it can only be more to read.
+    pub fn is_held(&self, waits_max: usize) -> bool {
+        self.is_parked || self.outbox.as_ref().is_some_and(|outbox| outbox.bytes() > waits_max)
+    }
+
     /// The socket's number.
     pub fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()

@@ -55,8 +55,9 @@ impl Driver {
 
     /// Bytes of an open connection: to the engine, or to the backlog while it is parked.
     pub(super) fn on_frames_bytes(&mut self, key: ConnKey, bytes: &[u8]) {
+        let waits_max = self.ladder.normal_bytes_max;
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.is_parked || conn.backlog.is_some() {
+        if conn.is_held(waits_max) || conn.backlog.is_some() {
             let backlog = conn.backlog.get_or_insert_default();
             backlog.bytes.extend_from_slice(bytes);
             if backlog.bytes.len() > self.limits.backlog_bytes_max as usize && conn.is_receiving {
@@ -72,24 +73,24 @@ impl Driver {
         }
     }
 
-    /// Keeps bytes for later, when the connection was parked in the middle of them.
+    /// Keeps bytes for later, when the connection was parked, or had too much to read, in the middle of them.
     fn keep(&mut self, key: ConnKey, rest: &[u8]) {
         if let Some(conn) = self.conns.get_mut(key)
-            && conn.is_parked
+            && matches!(conn.phase, Phase::Open)
             && !rest.is_empty()
         {
             conn.backlog.get_or_insert_default().bytes.extend_from_slice(rest);
         }
     }
 
-    /// Feeds bytes until they are used up, the connection is parked, or it is over.
+    /// Feeds bytes until they are used up, the connection is held, or it is over.
     /// Returns how many are left.
     fn feed(&mut self, key: ConnKey, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         let mut text = std::mem::take(&mut self.text);
         let mut replies = Vec::new();
         while let Some(conn) = self.conns.get_mut(key) {
-            if conn.is_parked || !matches!(conn.phase, Phase::Open) {
+            if conn.is_held(self.ladder.normal_bytes_max) || !matches!(conn.phase, Phase::Open) {
                 break;
             }
             let incoming = conn.codec.read(&mut rest, &mut text, &mut replies);
@@ -169,6 +170,16 @@ impl Driver {
         }
     }
 
+    /// Some of what waited for a connection has gone: its own frames may be looked at again.
+    pub(super) fn go_on_if_read(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conns.get(key)
+            && conn.backlog.is_some()
+            && !conn.is_held(self.ladder.normal_bytes_max)
+        {
+            self.unparked.push(key);
+        }
+    }
+
     pub(super) fn go_on_unparked(&mut self) -> bool {
         let mut is_busy = false;
         // Going on may park and unpark again at once: take what is there, and what comes while at it.
@@ -181,7 +192,7 @@ impl Driver {
 
     fn use_up_backlog(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.is_parked || !matches!(conn.phase, Phase::Open) {
+        if conn.is_held(self.ladder.normal_bytes_max) || !matches!(conn.phase, Phase::Open) {
             return;
         }
         let Some(backlog) = conn.backlog.take() else { return };

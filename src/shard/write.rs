@@ -349,7 +349,8 @@ impl Driver {
                     outbox.advance(sent);
                     conn.progress_at = self.now;
                     if sent < offered {
-                        return self.block(key);
+                        self.block(key);
+                        return self.go_on_if_read(key);
                     }
                 }
                 Err(SendError::WouldBlock) => {
@@ -381,6 +382,7 @@ impl Driver {
             }
             self.give_back(outbox);
         }
+        self.go_on_if_read(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(conn.phase, Phase::Closing) {
             if conn.codec.is_finished() || !conn.codec.is_close_sent() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rusqlite::Row;
 
 use crate::engine::event::{Audience, RoomRow};
+use crate::engine::tally::Tally;
 use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, UserId};
 
 pub(super) fn role_number(role: Role) -> u8 {
@@ -53,31 +54,9 @@ pub(super) fn priority(number: u8) -> rusqlite::Result<Priority> {
         .ok_or(rusqlite::Error::IntegralValueOutOfRange(0, i64::from(number)))
 }
 
-/// `+bob,carol`: only these; `-bob`: all but these. User ids have no commas.
-pub(super) fn audience_text(audience: &Audience) -> String {
-    let (sign, users) = match audience {
-        Audience::Only(users) => ('+', users),
-        Audience::Except(users) => ('-', users),
-    };
-    let mut out = String::from(sign);
-    for (index, user) in users.iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        out.push_str(user.as_str());
-    }
-    out
-}
-
+/// See [`Audience::to_text`].
 pub(super) fn audience(text: &str) -> rusqlite::Result<Arc<Audience>> {
-    let bad = || rusqlite::Error::InvalidColumnName("audience".to_owned());
-    let (sign, list) = text.split_at_checked(1).ok_or_else(bad)?;
-    let users = list.split(',').filter(|user| !user.is_empty()).map(user).collect::<rusqlite::Result<Box<[_]>>>()?;
-    match sign {
-        "+" => Ok(Arc::new(Audience::Only(users))),
-        "-" => Ok(Arc::new(Audience::Except(users))),
-        _ => Err(bad()),
-    }
+    Audience::from_text(text).ok_or_else(|| rusqlite::Error::InvalidColumnName("audience".to_owned()))
 }
 
 pub(super) fn user(text: &str) -> rusqlite::Result<UserId> {
@@ -88,25 +67,54 @@ pub(super) fn room_name(text: &str) -> rusqlite::Result<RoomName> {
     RoomName::parse(text).map_err(|_| rusqlite::Error::InvalidColumnName("name".to_owned()))
 }
 
-/// Columns of a [`RoomRow`] in every statement: `key, name, kind, title, members, head` of `r`.
+/// Columns of a [`RoomRow`] in every statement: `key, name, kind, title, members` of `r`, and `seq,
+/// messages, hash` of its head `h`, which stands in [`room_tables`].
 macro_rules! room_columns {
     () => {
-        "r.key, r.name, r.kind, r.title, r.members, \
-         coalesce((SELECT h.seq FROM heads h WHERE h.room = r.key), 0)"
+        "r.key, r.name, r.kind, r.title, r.members, h.seq, h.messages, h.hash"
     };
 }
 pub(super) use room_columns;
 
+/// How many columns [`room_columns`] are.
+pub(super) const ROOM_COLUMNS: usize = 8;
+
+/// Where [`room_columns`] come from: rooms `r` and their heads `h`.
+macro_rules! room_tables {
+    () => {
+        "rooms r LEFT JOIN heads h ON h.room = r.key"
+    };
+}
+pub(super) use room_tables;
+
 /// Reads what [`room_columns`] selects, from column 0 on.
 pub(super) fn room_row(row: &Row<'_>) -> rusqlite::Result<RoomRow> {
+    let name = room_name(row.get_ref(1)?.as_str()?)?;
+    let head: Option<i64> = row.get(5)?;
+    let (head, tally) = match head {
+        Some(_) => (integer(row, 5)?, tally(row, 6)?),
+        None => (0, Tally::start(name.as_str())),
+    };
     Ok(RoomRow {
         key: RoomKey(integer(row, 0)?),
-        name: room_name(row.get_ref(1)?.as_str()?)?,
         kind: room_kind(row.get(2)?)?,
         title: row.get(3)?,
         members: row.get(4)?,
-        head: integer(row, 5)?,
+        name,
+        head,
+        tally,
     })
+}
+
+/// Two columns from `index` on: `messages, hash`.
+pub(super) fn tally(row: &Row<'_>, index: usize) -> rusqlite::Result<Tally> {
+    let hash: i64 = row.get(index + 1)?;
+    Ok(Tally { messages: integer(row, index)?, hash: hash.cast_unsigned() })
+}
+
+/// A hash as SQLite keeps it: the same 64 bits.
+pub(super) fn hash_bits(tally: Tally) -> i64 {
+    tally.hash.cast_signed()
 }
 
 /// A column that holds a number which is never negative.
@@ -123,20 +131,6 @@ pub(super) fn signed(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_audience_is_the_same_after_the_disk() {
-        let users = |names: &[&str]| names.iter().map(|name| UserId::parse(name).unwrap()).collect::<Box<[_]>>();
-        for audience_value in [
-            Audience::Only(users(&["bob", "carol@x"])),
-            Audience::Only(users(&[])),
-            Audience::Except(users(&["a-b.c_d"])),
-            Audience::Except(users(&[])),
-        ] {
-            assert_eq!(*audience(&audience_text(&audience_value)).unwrap(), audience_value);
-        }
-        assert!(audience("").is_err() && audience("bob").is_err() && audience("+b ob").is_err());
-    }
 
     #[test]
     fn numbers_of_roles_and_kinds_round_trip() {

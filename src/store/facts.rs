@@ -3,11 +3,13 @@
 
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::columns::{integer, role, room_columns, room_row, signed};
-use super::edits;
+use super::columns::{integer, role, room_columns, room_row, room_tables, signed};
+use super::{edits, tallies};
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::event::{Revocation, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
 use crate::engine::sequencer::{Facts, LogEnd, Reacted, Target};
+use crate::engine::tally::Tally;
 use crate::protocol::ids::{DeviceId, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// Answers from one connection.
@@ -19,14 +21,14 @@ impl Facts for SqlFacts<'_> {
 
     fn room_by_key(&mut self, room: RoomKey) -> rusqlite::Result<Option<RoomRow>> {
         self.0
-            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM rooms r WHERE r.key = ?1"))?
+            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM ", room_tables!(), " WHERE r.key = ?1"))?
             .query_row([signed(room.0)], room_row)
             .optional()
     }
 
     fn room_by_name(&mut self, name: &RoomName) -> rusqlite::Result<Option<RoomRow>> {
         self.0
-            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM rooms r WHERE r.name = ?1"))?
+            .prepare_cached(concat!("SELECT ", room_columns!(), " FROM ", room_tables!(), " WHERE r.name = ?1"))?
             .query_row([name.as_str()], room_row)
             .optional()
     }
@@ -57,6 +59,10 @@ impl Facts for SqlFacts<'_> {
             .query_row((user.as_str(), signed(room.0)), |row| integer(row, 0))
             .optional()?;
         Ok(read.unwrap_or(0))
+    }
+
+    fn tally_at(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<Option<Tally>> {
+        tallies::at(self.0, room, seq)
     }
 
     fn members(&mut self, room: RoomKey) -> rusqlite::Result<Vec<UserId>> {
@@ -102,6 +108,14 @@ impl Facts for SqlFacts<'_> {
     fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<u32> {
         edits::reaction_kinds(self.0, room, seq)
     }
+
+    fn dead_letter(&mut self, id: LetterId) -> rusqlite::Result<Option<DeadLetter>> {
+        Ok(super::dead::page(self.0, &DeadFilter::one(id), 0, 1)?.0.pop())
+    }
+
+    fn dead_count(&mut self, filter: &DeadFilter) -> rusqlite::Result<u64> {
+        super::dead::count(self.0, filter)
+    }
 }
 
 /// Where the log ends.
@@ -119,21 +133,30 @@ pub(super) fn log_end(conn: &Connection) -> rusqlite::Result<LogEnd> {
 
 /// Every revocation that stands, in order of its first appearance.
 pub(super) fn revocations(conn: &Connection) -> rusqlite::Result<Vec<Revocation>> {
-    let mut statement = conn.prepare("SELECT jti, user, before FROM revocations ORDER BY id")?;
+    let mut statement = conn.prepare("SELECT jti, user, before, expires_ts FROM revocations ORDER BY id")?;
     let rows = statement.query_map([], |row| {
         let jti: Option<Box<str>> = row.get(0)?;
         match jti {
-            Some(jti) => Ok(Revocation::Jti(jti)),
+            Some(jti) if row.get_ref(3)? == rusqlite::types::ValueRef::Null => Ok(Revocation::Jti(jti)),
+            Some(jti) => Ok(Revocation::JtiUntil(jti, integer(row, 3)?)),
             None => Ok(Revocation::UserBefore(super::columns::user(row.get_ref(1)?.as_str()?)?, integer(row, 2)?)),
         }
     })?;
     rows.collect()
 }
 
+/// Deletes revocations of tokens that are refused for their age anyhow.
+pub(super) fn forget_revocations(conn: &Connection, now: UnixMillis) -> rusqlite::Result<usize> {
+    let before = now.saturating_sub(crate::engine::auth::REVOKED_SLACK_MS);
+    conn.execute("DELETE FROM revocations WHERE expires_ts < ?1", [signed(before)])
+}
+
 /// True when this revocation, or a wider one, stands.
 pub(super) fn is_revoked(conn: &Connection, revocation: &Revocation) -> rusqlite::Result<bool> {
     match revocation {
-        Revocation::Jti(jti) => conn.prepare_cached("SELECT 1 FROM revocations WHERE jti = ?1")?.exists([jti]),
+        Revocation::Jti(jti) | Revocation::JtiUntil(jti, _) => {
+            conn.prepare_cached("SELECT 1 FROM revocations WHERE jti = ?1")?.exists([jti])
+        }
         Revocation::UserBefore(user, before) => conn
             .prepare_cached("SELECT 1 FROM revocations WHERE user = ?1 AND before >= ?2")?
             .exists((user.as_str(), signed(*before))),

@@ -1,11 +1,15 @@
 //! Where the last entry of each room stands, as the writer keeps it between batches: what a new
-//! entry's `prev` is, and the check that its seq follows.
+//! entry's `prev` is, the check that its seq follows, and what the room's entries come to.
+
+use std::collections::hash_map::Entry;
 
 use ahash::AHashMap;
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::columns::{integer, signed};
-use crate::protocol::ids::{Position, RoomKey, Seq};
+use super::columns::{integer, signed, tally};
+use crate::engine::sequencer::Row;
+use crate::engine::tally::Tally;
+use crate::protocol::ids::{Position, RoomKey, Seq, UnixMillis};
 
 /// Rooms that are kept in memory; past it all are forgotten and read again as they come.
 const ROOMS_MAX: usize = 65_536;
@@ -15,6 +19,7 @@ const ROOMS_MAX: usize = 65_536;
 pub(super) struct Head {
     pub seq: Seq,
     pub position: Position,
+    pub tally: Tally,
 }
 
 #[derive(Debug, Default)]
@@ -36,26 +41,27 @@ impl Heads {
         self.first = first;
     }
 
-    /// The room's next entry is (`seq`, `position`): gives the position of the one before, 0: none.
+    /// The room's next entry is `row` at `position`: gives the position of the one before, 0: none, and
+    /// where the room stands now.
     ///
     /// # Errors
-    /// SQLite's; `SQLITE_CORRUPT` when `seq` does not follow what stands.
+    /// SQLite's; `SQLITE_CORRUPT` when the row does not follow what stands.
     pub fn advance(
         &mut self,
         conn: &Connection,
-        room: RoomKey,
-        seq: Seq,
+        row: &Row,
         position: Position,
-    ) -> rusqlite::Result<Position> {
-        let next = Head { seq, position };
-        let last = match self.known.get_mut(&room) {
-            Some(head) => std::mem::replace(head, next),
-            None => {
-                let last = read(conn, room)?.unwrap_or(Head { seq: 0, position: 0 });
-                self.known.insert(room, next);
-                last
-            }
+        ts: UnixMillis,
+    ) -> rusqlite::Result<(Position, Head)> {
+        let (room, seq) = (row.room, row.seq);
+        let head = match self.known.entry(room) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(read(conn, room)?),
         };
+        let last = *head;
+        (head.seq, head.position) = (seq, position);
+        head.tally.add(seq, ts, row.kind);
+        let next = *head;
         if seq != last.seq + 1 || position <= last.position {
             let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
             let text = format!("room {}: seq {seq} does not follow {}", room.0, last.seq);
@@ -64,7 +70,7 @@ impl Heads {
         if last.position < self.first {
             self.moved.push(room);
         }
-        Ok(last.position)
+        Ok((last.position, next))
     }
 
     /// The rooms that moved and where they stand now, ascending by room: neighbours share pages.
@@ -80,8 +86,21 @@ impl Heads {
     }
 }
 
-fn read(conn: &Connection, room: RoomKey) -> rusqlite::Result<Option<Head>> {
-    conn.prepare_cached("SELECT seq, position FROM heads WHERE room = ?1")?
-        .query_row([signed(room.0)], |row| Ok(Head { seq: integer(row, 0)?, position: integer(row, 1)? }))
-        .optional()
+/// Where a room stands in the database; a new one before its first entry.
+pub(super) fn read(conn: &Connection, room: RoomKey) -> rusqlite::Result<Head> {
+    let known = conn
+        .prepare_cached("SELECT seq, position, messages, hash FROM heads WHERE room = ?1")?
+        .query_row([signed(room.0)], |row| {
+            Ok(Head { seq: integer(row, 0)?, position: integer(row, 1)?, tally: tally(row, 2)? })
+        })
+        .optional()?;
+    match known {
+        Some(head) => Ok(head),
+        None => {
+            let name: String = conn
+                .prepare_cached("SELECT name FROM rooms WHERE key = ?1")?
+                .query_row([signed(room.0)], |row| row.get(0))?;
+            Ok(Head { seq: 0, position: 0, tally: Tally::start(&name) })
+        }
+    }
 }

@@ -134,7 +134,7 @@ fn walk(conn: &Connection, room: RoomKey, head: Place, low: Seq, high: Seq) -> r
     }
 }
 
-fn broken_chain(position: Position) -> rusqlite::Error {
+pub(super) fn broken_chain(position: Position) -> rusqlite::Error {
     let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
     rusqlite::Error::SqliteFailure(error, Some(format!("the entry at position {position} is not the one expected")))
 }

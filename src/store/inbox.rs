@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::columns::{integer, priority, priority_number, signed, user};
-use crate::engine::inbox::{DEAD_MAX, Head, InboxChange, Item, ItemId, Removal};
+use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
 use crate::protocol::ids::{RoomKey, UnixMillis, UserId};
 
 /// Writes changes in their order, within the caller's transaction.
@@ -13,7 +13,7 @@ pub(super) fn write(conn: &Connection, changes: &[InboxChange], now: UnixMillis)
             InboxChange::Added(item) => insert(conn, item)?,
             InboxChange::Removed { items, why, .. } => {
                 if *why == Removal::Dead {
-                    bury(conn, items, now)?;
+                    super::dead::bury_items(conn, items, now)?;
                 }
                 let mut delete = conn.prepare_cached("DELETE FROM inbox WHERE id = ?1")?;
                 for id in items {
@@ -50,22 +50,6 @@ fn insert(conn: &Connection, item: &Item) -> rusqlite::Result<()> {
         &*item.name,
         &*item.data,
     ])?;
-    Ok(())
-}
-
-/// Copies items to the dead letters, and lets the oldest of those go.
-fn bury(conn: &Connection, items: &[ItemId], now: UnixMillis) -> rusqlite::Result<()> {
-    let mut copy = conn.prepare_cached(
-        "INSERT INTO inbox_dead (id, user, priority, ts, dead_ts, attempts, sender, name, data)
-         SELECT id, user, priority, ts, ?2, attempts + 1, sender, name, data FROM inbox WHERE id = ?1",
-    )?;
-    for id in items {
-        copy.execute((signed(*id), signed(now)))?;
-    }
-    conn.prepare_cached(
-        "DELETE FROM inbox_dead WHERE id <= (SELECT id FROM inbox_dead ORDER BY id DESC LIMIT 1 OFFSET ?1)",
-    )?
-    .execute([DEAD_MAX])?;
     Ok(())
 }
 

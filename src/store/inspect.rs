@@ -6,10 +6,12 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
-use super::columns::{integer, room_columns, room_row, signed};
+use super::columns::{integer, room_columns, room_row, room_tables, signed};
 use super::open::OpenError;
 use super::schema::{ANCHOR_EVERY, check_ownership, database_path, schema_version};
 use crate::engine::event::RoomRow;
+use crate::engine::tally::Tally;
+use crate::protocol::encode::EventKind;
 use crate::protocol::ids::{Position, RoomKey, Seq, UnixMillis};
 
 /// What a data directory holds.
@@ -77,6 +79,9 @@ pub fn inspect(dir: &Path, thorough: bool) -> Result<Report, OpenError> {
         check_density(&snapshot, &report.rooms, &mut report.faults)?;
         check_members(&snapshot, &report.rooms, &mut report.faults)?;
         check_messages(&snapshot, &mut report.faults)?;
+        if has_tallies(&report) {
+            check_tallies(&snapshot, &report.rooms, &mut report.faults)?;
+        }
     }
     Ok(report)
 }
@@ -102,7 +107,15 @@ fn fill(conn: &Connection, report: &mut Report) -> rusqlite::Result<()> {
     report.last = end("DESC")?;
     report.epoch = conn.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0)).optional()?;
     report.revocations = conn.query_row("SELECT count(*) FROM revocations", [], |row| integer(row, 0))?;
-    let mut statement = conn.prepare(concat!("SELECT ", room_columns!(), " FROM rooms r ORDER BY r.key"))?;
+    let mut statement = conn.prepare(match has_tallies(report) {
+        true => concat!("SELECT ", room_columns!(), " FROM ", room_tables!(), " ORDER BY r.key"),
+        // A database of an older version that was not opened for writing yet.
+        false => concat!(
+            "SELECT r.key, r.name, r.kind, r.title, r.members, h.seq, 0, 0 FROM ",
+            room_tables!(),
+            " ORDER BY r.key"
+        ),
+    })?;
     report.rooms = statement.query_map([], room_row)?.collect::<rusqlite::Result<_>>()?;
     if let (Some((first, _)), Some((last, _))) = (report.first, report.last) {
         let count = conn.query_row("SELECT count(*) FROM log", [], |row| integer(row, 0))?;
@@ -184,6 +197,37 @@ fn check_messages(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Resu
             let (room, seq) = row?;
             faults.push(format!("room {room}: seq {seq} {fault}"));
         }
+    }
+    Ok(())
+}
+
+fn has_tallies(report: &Report) -> bool {
+    report.schema_version >= super::schema::TALLIES_STEP
+}
+
+/// Heads and anchors say what the entries come to.
+fn check_tallies(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>) -> rusqlite::Result<()> {
+    let start = |room: &RoomRow| (room.key, Tally::start(room.name.as_str()));
+    let mut tallies: BTreeMap<RoomKey, Tally> = rooms.iter().map(start).collect();
+    let mut statement = conn.prepare(
+        "SELECT l.room, l.seq, l.ts, l.kind, a.messages, a.hash
+         FROM log l LEFT JOIN anchors a ON l.seq % ?1 = 0 AND a.room = l.room AND a.seq = l.seq ORDER BY l.position",
+    )?;
+    let mut rows = statement.query([signed(ANCHOR_EVERY)])?;
+    while let Some(row) = rows.next()? {
+        let (key, seq) = (RoomKey(integer(row, 0)?), integer(row, 1)?);
+        let Some(tally) = tallies.get_mut(&key) else { continue };
+        match EventKind::from_number(row.get(3)?) {
+            Some(kind) => tally.add(seq, integer(row, 2)?, kind),
+            None => faults.push(format!("room {}: seq {seq} is of no known kind", key.0)),
+        }
+        let is_anchored = row.get::<_, Option<i64>>(4)?.is_some();
+        if is_anchored && super::columns::tally(row, 4)? != *tally {
+            faults.push(format!("room {}: another tally than that of its entries is anchored at seq {seq}", key.0));
+        }
+    }
+    for room in rooms.iter().filter(|room| tallies[&room.key] != room.tally) {
+        faults.push(format!("room {}: its head has another tally than its entries", room.key.0));
     }
     Ok(())
 }

@@ -9,13 +9,15 @@
 //! stand behind it. The store refuses to know what a shard is beyond "someone who listens", never
 //! blocks who submits, and never tells anybody of an entry before its commit returned.
 //!
-//! Reading order: [`schema`] (the file), `writer` (the turn), `transaction`, `facts`, `query`,
+//! Reading order: [`schema`] (the file), `writer` (the turn), `isolate` (one transaction, and what is
+//! done when an entry spoils it), `transaction`, `facts`, `query`,
 //! `history`, `checkpoint`, [`breaker`], [`window`], [`inspect`].
 
 mod affinity;
 pub mod breaker;
 mod checkpoint;
 mod columns;
+mod dead;
 mod edits;
 mod facts;
 pub mod fault;
@@ -23,12 +25,14 @@ mod heads;
 mod history;
 mod inbox;
 pub mod inspect;
+mod isolate;
 mod open;
 mod query;
 mod reader;
 mod running;
 pub mod schema;
 pub mod stats;
+mod tallies;
 mod transaction;
 pub mod window;
 mod writer;
@@ -109,6 +113,8 @@ pub struct StoreConfig {
     pub wal_hard_bytes: u64,
     /// When writes stop being tried.
     pub breaker: BreakerConfig,
+    /// Dead letters that are kept; past it the oldest go.
+    pub dead_letters_max: u32,
     /// The sequencer's bounds. Its seed should be random.
     pub sequencer: SequencerConfig,
     /// Ends the process.
@@ -130,6 +136,7 @@ impl StoreConfig {
             wal_soft_bytes: 32 * 1_024 * 1_024,
             wal_hard_bytes: 96 * 1_024 * 1_024,
             breaker: BreakerConfig::default(),
+            dead_letters_max: 10_000,
             sequencer: SequencerConfig::default(),
             fatal: Arc::new(|_| std::process::exit(1)),
         }

@@ -120,6 +120,7 @@ impl OpenLog {
             tracing::warn!("store: durability=relaxed: acknowledged messages may be lost in a power cut");
         }
         let epoch = schema::epoch(&conn)?;
+        facts::forget_revocations(&conn, unix_ms())?;
         let end = facts::log_end(&conn)?;
         let mut sequencer = Sequencer::new(config.sequencer.clone(), end);
         rebuild_dedupe(&conn, &mut sequencer, config.sequencer.dedupe_window_ms, unix_ms())?;

@@ -2,12 +2,13 @@
 
 use rusqlite::{Connection, Row};
 
-use super::columns::{integer, role, room_columns, room_row, signed, user};
+use super::columns::{ROOM_COLUMNS, integer, role, room_columns, room_row, room_tables, signed, user};
 use super::facts::SqlFacts;
 use super::history::{self, Ask};
-use crate::engine::event::{Membership, Page, Query, RoomRow};
+use super::tallies;
+use crate::engine::event::{DELIVERED_MAX, Membership, Page, Query, RoomRow};
 use crate::engine::sequencer::Facts as _;
-use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, UserId};
+use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UserId};
 
 /// Most rows of any page, whatever is asked for.
 const LIMIT_MAX: u32 = 10_000;
@@ -36,6 +37,14 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
             history::page(&snapshot, &ask)?
         }
         Query::Members { room, after, limit } => members(&snapshot, *room, after.as_ref(), *limit)?,
+        Query::Tallies(of) => {
+            let at = of.iter().map(|(room, seq)| tallies::at(&snapshot, *room, *seq));
+            Page::Tallies(at.collect::<rusqlite::Result<_>>()?)
+        }
+        Query::DeadLetters { filter, after, limit } => {
+            let (letters, more) = super::dead::page(&snapshot, filter, *after, (*limit).clamp(1, LIMIT_MAX))?;
+            Page::DeadLetters { letters, more }
+        }
         Query::Rooms { user, kind, after, limit } => rooms(&snapshot, user, *kind, after.as_ref(), *limit)?,
     };
     snapshot.finish()?;
@@ -51,16 +60,40 @@ fn user_page(conn: &Connection, user: &UserId) -> rusqlite::Result<Page> {
     let mut statement = conn.prepare_cached(concat!(
         "SELECT ",
         room_columns!(),
-        ", m.role, coalesce(c.read, 0)
-         FROM members m JOIN rooms r ON r.key = m.room
+        ", m.role, coalesce(c.read, 0), coalesce(c.counted, 0)
+         FROM members m JOIN rooms r ON r.key = m.room LEFT JOIN heads h ON h.room = r.key
          LEFT JOIN cursors c ON c.user = m.user AND c.room = m.room
          WHERE m.user = ?1 ORDER BY m.room"
     ))?;
     let rows = statement.query_map([user.as_str()], |row| {
-        Ok(Membership { room: room_row(row)?, role: role(row.get(6)?)?, read: integer(row, 7)? })
+        Ok(Membership {
+            room: room_row(row)?,
+            role: role(row.get(ROOM_COLUMNS)?)?,
+            read: integer(row, ROOM_COLUMNS + 1)?,
+            counted: integer(row, ROOM_COLUMNS + 2)?,
+            deleted: Vec::new(),
+        })
     })?;
-    let memberships = rows.collect::<rusqlite::Result<_>>()?;
-    Ok(Page::User { at, memberships, inbox: super::inbox::waiting(conn, user)? })
+    let mut memberships: Vec<Membership> = rows.collect::<rusqlite::Result<_>>()?;
+    for membership in memberships.iter_mut().filter(|of| of.counted < of.room.tally.messages) {
+        membership.deleted = tallies::deleted_after(conn, membership.room.key, membership.read)?;
+    }
+    let inbox = super::inbox::waiting(conn, user)?;
+    Ok(Page::User { at, memberships, inbox, delivered: delivered(conn, user)? })
+}
+
+/// What the user's devices have beyond what is read.
+fn delivered(conn: &Connection, user: &UserId) -> rusqlite::Result<Vec<(RoomKey, DeviceId, Seq)>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT d.room, d.device, d.seq FROM delivered d LEFT JOIN cursors c ON c.user = d.user AND c.room = d.room
+         WHERE d.user = ?1 AND d.seq > coalesce(c.read, 0) ORDER BY d.room DESC LIMIT ?2",
+    )?;
+    let rows = statement.query_map((user.as_str(), DELIVERED_MAX), |row| {
+        let device = DeviceId::parse(row.get_ref(1)?.as_str()?)
+            .map_err(|_| rusqlite::Error::InvalidColumnName("device".to_owned()))?;
+        Ok((RoomKey(integer(row, 0)?), device, integer(row, 2)?))
+    })?;
+    rows.collect()
 }
 
 fn members(conn: &Connection, room: RoomKey, after: Option<&UserId>, limit: u32) -> rusqlite::Result<Page> {
@@ -94,7 +127,9 @@ fn rooms(
         let mut public = conn.prepare_cached(concat!(
             "SELECT ",
             room_columns!(),
-            ", m.role FROM rooms r LEFT JOIN members m ON m.room = r.key AND m.user = ?1
+            ", m.role FROM ",
+            room_tables!(),
+            " LEFT JOIN members m ON m.room = r.key AND m.user = ?1
              WHERE r.kind = 0 AND r.name > ?2 AND coalesce(m.role, 1) > 0 ORDER BY r.name LIMIT ?3"
         ))?;
         let rows = public.query_map((user.as_str(), after, limit + 1), room_and_role)?;
@@ -104,7 +139,7 @@ fn rooms(
         let mut own = conn.prepare_cached(concat!(
             "SELECT ",
             room_columns!(),
-            ", m.role FROM members m JOIN rooms r ON r.key = m.room
+            ", m.role FROM members m JOIN rooms r ON r.key = m.room LEFT JOIN heads h ON h.room = r.key
              WHERE m.user = ?1 AND m.role > 0 AND r.kind > 0 AND r.name > ?2 ORDER BY r.name LIMIT ?3"
         ))?;
         let rows = own.query_map((user.as_str(), after, limit + 1), room_and_role)?;
@@ -123,6 +158,6 @@ fn rooms(
 }
 
 fn room_and_role(row: &Row<'_>) -> rusqlite::Result<(RoomRow, Option<Role>)> {
-    let number: Option<u8> = row.get(6)?;
+    let number: Option<u8> = row.get(ROOM_COLUMNS)?;
     Ok((room_row(row)?, number.map(role).transpose()?))
 }

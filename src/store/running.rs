@@ -131,6 +131,8 @@ impl RunningLog {
             taken_us: 0,
             held: None,
             lists: Vec::new(),
+            dead_letters_max: config.dead_letters_max,
+            careful_until_ms: 0,
             is_stopping: false,
             _lock: lock,
         };

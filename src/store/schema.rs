@@ -31,7 +31,7 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 5] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
@@ -91,7 +91,37 @@ CREATE TABLE inbox_dead (
     id INTEGER PRIMARY KEY, user TEXT NOT NULL, priority INTEGER NOT NULL, ts INTEGER NOT NULL,
     dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
 ",
+    "
+-- What a room's entries come to, from the first to this one: how many messages, and the rolling hash (see
+-- `engine::tally`; its 64 bits as a signed number). `counted`: messages up to the read cursor.
+-- TALLIES_STEP: the columns are filled from the log by `tallies::fill`.
+ALTER TABLE heads ADD COLUMN messages INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE heads ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE anchors ADD COLUMN messages INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE anchors ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE cursors ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX message_deleted ON message_state (room, seq) WHERE deleted = 1;
+",
+    "
+-- What could not be applied. `kind`: 0 an inbox item, 1 an entry; `user`: '' for nobody. `payload` is JSON.
+CREATE TABLE dead_letters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, user TEXT NOT NULL, reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL, first_ts INTEGER NOT NULL, last_ts INTEGER NOT NULL, payload TEXT NOT NULL);
+CREATE INDEX dead_letters_user ON dead_letters (user, id);
+INSERT INTO dead_letters (kind, user, reason, attempts, first_ts, last_ts, payload)
+    SELECT 0, user, 'not acknowledged after the last attempt', attempts, ts, dead_ts,
+        '{\"what\":\"item\",\"name\":' || json_quote(name) || ',\"data\":' || data || ',\"priority\":\"'
+        || CASE priority WHEN 0 THEN 'critical' WHEN 1 THEN 'normal' ELSE 'low' END || '\"'
+        || CASE WHEN sender IS NULL THEN '' ELSE ',\"from\":' || json_quote(sender) END || '}'
+    FROM inbox_dead ORDER BY id;
+DROP TABLE inbox_dead;
+-- When the revoked token expires; NULL: not known.
+ALTER TABLE revocations ADD COLUMN expires_ts INTEGER;
+",
 ];
+
+/// The version whose step made the columns that [`super::tallies::fill`] fills.
+pub(super) const TALLIES_STEP: u32 = 4;
 
 /// Name of the database in the data directory.
 pub const DATABASE_FILE: &str = "antiphon.db";
@@ -204,9 +234,13 @@ pub(super) fn check_ownership(conn: &Connection) -> Result<(), OpenError> {
 
 fn migrate(conn: &Connection, from: u32) -> Result<(), OpenError> {
     for (step, version) in MIGRATIONS.iter().zip(1u32..).skip(from as usize) {
-        conn.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {step} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version}; COMMIT;"
-        ))?;
+        let step = format!("{step} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};");
+        let whole = conn.unchecked_transaction()?;
+        whole.execute_batch(&step)?;
+        if version == TALLIES_STEP {
+            super::tallies::fill(&whole)?;
+        }
+        whole.commit()?;
     }
     Ok(())
 }

@@ -42,6 +42,12 @@ pub struct StoreStats {
     pub items_evicted: u64,
     /// Inbox items deleted because their time was over.
     pub items_expired: u64,
+    /// Entries that could not be written and were put aside.
+    pub poisoned: u64,
+    /// Dead letters that were let go because there were too many.
+    pub letters_dropped: u64,
+    /// Dead letters that are kept.
+    pub letters: u64,
     /// Questions answered.
     pub reads: u64,
     /// Questions answered with an error.
@@ -77,6 +83,9 @@ pub(super) struct Counters {
     pub items_refused: AtomicU64,
     pub items_evicted: AtomicU64,
     pub items_expired: AtomicU64,
+    pub poisoned: AtomicU64,
+    pub letters_dropped: AtomicU64,
+    pub letters: AtomicU64,
     pub reads: AtomicU64,
     pub read_errors: AtomicU64,
     pub read_us: Buckets,
@@ -109,6 +118,9 @@ impl Counters {
             items_refused: self.items_refused.load(Relaxed),
             items_evicted: self.items_evicted.load(Relaxed),
             items_expired: self.items_expired.load(Relaxed),
+            poisoned: self.poisoned.load(Relaxed),
+            letters_dropped: self.letters_dropped.load(Relaxed),
+            letters: self.letters.load(Relaxed),
             reads: self.reads.load(Relaxed),
             read_errors: self.read_errors.load(Relaxed),
             reads_waiting: reads_waiting as u64,

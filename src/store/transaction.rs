@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, Statement};
 
-use super::columns::{audience_text, priority_number, role_number, room_kind_number, signed};
+use super::columns::{hash_bits, priority_number, role_number, room_kind_number, signed};
 use super::edits;
 use super::heads::Heads;
 use super::schema::ANCHOR_EVERY;
-use crate::engine::event::Revocation;
+use crate::engine::event::{Audience, Revocation};
 use crate::engine::sequencer::{Decided, Row};
 use crate::protocol::ids::{Position, UnixMillis, UserId};
 
@@ -21,7 +21,7 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.members.is_empty() {
         write_members(conn, decided)?;
     }
-    if !decided.cursors.is_empty() {
+    if !decided.cursors.is_empty() || !decided.joined.is_empty() {
         write_cursors(conn, decided)?;
     }
     edits::write(conn, decided)?;
@@ -31,6 +31,7 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.inbox.is_empty() {
         super::inbox::write(conn, &decided.inbox, decided.ts)?;
     }
+    super::dead::write(conn, &decided.dead)?;
     Ok(())
 }
 
@@ -41,21 +42,26 @@ fn write_log(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlit
          (position, room, seq, prev, ts, kind, priority, author, client_id, thread, audience, fields)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?;
-    let mut anchor = conn.prepare_cached("INSERT OR FAIL INTO anchors (room, seq, position) VALUES (?1, ?2, ?3)")?;
+    let mut anchor = conn.prepare_cached(
+        "INSERT OR FAIL INTO anchors (room, seq, position, messages, hash) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
     heads.begin(decided.first);
     for (row, position) in decided.rows.iter().zip(decided.first..) {
-        let prev = heads.advance(conn, row.room, row.seq, position)?;
+        let (prev, head) = heads.advance(conn, row, position, decided.ts)?;
         insert_row(&mut insert, row, position, prev, decided.ts)?;
         if row.seq.is_multiple_of(ANCHOR_EVERY) {
-            anchor.execute((signed(row.room.0), signed(row.seq), signed(position)))?;
+            let (messages, hash) = (signed(head.tally.messages), hash_bits(head.tally));
+            anchor.execute((signed(row.room.0), signed(row.seq), signed(position), messages, hash))?;
         }
     }
     let mut upsert = conn.prepare_cached(
-        "INSERT INTO heads (room, seq, position) VALUES (?1, ?2, ?3)
-         ON CONFLICT (room) DO UPDATE SET seq = excluded.seq, position = excluded.position",
+        "INSERT INTO heads (room, seq, position, messages, hash) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (room) DO UPDATE SET seq = excluded.seq, position = excluded.position,
+         messages = excluded.messages, hash = excluded.hash",
     )?;
     for (room, head) in heads.moved() {
-        upsert.execute((signed(room.0), signed(head.seq), signed(head.position)))?;
+        let (messages, hash) = (signed(head.tally.messages), hash_bits(head.tally));
+        upsert.execute((signed(room.0), signed(head.seq), signed(head.position), messages, hash))?;
     }
     Ok(())
 }
@@ -78,7 +84,7 @@ fn insert_row(
         row.author.as_ref().map(UserId::as_str),
         row.client_id.as_deref(),
         row.thread.map(signed),
-        row.audience.as_deref().map(audience_text),
+        row.audience.as_deref().map(Audience::to_text),
         &*row.fields,
     ])?;
     Ok(())
@@ -86,17 +92,18 @@ fn insert_row(
 
 fn write_cursors(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
     let mut read = conn.prepare_cached(
-        "INSERT INTO cursors (user, room, read) VALUES (?1, ?2, ?3)
-         ON CONFLICT (user, room) DO UPDATE SET read = excluded.read",
+        "INSERT INTO cursors (user, room, read, counted) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (user, room) DO UPDATE SET read = excluded.read, counted = excluded.counted
+         WHERE excluded.read > read",
     )?;
     let mut delivered = conn.prepare_cached(
         "INSERT INTO delivered (user, room, device, seq) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (user, room, device) DO UPDATE SET seq = excluded.seq",
     )?;
-    for cursor in &decided.cursors {
+    for cursor in decided.joined.iter().chain(&decided.cursors) {
         let (user, room, seq) = (cursor.user.as_str(), signed(cursor.room.0), signed(cursor.seq));
         match &cursor.device {
-            None => read.execute((user, room, seq))?,
+            None => read.execute((user, room, seq, signed(cursor.counted)))?,
             Some(device) => delivered.execute((user, room, device.as_str(), seq))?,
         };
     }
@@ -142,9 +149,8 @@ fn write_members(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
 
 fn write_revocation(conn: &Connection, revocation: &Revocation, ts: UnixMillis) -> rusqlite::Result<()> {
     match revocation {
-        Revocation::Jti(jti) => conn
-            .prepare_cached("INSERT INTO revocations (jti, ts) VALUES (?1, ?2) ON CONFLICT (jti) DO NOTHING")?
-            .execute((jti, signed(ts)))?,
+        Revocation::Jti(jti) => write_jti(conn, jti, None, ts)?,
+        Revocation::JtiUntil(jti, expires_ts) => write_jti(conn, jti, Some(*expires_ts), ts)?,
         Revocation::UserBefore(user, before) => conn
             .prepare_cached(
                 "INSERT INTO revocations (user, before, ts) VALUES (?1, ?2, ?3)
@@ -153,4 +159,13 @@ fn write_revocation(conn: &Connection, revocation: &Revocation, ts: UnixMillis) 
             .execute((user.as_str(), signed(*before), signed(ts)))?,
     };
     Ok(())
+}
+
+/// The longest memory wins: none is for ever.
+fn write_jti(conn: &Connection, jti: &str, expires_ts: Option<UnixMillis>, ts: UnixMillis) -> rusqlite::Result<usize> {
+    conn.prepare_cached(
+        "INSERT INTO revocations (jti, ts, expires_ts) VALUES (?1, ?2, ?3)
+         ON CONFLICT (jti) DO UPDATE SET expires_ts = max(expires_ts, excluded.expires_ts)",
+    )?
+    .execute((jti, signed(ts), expires_ts.map(signed)))
 }

@@ -4,6 +4,7 @@
 //! A turn, in order:
 //! 1. wait for appends  2. gather more, if the commit window says so  3. breaker open: refuse
 //! 4. was the last failed batch committed after all? publish it first  5. begin, decide, write, commit
+//!    (see `isolate`)
 //! 6. one `Arc<CommittedBatch>` to every listener  7. help with the checkpoint when asked
 
 use std::sync::Arc;
@@ -20,11 +21,10 @@ use super::heads::Heads;
 use super::schema::DirLock;
 use super::stats::Counters;
 use super::window::CommitWindow;
-use super::{FatalHook, LogListener, is_fatal, transaction};
+use super::{FatalHook, LogListener, is_fatal};
 use crate::clock::now_us;
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
-use crate::engine::sequencer::{Decided, Facts as _, LogEnd, Sequencer};
-use crate::engine::stages::Stamps;
+use crate::engine::sequencer::{Facts as _, LogEnd, Sequencer};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{RoomKey, UnixMillis};
 
@@ -38,6 +38,8 @@ pub(super) enum ToWriter {
 
 /// Bytes that a probe writes: as much as a batch of some size needs.
 const PROBE_BYTES: u32 = 64 * 1_024;
+/// How long a batch stays in doubt when nobody appends.
+const SETTLE_AFTER: Duration = Duration::from_millis(250);
 
 /// What the writer is made of.
 pub(super) struct Writer {
@@ -62,6 +64,10 @@ pub(super) struct Writer {
     pub held: Option<CommittedBatch>,
     /// Appends that are at hand, in the order they came.
     pub lists: Vec<Vec<Append>>,
+    /// Dead letters that are kept.
+    pub dead_letters_max: u32,
+    /// Until then batches are copied whatever their size (see `isolate`); the writer's own clock.
+    pub careful_until_ms: u64,
     /// Told to stop: what waits is still committed.
     pub is_stopping: bool,
     /// Held as long as this thread may write.
@@ -71,12 +77,14 @@ pub(super) struct Writer {
 /// How a wait for appends ended.
 enum Wake {
     Appends,
+    /// Nobody appends, and a batch is in doubt.
+    Settle,
     Probe,
     End,
 }
 
 /// Why a batch has no commit.
-enum Trouble {
+pub(super) enum Trouble {
     Sql(rusqlite::Error),
     /// The log is not what this process wrote.
     Foreign(String),
@@ -91,11 +99,13 @@ impl From<rusqlite::Error> for Trouble {
 impl Writer {
     /// Works until stopped. What was accepted before the stop is committed first.
     pub fn run(mut self) {
+        self.count_letters();
         loop {
             let wake = self.wait();
             self.bound_pages();
             match wake {
                 Wake::Appends => self.turn(),
+                Wake::Settle => self.settle(),
                 Wake::Probe => self.probe(),
                 Wake::End => break,
             }
@@ -119,6 +129,8 @@ impl Writer {
             }
             let message = match self.breaker.gate(now_ms()) {
                 _ if self.is_stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
+                // Its readers wait for what may stand: they are not to wait for somebody's next word.
+                Gate::Pass if self.held.is_some() => self.inbox.recv_timeout(SETTLE_AFTER),
                 Gate::Pass => self.inbox.recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
                 Gate::Probe => return Wake::Probe,
                 Gate::Refuse { retry_after_ms } => self.inbox.recv_timeout(Duration::from_millis(retry_after_ms)),
@@ -126,6 +138,9 @@ impl Writer {
             match message {
                 Ok(ToWriter::Appends(list)) => self.lists.push(list),
                 Ok(ToWriter::Stop) => self.is_stopping = true,
+                Err(flume::RecvTimeoutError::Timeout) if self.held.is_some() && !self.breaker.is_open() => {
+                    return Wake::Settle;
+                }
                 Err(flume::RecvTimeoutError::Timeout) => {}
                 Err(flume::RecvTimeoutError::Disconnected) => return Wake::End,
             }
@@ -154,7 +169,7 @@ impl Writer {
     }
 
     /// Takes what is in the inbox, up to the bound. How many appends are at hand then.
-    fn drain(&mut self) -> usize {
+    pub(super) fn drain(&mut self) -> usize {
         let mut count: usize = self.lists.iter().map(Vec::len).sum();
         while count < self.batch_appends_max {
             match self.inbox.try_recv() {
@@ -186,77 +201,19 @@ impl Writer {
         }
     }
 
-    fn commit_turn(&mut self, lists: Vec<Vec<Append>>, count: usize) {
-        let began_us = now_us();
-        let opened = self.execute("BEGIN IMMEDIATE");
-        if let Err(error) = opened {
-            let refused = self.sequencer.refuse(lists.into_iter().flatten(), &unknown_outcome());
-            self.publish_refused(refused, count);
-            return self.on_trouble(error.into());
-        }
-        let decision = self.sequencer.decide(lists.into_iter().flatten(), unix_ms(), &mut SqlFacts(&self.conn));
-        let decided = match decision {
-            Ok(decided) => decided,
-            Err((error, refused)) => {
-                self.roll_back();
-                self.publish_refused(*refused, count);
-                return self.on_trouble(error.into());
-            }
-        };
-        match self.write(&decided) {
-            Ok(()) => {
-                let committed_us = now_us();
-                let (rows, is_written) = (decided.rows.len() as u64, !decided.is_empty());
-                let mut batch = self.sequencer.commit(decided);
-                if is_written {
-                    self.counters.commit_us.record(committed_us - began_us);
-                    self.count_commit(rows, batch.bytes.len() as u64);
-                    self.breaker.on_success();
-                }
-                self.counters.duplicates.store(self.sequencer.duplicates(), Relaxed);
-                let (refused, evicted, expired) = self.sequencer.inbox_losses();
-                self.counters.items_refused.store(refused, Relaxed);
-                self.counters.items_evicted.store(evicted, Relaxed);
-                self.counters.items_expired.store(expired, Relaxed);
-                let waiting = self.drain();
-                let published_us = now_us();
-                self.window.on_committed(count, waiting, published_us);
-                batch.stamps = Stamps { taken_us: self.taken_us, began_us, committed_us, published_us };
-                self.publish(batch);
-            }
-            Err(error) => {
-                self.roll_back();
-                self.heads.forget();
-                let failed = self.sequencer.fail(decided, &unknown_outcome());
-                self.held = Some(failed.held);
-                self.publish_refused(failed.refused, count);
-                self.on_trouble(error.into());
-            }
-        }
-    }
-
-    /// Writes and commits. An error may come from a commit that is durable all the same.
-    fn write(&mut self, decided: &Decided) -> rusqlite::Result<()> {
-        if decided.is_empty() {
-            return self.execute("ROLLBACK");
-        }
-        transaction::write(&self.conn, &mut self.heads, decided)?;
-        self.faults.before_commit()?;
-        self.execute("COMMIT")?;
-        self.faults.after_commit()
-    }
-
-    fn execute(&self, sql: &'static str) -> rusqlite::Result<()> {
+    pub(super) fn execute(&self, sql: &'static str) -> rusqlite::Result<()> {
         self.conn.prepare_cached(sql)?.raw_execute().map(|_| ())
     }
 
-    /// Ends the transaction, if SQLite has not done so by itself.
-    fn roll_back(&self) {
+    /// Ends the transaction, if SQLite has not done so by itself. False when it could not be ended.
+    pub(super) fn roll_back(&self) -> bool {
         if !self.conn.is_autocommit()
             && let Err(error) = self.execute("ROLLBACK")
         {
             tracing::warn!(%error, "store: a rollback failed");
+            return false;
         }
+        true
     }
 
     /// Finds out what became of the batch whose commit failed. It must be known before the next one
@@ -282,6 +239,13 @@ impl Writer {
             self.publish(held);
         }
         Ok(())
+    }
+
+    /// The same without anybody waiting for it.
+    fn settle(&mut self) {
+        if let Err(trouble) = self.settle_held() {
+            self.on_trouble(trouble);
+        }
     }
 
     /// True when a batch without entries is in the database.
@@ -344,7 +308,7 @@ impl Writer {
         Ok(())
     }
 
-    fn on_trouble(&mut self, trouble: Trouble) {
+    pub(super) fn on_trouble(&mut self, trouble: Trouble) {
         Counters::add(&self.counters.failures, 1);
         let error = match trouble {
             Trouble::Sql(error) if is_fatal(&error) => {
@@ -380,19 +344,19 @@ impl Writer {
         }
     }
 
-    fn publish(&self, batch: CommittedBatch) {
+    pub(super) fn publish(&self, batch: CommittedBatch) {
         let batch = Arc::new(batch);
         for listener in &*self.listeners {
             listener.on_store(StoreEvent::Batch(batch.clone()));
         }
     }
 
-    fn publish_refused(&self, batch: CommittedBatch, count: usize) {
+    pub(super) fn publish_refused(&self, batch: CommittedBatch, count: usize) {
         Counters::add(&self.counters.refused, count as u64);
         self.publish(batch);
     }
 
-    fn count_commit(&self, rows: u64, bytes: u64) {
+    pub(super) fn count_commit(&self, rows: u64, bytes: u64) {
         let counters = &self.counters;
         Counters::add(&counters.batches, 1);
         Counters::add(&counters.rows, rows);
@@ -432,11 +396,11 @@ impl Writer {
 }
 
 /// The breaker's clock.
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     now_us() / 1_000
 }
 
-fn unknown_outcome() -> Refusal {
+pub(super) fn unknown_outcome() -> Refusal {
     Refusal::new(ErrorCode::Degraded, "the write failed and may or may not stand; retry with the same client_id")
         .retry_after(500)
 }

@@ -378,7 +378,7 @@ impl Table {
             }
             Output::Mesh(message) => {
                 let line = match &message {
-                    MeshMessage::Ephemeral { room, frame, priority } => {
+                    MeshMessage::Ephemeral { room, frame, priority, .. } => {
                         format!("mesh {} {} {}", room.0, priority.as_str(), texts(frame).join(" "))
                     }
                     MeshMessage::Presence { mail, .. } => format!("mesh {}", mail_text(mail)),
@@ -497,6 +497,7 @@ fn entry_text(entry: &Entry) -> String {
         Entry::InboxAck { user, items } => format!("inbox ack {user} {items:?}"),
         Entry::InboxTried { user, items } => format!("inbox tried {user} {items:?}"),
         Entry::InboxDead { user, items } => format!("inbox dead {user} {items:?}"),
+        Entry::Dead(act) => format!("dead {act:?}"),
     }
 }
 
@@ -510,6 +511,11 @@ fn query_text(query: &Query) -> String {
         }
         Query::Members { room, limit, .. } => format!("members {} {limit}", room.0),
         Query::Rooms { user, limit, .. } => format!("rooms {user} {limit}"),
+        Query::Tallies(of) => {
+            let of: Vec<String> = of.iter().map(|(room, seq)| format!("{}/{seq}", room.0)).collect();
+            format!("tallies {}", of.join(" "))
+        }
+        Query::DeadLetters { after, limit, .. } => format!("dead after {after} {limit}"),
     }
 }
 
@@ -520,6 +526,11 @@ fn admin_text(result: &Result<AdminAnswer, Refusal>) -> String {
         Ok(AdminAnswer::Revoked) => "revoked".to_owned(),
         Ok(AdminAnswer::Presence(count)) => format!("{count:?}"),
         Ok(AdminAnswer::Notified(item)) => format!("notified {item}"),
+        Ok(AdminAnswer::Dead(committed)) => format!("dead {}", committed.seq),
+        Ok(AdminAnswer::DeadLetters { letters, more }) => {
+            let letters: Vec<_> = letters.iter().map(|letter| (letter.id, &*letter.payload)).collect();
+            format!("letters {letters:?}{}", if *more { " and more" } else { "" })
+        }
         Err(refusal) => format!("refused {}", refusal.code),
     }
 }

@@ -1,5 +1,6 @@
 //! The inbox of a user: what puts items there, who gets them, when again, and what takes them away.
 
+use antiphon::engine::dead::{DeadAct, DeadFilter};
 use antiphon::engine::event::{AdminAct, Entry};
 use antiphon::engine::inbox::{Bounds, Head, Held, NewItem};
 use antiphon::protocol::ids::Priority;
@@ -169,6 +170,26 @@ fn what_nobody_acknowledges_becomes_a_dead_letter() {
     assert_eq!(dead, [(1, 9)], "nine retries are on record");
     let stats = table.engine.stats();
     assert_eq!((stats.inbox_sent, stats.inbox_retries, stats.inbox_dead), (10, 9, 1));
+    table.admin(AdminAct::DeadLetters { filter: DeadFilter::default(), after: 0, limit: 9 }).gives(
+        r#"
+        read dead after 0 9
+        "#,
+    );
+    table.answer().gives(
+        r#"
+        admin 1 letters [(1, "{\"what\":\"item\",\"name\":\"n\",\"data\":1,\"priority\":\"normal\"}")]
+        "#,
+    );
+    // Replayed once: it waits again, under a new number.
+    table.admin(AdminAct::Dead(DeadAct::Replay(1))).whatever();
+    table.admin(AdminAct::Dead(DeadAct::Replay(1))).whatever();
+    let given = table.commit();
+    assert!(given.has("admin 2 dead 2") && given.has("admin 3 refused 110 not_found"), "{given:?}");
+    assert!(given.has("\"item\":2,\"name\":\"n\""), "{given:?}");
+    assert!(table.log.kept.letters.is_empty());
+    table.admin(AdminAct::Dead(DeadAct::Purge(DeadFilter::default()))).whatever();
+    assert!(table.commit().has("admin 4 dead 0"));
+    assert_eq!((table.engine.stats().dead_replayed, table.engine.stats().dead_purged), (1, 0));
 }
 
 #[test]

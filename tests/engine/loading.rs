@@ -17,6 +17,7 @@ fn say(room: u64, author: &str, text: &str) -> Entry {
         audience: None,
         priority: Priority::Normal,
         mentions: Box::default(),
+        reads: false,
     })
 }
 
@@ -220,7 +221,7 @@ fn membership_changes_while_a_user_is_read_are_not_lost() {
     table.commit().gives_nothing();
     table.hand_over(page).gives(
         r#"
-        b ! {"type":"hello","session":"*","user":"bob","device":"b","epoch":"e1","ts":1000000,"heartbeat_ms":25000,"token_expires_ts":4600000,"rooms":[{"room":"second","seq":1,"read":0,"role":"owner"}],"limits":{"message_bytes_max":16384,"body_bytes_max":8192,"data_bytes_max":4096,"meta_bytes_max":1024,"rooms_max":256,"subscriptions_max":256,"dedupe_window_ms":600000,"resume_events_max":500,"resume_bytes_max":1048576,"commands_per_second":200,"messages_per_second":100},"inbox":0}
+        b ! {"type":"hello","session":"*","user":"bob","device":"b","epoch":"e1","ts":1000000,"heartbeat_ms":25000,"token_expires_ts":4600000,"rooms":[{"room":"second","seq":1,"read":1,"delivered":1,"unread":0,"role":"owner"}],"limits":{"message_bytes_max":16384,"body_bytes_max":8192,"data_bytes_max":4096,"meta_bytes_max":1024,"rooms_max":256,"subscriptions_max":256,"dedupe_window_ms":600000,"resume_events_max":500,"resume_bytes_max":1048576,"commands_per_second":200,"messages_per_second":100},"inbox":0}
         b unpark
         "#,
     );

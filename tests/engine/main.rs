@@ -19,3 +19,4 @@ mod resume;
 mod rooms;
 mod sessions;
 mod tokens;
+mod unread;

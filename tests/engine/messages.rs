@@ -104,6 +104,57 @@ fn what_not_everybody_may_see_leaves_a_stand_in() {
 }
 
 #[test]
+fn a_message_for_some_roles_or_devices_leaves_a_stand_in_for_the_others() {
+    let mut table = two_in_general();
+    for (conn, device) in [("p", "phone-1"), ("t", "tablet")] {
+        let claims = table.claims("carol");
+        table.opens_with(conn, device, claims).whatever();
+        table.settle();
+        table.joins(conn, "general");
+    }
+    let say = |body: &str, who: &str| {
+        format!(r#"{{"type":"message:send","room":"general","body":"{body}",{who},"mentions":["bob"]}}"#)
+    };
+    table.says("a", &say("staff", r#""only_roles":["owner","moderator"]"#)).whatever();
+    table.says("a", &say("phones", r#""only_devices":["phone"],"exclude":["bob"]"#)).whatever();
+    let given = table.commit();
+    let shown = |conn: &str, seq: u32| {
+        let is_it = |line: &&String| line.starts_with(&format!("{conn} general {seq} "));
+        given.0.iter().find(is_it).unwrap().contains("message:created")
+    };
+    let seen: Vec<(bool, bool)> = ["a", "b", "p", "t"].map(|conn| (shown(conn, 4), shown(conn, 5))).into();
+    assert_eq!(seen, [(true, true), (false, false), (false, true), (false, false)], "{given:?}");
+    assert!(table.log.kept.inbox.is_empty(), "who may not see it is not told of the mention");
+    // History and resume judge likewise, history by the role of the moment.
+    let events = |given: crate::harness::Given| {
+        let line = given.lines("\"events\":").pop().unwrap();
+        (line.contains("\"staff\""), line.contains("\"phones\""), line.matches("message:hidden").count())
+    };
+    let history = r#"{"type":"message:history","id":1,"room":"general","after":3}"#;
+    for (conn, due) in [("b", (false, false, 2)), ("p", (false, true, 1)), ("t", (false, false, 2))] {
+        table.says(conn, history).whatever();
+        assert_eq!(events(table.answer()), due, "{conn}");
+        let since = r#"{"type":"room:subscribe","id":2,"room":"general","since":{"epoch":"e1","seq":3}}"#;
+        assert_eq!(events(table.says(conn, since)), due, "{conn}");
+    }
+    let promote = r#"{"type":"room:role","room":"general","user":"carol","role":"moderator"}"#;
+    table.says("a", promote).whatever();
+    table.commit().whatever();
+    table.says("t", history).whatever();
+    assert_eq!(events(table.answer()), (true, false, 1));
+    // A reaction to what somebody may not see is refused as if it were not there.
+    let react = |seq: u32| format!(r#"{{"type":"reaction:add","id":3,"room":"general","seq":{seq},"emoji":"+"}}"#);
+    table.says("b", &react(4)).whatever();
+    table.says("t", &react(4)).whatever();
+    let given = table.commit();
+    assert!(given.has("b ! {\"type\":\"error\",\"id\":3,\"code\":110"), "{given:?}");
+    assert!(
+        given.has("t ! {\"type\":\"ok\",\"id\":3") && given.has("b general 7 {\"type\":\"message:hidden\""),
+        "{given:?}"
+    );
+}
+
+#[test]
 fn both_audiences_at_once_are_refused() {
     let mut table = two_in_general();
     let both = r#"{"type":"message:send","id":1,"room":"general","body":"2","only":["bob"],"exclude":["carol"]}"#;
@@ -128,6 +179,7 @@ fn whoever_is_kicked_gets_their_kick_and_nothing_behind_it() {
             audience: None,
             priority: Priority::Normal,
             mentions: Box::default(),
+            reads: false,
         })
     };
     let manage = |act| Entry::Manage { room: room.clone(), by: user("alice"), by_admin: false, user: user("bob"), act };

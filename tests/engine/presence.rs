@@ -129,6 +129,26 @@ fn idle_is_away_by_itself_and_back_on_activity() {
 }
 
 #[test]
+fn what_only_a_person_does_ends_idleness() {
+    let acts = [
+        r#"{"type":"message:edit","room":"one","seq":2,"body":"better"}"#,
+        r#"{"type":"message:delete","room":"one","seq":2}"#,
+        r#"{"type":"reaction:add","room":"one","seq":2,"emoji":"+1"}"#,
+        r#"{"type":"notify","user":"alice","name":"hey","data":{}}"#,
+    ];
+    for act in acts {
+        let mut table = Table::with(Limits { idle_after_ms: 5_000, ..Limits::default() });
+        table.has("a", "alice");
+        table.has("b", "bob");
+        table.joins("b", "one");
+        table.says("a", r#"{"type":"presence:subscribe","users":["bob"]}"#).gives_nothing();
+        assert!(table.passes(6_000).only(&["a ~"]).has(r#""status":"away""#));
+        let _ = table.says("b", act);
+        assert!(table.passes(100).only(&["a ~"]).has(r#""status":"online""#), "{act}");
+    }
+}
+
+#[test]
 fn a_room_is_watched_as_long_as_one_may() {
     let mut table = Table::new();
     for (conn, name) in [("a", "alice"), ("b", "bob"), ("c", "carol")] {

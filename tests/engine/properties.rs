@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use antiphon::engine::event::{Entry, NewMessage, Page};
+use antiphon::engine::event::{Entry, NewMessage, Page, ReadAdvance};
 use antiphon::engine::limits::{Bucket, Limits, Rate};
 use antiphon::engine::users::Users;
 use antiphon::protocol::command::Manage;
@@ -62,10 +62,12 @@ proptest! {
                         Some(role) => model.entry(room).or_insert((role, 0)).0 = role,
                         None => drop(model.remove(&room)),
                     }
-                    prop_assert_eq!(alice.set_role(RoomKey(room), role), model.len() as i32 - before);
+                    prop_assert_eq!(alice.set_role(RoomKey(room), role, (0, 0)), model.len() as i32 - before);
                 }
                 None => {
-                    alice.advance_read(RoomKey(room), seq);
+                    let (room, user) = (RoomKey(room), user("alice"));
+                    alice.advance(&ReadAdvance { room, user, device: None, seq, counted: seq });
+                    let room = room.0;
                     if let Some((_, read)) = model.get_mut(&room) {
                         *read = (*read).max(seq);
                     }
@@ -117,6 +119,7 @@ fn say(room: u8, text: &str) -> Entry {
         audience: None,
         priority: Priority::Normal,
         mentions: Box::default(),
+        reads: false,
     })
 }
 

@@ -36,7 +36,7 @@ fn the_second_device_of_a_loaded_user_is_greeted_at_once_with_rooms_and_cursors(
     table.opens("b", "alice").gives(
         r#"
         b park
-        b ! {"type":"hello","session":"*","user":"alice","device":"b","epoch":"e1","ts":1000000,"heartbeat_ms":25000,"token_expires_ts":4600000,"rooms":[{"room":"general","seq":2,"read":2,"role":"owner"}],"limits":{"message_bytes_max":16384,"body_bytes_max":8192,"data_bytes_max":4096,"meta_bytes_max":1024,"rooms_max":256,"subscriptions_max":256,"dedupe_window_ms":600000,"resume_events_max":500,"resume_bytes_max":1048576,"commands_per_second":200,"messages_per_second":100},"inbox":0}
+        b ! {"type":"hello","session":"*","user":"alice","device":"b","epoch":"e1","ts":1000000,"heartbeat_ms":25000,"token_expires_ts":4600000,"rooms":[{"room":"general","seq":2,"read":2,"delivered":2,"unread":0,"role":"owner"}],"limits":{"message_bytes_max":16384,"body_bytes_max":8192,"data_bytes_max":4096,"meta_bytes_max":1024,"rooms_max":256,"subscriptions_max":256,"dedupe_window_ms":600000,"resume_events_max":500,"resume_bytes_max":1048576,"commands_per_second":200,"messages_per_second":100},"inbox":0}
         b unpark
         "#,
     );
@@ -67,7 +67,7 @@ fn the_same_device_again_replaces_the_older_connection() {
         r#"
         a close 4203 replaced: the same device connected again
         b park
-        b ! {"type":"hello","session":"*","user":"alice","device":"a","epoch":"e1","ts":1000000,"heartbeat_ms":25000,"token_expires_ts":4600000,"rooms":[{"room":"general","seq":1,"read":0,"role":"owner"}],"limits":{"message_bytes_max":16384,"body_bytes_max":8192,"data_bytes_max":4096,"meta_bytes_max":1024,"rooms_max":256,"subscriptions_max":256,"dedupe_window_ms":600000,"resume_events_max":500,"resume_bytes_max":1048576,"commands_per_second":200,"messages_per_second":100},"inbox":0}
+        b ! {"type":"hello","session":"*","user":"alice","device":"a","epoch":"e1","ts":1000000,"heartbeat_ms":25000,"token_expires_ts":4600000,"rooms":[{"room":"general","seq":1,"read":1,"delivered":1,"unread":0,"role":"owner"}],"limits":{"message_bytes_max":16384,"body_bytes_max":8192,"data_bytes_max":4096,"meta_bytes_max":1024,"rooms_max":256,"subscriptions_max":256,"dedupe_window_ms":600000,"resume_events_max":500,"resume_bytes_max":1048576,"commands_per_second":200,"messages_per_second":100},"inbox":0}
         b unpark
         "#,
     );

@@ -19,6 +19,7 @@ macro_rules! with_1_2_4_shards {
 mod admin;
 mod broadcast;
 mod crowd;
+mod dead;
 mod disk;
 mod drain;
 mod edits;

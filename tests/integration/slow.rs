@@ -249,3 +249,25 @@ fn a_client_that_says_goodbye_hears_nothing_more() {
     };
     assert_eq!(end.code, 1000, "{end:?}");
 }
+
+#[test]
+fn who_asks_for_much_and_reads_late_is_made_to_wait_and_gets_it_all() {
+    let server = small_outboxes().start();
+    let mut writer = server.client("writer");
+    writer.join("hot");
+    for _ in 0..25 {
+        writer.send("hot", &"x".repeat(8_000));
+    }
+    let mut reader = server.client("reader");
+    // Each answer is about 200 KB: all of them are many times what an outbox and the kernel hold.
+    let ids: Vec<i64> =
+        (0..100).map(|_| reader.begin(json!({"type": "message:history", "room": "hot", "limit": 100}))).collect();
+    let last = reader.begin(json!({"type": "ping"}));
+    std::thread::sleep(Duration::from_millis(700));
+    for id in ids {
+        let answer = reader.reply(id);
+        assert_eq!(answer["events"].as_array().map(Vec::len), Some(26), "{}", answer["type"]);
+    }
+    assert_eq!(reader.reply(last)["type"], "ok");
+    assert_eq!(server.stat("slow_closed"), 0);
+}

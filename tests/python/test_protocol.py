@@ -30,6 +30,22 @@ def fields(frame, *required, optional=()):
     return frame
 
 
+def rolling_hash(room, entries):
+    """The hash of a room's first entries, by the steps of docs/WEBSOCKET_API.md."""
+    mask = 2**64 - 1
+
+    def step(value, number):
+        mixed = (value ^ number) * 0x9E3779B97F4A7C15 & mask
+        return mixed ^ mixed >> 32
+
+    value = 0xCBF29CE484222325
+    for byte in room.encode():
+        value = (value ^ byte) * 0x100000001B3 & mask
+    for entry in entries:
+        value = step(step(value, entry["seq"]), entry["ts"])
+    return f"{value:016x}"
+
+
 def is_now(ts):
     return abs(ts - time.time() * 1000) < 10_000
 
@@ -44,7 +60,7 @@ def test_hello(server):
     assert client.socket.subprotocol == "antiphon.v1"
     client.listen("room:join", "hello-room")
     second = server.client("hal", "phone-2")
-    assert second.hello["rooms"] == [{"room": "hello-room", "seq": 1, "read": 0, "role": "owner"}]
+    assert second.hello["rooms"] == [{"room": "hello-room", "seq": 1, "read": 1, "delivered": 1, "unread": 0, "role": "owner"}]
     assert second.hello["epoch"] == hello["epoch"] and second.hello["session"] != hello["session"]
 
 
@@ -141,7 +157,44 @@ def test_messages(server):
     checked = ann.ask("sync:check", rooms=[{"room": "talk", "seq": 4}, {"room": "talk", "seq": 1}, {"room": "talk", "seq": 9}])
     assert [room["state"] for room in checked["rooms"]] == ["ok", "behind", "diverged"]
     assert checked["rooms"][0] == {"room": "talk", "seq": 4, "state": "ok"}
+    # By hash: computed from what was heard alone.
+    entries = ann.ask("message:history", room="talk", after=0)["events"]
+    value = rolling_hash("talk", entries)
+    checked = ann.ask("sync:check", rooms=[{"room": "talk", "seq": 4, "hash": value}, {"room": "talk", "seq": 2, "hash": ""},
+                                           {"room": "talk", "seq": 4, "hash": "0" * 16}])
+    assert checked["rooms"] == [
+        {"room": "talk", "seq": 4, "state": "ok", "hash": value},
+        {"room": "talk", "seq": 4, "state": "behind", "hash": rolling_hash("talk", entries[:2])},
+        {"room": "talk", "seq": 4, "state": "diverged", "hash": value},
+    ]
+    refused(107, ann.ask, "sync:check", rooms=[{"room": "talk", "seq": 4, "hash": "12"}])
     assert ann.ask("stats")["subscriptions"] == 1
+
+
+def test_unread(server):
+    ann, bob = server.client("una"), server.client("ulf", "tablet")
+    ann.listen("room:join", "unread-room")
+    ann.ask("message:send", room="unread-room", body="before ulf")
+    bob.listen("room:join", "unread-room")
+    for body in ("one", "two", "three"):
+        ann.ask("message:send", room="unread-room", body=body)
+    ann.ask("message:edit", room="unread-room", seq=4, body="uno")
+    ann.ask("message:delete", room="unread-room", seq=5)
+
+    def told(device):
+        (room,) = server.client("ulf", device).hello["rooms"]
+        return {key: room[key] for key in ("seq", "read", "delivered", "unread")}
+
+    assert told("phone") == {"seq": 8, "read": 3, "delivered": 3, "unread": 2}
+    bob.ask("message:delivered", room="unread-room", seq=8)
+    bob.ask("message:read", room="unread-room", seq=4)
+    assert told("phone") == {"seq": 8, "read": 4, "delivered": 4, "unread": 1}
+    bob.close()
+    assert told("tablet") == {"seq": 8, "read": 4, "delivered": 8, "unread": 1}
+    phone = server.client("ulf", "phone")
+    sent = phone.ask("message:send", room="unread-room", body="read you", read=True)
+    assert sent["seq"] == 9
+    assert told("laptop") == {"seq": 9, "read": 9, "delivered": 9, "unread": 0}
 
 
 def test_edits(server):

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use antiphon::engine::event::{MembershipChange, Revocation};
+use antiphon::engine::event::{MembershipChange, Revocation, Viewer};
 use antiphon::protocol::encode::{EventKind, hidden_event, hidden_events, json_string};
 use antiphon::protocol::ids::{Position, Role, RoomKey, RoomKind, Seq, UserId};
 
 use serde_json::Value;
 
+use crate::inbox::Inboxes;
 use crate::log::TestLog;
 
 /// One entry of the log, as readers may see it.
@@ -40,7 +41,7 @@ pub struct RoomTruth {
 impl Truth {
     fn is_visible(&self, user: &UserId) -> bool {
         match (&self.audience, &self.author) {
-            (Some(audience), Some(author)) => audience.admits(user.as_str(), author.as_str()),
+            (Some(audience), Some(author)) => audience.admits(&Viewer::anywhere(user.as_str(), None), author.as_str()),
             _ => true,
         }
     }
@@ -82,6 +83,10 @@ pub struct Checker {
     /// Entries that filters hid.
     pub hidden: u64,
     pub amended: u64,
+    /// Unread messages that hellos counted, and hashes that clients compared.
+    pub unread_counted: u64,
+    pub hashes_compared: u64,
+    pub inboxes: Inboxes,
     /// How each message stands, by room and seq: recomputed from the log's steps.
     messages: BTreeMap<(String, Seq), MessageTruth>,
 }
@@ -195,6 +200,12 @@ impl Checker {
         }
         due.remove("body");
         is.remove("body").as_ref().and_then(Value::as_str).map(str::to_owned) == body && due == is && reacted
+    }
+
+    /// True when a message is a tombstone.
+    pub fn is_deleted(&self, room: &str, seq: Seq) -> bool {
+        let message = self.messages.get(&(room.to_owned(), seq));
+        message.is_some_and(|message| message.versions.last() == Some(&None))
     }
 
     pub fn head(&self, room: &str) -> Seq {
@@ -337,7 +348,7 @@ impl Checker {
     pub fn is_revoked(revocations: &[Revocation], user: &UserId, issued_at: u64) -> bool {
         revocations.iter().any(|revocation| match revocation {
             Revocation::UserBefore(revoked, second) => revoked == user && issued_at <= *second,
-            Revocation::Jti(_) => false,
+            Revocation::Jti(_) | Revocation::JtiUntil(..) => false,
         })
     }
 }

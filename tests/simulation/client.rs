@@ -2,14 +2,17 @@
 //! was not acknowledged under the same `client_id`, resumes with its cursors, and notices every seq
 //! that is missing, doubled, or not its business.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
+use antiphon::engine::inbox::ItemId;
 use antiphon::protocol::ids::{Seq, UserId};
 
 use crate::checker::{Checker, Reader};
+use crate::inbox::InboxView;
 use crate::log::EPOCH;
 use crate::plan::{Dice, Plan};
 use crate::presence::PresenceView;
+use crate::tally::roll;
 
 /// What a client has at hand while it acts.
 pub struct Scene<'a> {
@@ -62,6 +65,10 @@ pub enum Asked {
         room: String,
         target: Seq,
     },
+    /// Hashes that must be the server's.
+    Hashes {
+        rooms: Vec<(String, Seq, u64)>,
+    },
     Choose {
         status: &'static str,
     },
@@ -73,6 +80,16 @@ pub enum Asked {
     },
     WatchRoom {
         room: String,
+    },
+    Notify {
+        user: String,
+        name: String,
+    },
+    AckItems {
+        items: Vec<ItemId>,
+    },
+    ListItems {
+        after: ItemId,
     },
     Other,
 }
@@ -99,17 +116,20 @@ pub struct View {
     pub resubscribed: bool,
     /// Everything up to here is known, from where knowledge began.
     pub cursor: Option<Seq>,
-    /// Known beyond the cursor.
-    pub have: BTreeSet<Seq>,
+    /// Known beyond the cursor, with their times.
+    pub have: BTreeMap<Seq, u64>,
+    /// Rolling hash of everything up to the cursor; filters hide times, so not with a filter.
+    pub hash: Option<u64>,
 }
 
 impl View {
-    pub fn learn(&mut self, seq: Seq) {
+    pub fn learn(&mut self, seq: Seq, ts: u64) {
         let Some(cursor) = &mut self.cursor else { return };
         if seq > *cursor {
-            self.have.insert(seq);
-            while self.have.remove(&(*cursor + 1)) {
+            self.have.insert(seq, ts);
+            while let Some(ts) = self.have.remove(&(*cursor + 1)) {
                 *cursor += 1;
+                self.hash = self.hash.map(|hash| roll(hash, *cursor, ts));
             }
         }
     }
@@ -141,6 +161,7 @@ pub struct Client {
     /// What was read, and acknowledged, before this connection.
     pub read_before: BTreeMap<String, Seq>,
     pub presence: PresenceView,
+    pub inbox: InboxView,
 }
 
 impl Client {
@@ -165,6 +186,7 @@ impl Client {
             filter: (number % 3 == 1).then_some(number as u64 % 2),
             read_before: BTreeMap::new(),
             presence: PresenceView::default(),
+            inbox: InboxView::default(),
         }
     }
 
@@ -191,6 +213,7 @@ impl Client {
         }
         self.acked.clear();
         self.presence = PresenceView::default();
+        self.inbox = InboxView::default();
         self.had_hello = false;
         (self.nameless, self.nameless_maybe, self.nameless_got) = (0, 0, 0);
     }
@@ -230,7 +253,7 @@ impl Client {
     // --------------------------------------------------------------------------------------------
     // Saying
 
-    fn ask(&mut self, asked: Asked, fields: &str) -> String {
+    pub fn ask(&mut self, asked: Asked, fields: &str) -> String {
         let id = self.next_id;
         self.next_id += 1;
         self.asked.insert(id, asked);
@@ -296,7 +319,9 @@ impl Client {
             let fields = format!("\"type\":\"room:subscribe\",\"room\":\"{room}\"");
             self.ask(Asked::Probe { room }, &fields)
         };
-        (0..rooms).map(|room| ask(format!("r{room}"))).collect()
+        let mut frames: Vec<String> = (0..rooms).map(|room| ask(format!("r{room}"))).collect();
+        frames.extend(self.check_hashes());
+        frames
     }
 
     /// What it does when it is its turn: frames to send.
@@ -344,6 +369,9 @@ impl Client {
         if dice.chance(150) {
             return self.something_of_presence(&room, &other, dice);
         }
+        if dice.chance(plan.inboxes) {
+            return self.something_of_inboxes(&other, scene);
+        }
         match dice.below(100) {
             0..10 => self.amend(&room, scene),
             10..47 => {
@@ -381,7 +409,8 @@ impl Client {
             }
             88..90 => self.ask(Asked::Other, &named("room:members")),
             90..92 => self.ask(Asked::Other, "\"type\":\"room:list\",\"limit\":2"),
-            92..94 => {
+            92 => self.check_hashes().unwrap_or_else(|| self.ask(Asked::Other, "\"type\":\"ping\"")),
+            93 => {
                 let rooms = format!("[{{\"room\":\"{room}\",\"seq\":3}},{{\"room\":\"r1\",\"seq\":1}}]");
                 self.ask(Asked::Other, &format!("\"type\":\"sync:check\",\"rooms\":{rooms}"))
             }
@@ -441,6 +470,34 @@ impl Client {
             _ => {
                 let fields = format!("\"type\":\"activity\",\"room\":\"{room}\",\"kind\":\"typing\"");
                 self.ask(Asked::Other, &fields)
+            }
+        }
+    }
+
+    fn something_of_inboxes(&mut self, other: &str, scene: &mut Scene<'_>) -> String {
+        let dice = &mut *scene.dice;
+        match dice.below(10) {
+            0..4 => {
+                let name = format!("{}-{}", self.number, self.next_message);
+                self.next_message += 1;
+                let priority = dice.pick(&["critical", "normal", "low"]);
+                let ttl = dice.pick(&["", "", ",\"ttl_ms\":400", ",\"ttl_ms\":6000"]);
+                let rest =
+                    format!("\"user\":\"{other}\",\"name\":\"{name}\",\"data\":[1],\"priority\":\"{priority}\"{ttl}");
+                let asked = Asked::Notify { user: other.to_owned(), name };
+                self.ask(asked, &format!("\"type\":\"notify\",{rest}"))
+            }
+            // Some never acknowledge anything.
+            4..9 if self.number % 4 != 3 => {
+                let items = self.inbox.choose(dice);
+                scene.checker.inboxes.on_asked(&self.user, &items);
+                let list = format!("{items:?}");
+                self.ask(Asked::AckItems { items }, &format!("\"type\":\"inbox:ack\",\"items\":{list}"))
+            }
+            _ => {
+                let after = dice.below(self.inbox.last + 2);
+                let fields = format!("\"type\":\"inbox:list\",\"after\":{after},\"limit\":{}", dice.between(1, 100));
+                self.ask(Asked::ListItems { after }, &fields)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What goes wrong by itself, second by second, and what administrators do meanwhile.
 
 use antiphon::engine::event::{AdminAct, AdminRequest, Input, Revocation, Token};
+use antiphon::engine::inbox::NewItem;
 use antiphon::engine::shard_of;
 use antiphon::protocol::ids::{Priority, RoomName, UserId};
 
@@ -53,7 +54,16 @@ impl World {
 
     fn administer(&mut self) {
         let user = UserId::parse(&format!("u{}", self.dice.below(self.plan.users))).expect("a valid name");
-        let act = match self.dice.below(6) {
+        let act = match self.dice.below(8) {
+            2 | 3 => AdminAct::Notify(Box::new(NewItem {
+                user: user.clone(),
+                name: "above".into(),
+                data: "{}".into(),
+                priority: self.dice.pick(&[Priority::Critical, Priority::Low]),
+                ttl_ms: None,
+                from: None,
+                covers: None,
+            })),
             0 => AdminAct::Disconnect { user: user.clone(), reason: "go".into() },
             1 => AdminAct::Revoke(Revocation::UserBefore(user.clone(), self.now / 1_000)),
             _ => AdminAct::Publish {

@@ -1,7 +1,7 @@
 //! What a client makes of what it hears: each entry is checked against the log, and each seq against
 //! the one before.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use antiphon::protocol::ids::{Role, Seq};
 use serde_json::Value;
@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::checker::{Checker, Reader, text};
 use crate::client::{Asked, Client, Listening, Scene, View};
 use crate::log::EPOCH;
+use crate::tally::ts_of;
 
 impl Client {
     /// One frame from the server; returns what it says at once.
@@ -31,6 +32,7 @@ impl Client {
                     assert!(read >= before || !is_unbroken, "{name} was read to {before}, and hello says {read}");
                 }
                 if scene.is_final {
+                    scene.checker.check_unread(&self.user, &value);
                     self.check_final_hello(&value, scene.checker);
                     return self.probe(scene.plan.rooms);
                 }
@@ -40,8 +42,9 @@ impl Client {
             "error" => self.hear_error(&value, scene),
             "gap" => self.hear_gap(&value, scene),
             "presence:changed" => self.presence.hear_changed(&value),
-            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" | "inbox:item"
-            | "inbox:acked" => {}
+            "inbox:item" => self.inbox.hear_items(&value),
+            "inbox:acked" => self.inbox.hear_cancelled(&value),
+            "event" | "read:advanced" | "delivered:advanced" | "goaway" | "degraded" | "activity" => {}
             other => panic!("the protocol has no {other}"),
         }
         Vec::new()
@@ -68,12 +71,13 @@ impl Client {
         let (room, seq) = room_and_seq(json);
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
         let from = scene.checker.check_entry(&reader, self.filter, room, seq, json, ("live", Seq::MAX));
+        let ts = ts_of(json);
         for seq in from..=seq {
-            self.hear_seq(room, seq, scene);
+            self.hear_seq(room, seq, ts, scene);
         }
     }
 
-    fn hear_seq(&mut self, room: &str, seq: Seq, scene: &mut Scene<'_>) {
+    fn hear_seq(&mut self, room: &str, seq: Seq, ts: u64, scene: &mut Scene<'_>) {
         let number = self.number;
         let view = self.views.get_mut(room).unwrap_or_else(|| panic!("client {number} never asked for {room}"));
         assert!(
@@ -82,13 +86,13 @@ impl Client {
         );
         if seq <= view.live {
             assert!(view.resubscribed, "P2: client {number} got {room} {seq} again, live, after {}", view.live);
-            view.learn(seq);
+            view.learn(seq, ts);
             return;
         }
         assert!(seq == view.live + 1, "P4: client {number} got {room} {seq} after {}", view.live);
         assert!(view.listening != Listening::ShutOut, "P9: client {number} was shut out of {room} and got {seq}");
         view.live = seq;
-        view.learn(seq);
+        view.learn(seq, ts);
         if view.listening == Listening::On && scene.checker.shuts_out(room, seq, &self.user) {
             view.listening = Listening::ShutOut;
             view.wanted = false;
@@ -136,7 +140,8 @@ impl Client {
                 }
             }
             Asked::History { room, after } => {
-                let seqs = self.check_events(&room, json, scene, "history");
+                let seqs: Vec<Seq> =
+                    self.check_events(&room, json, scene, "history").into_iter().map(|(seq, _)| seq).collect();
                 assert!(seqs.is_sorted(), "history ascends: {seqs:?}");
                 if let (Some(after), Some(first)) = (after, seqs.first()) {
                     assert_eq!(*first, after + 1, "history after {after} begins right there");
@@ -150,6 +155,7 @@ impl Client {
                 let (seq, version) = (value["seq"].as_u64().unwrap(), value["version"].as_u64().unwrap());
                 scene.checker.check_amended(&self.user, &room, target, seq, version);
             }
+            Asked::Hashes { rooms } => self.hear_hashes(&rooms, value, scene.checker),
             Asked::Choose { status } => self.presence.chosen = Some(status),
             Asked::WatchUsers { users } => self.presence.watch_users(users, value),
             Asked::UnwatchUsers { users } => self.presence.unwatch_users(users, value),
@@ -160,6 +166,18 @@ impl Client {
                 assert_eq!(role, due, "the server takes {} for another in {room}", self.user);
                 assert_eq!(value["seq"], scene.checker.head(&room), "the head of {room}");
             }
+            Asked::Notify { user, name } => {
+                scene.checker.inboxes.check_notified(&user, &name, value["item"].as_u64().unwrap());
+            }
+            Asked::AckItems { items } => {
+                assert!(value["acked"].as_u64().unwrap() <= items.len() as u64);
+                self.inbox.on_acked(&items);
+            }
+            Asked::ListItems { after } => {
+                let ids: Vec<u64> =
+                    value["items"].as_array().unwrap().iter().map(|item| item["item"].as_u64().unwrap()).collect();
+                assert!(ids.is_sorted() && ids.first().is_none_or(|first| *first > after), "{ids:?} after {after}");
+            }
             Asked::Other => {}
         }
     }
@@ -168,14 +186,16 @@ impl Client {
         assert_eq!(value["epoch"], EPOCH);
         let head = value["seq"].as_u64().unwrap();
         let recovered = value["recovered"] == Value::Bool(true);
-        let seqs = self.check_events(room, json, scene, "resume");
+        let entries = self.check_events(room, json, scene, "resume");
+        let seqs: Vec<Seq> = entries.iter().map(|(seq, _)| *seq).collect();
         let view = self.views.entry(room.to_owned()).or_insert_with(|| View {
             wanted: true,
             listening: Listening::Never,
             live: 0,
             resubscribed: false,
             cursor: None,
-            have: BTreeSet::new(),
+            have: BTreeMap::new(),
+            hash: None,
         });
         assert!(head >= view.live, "the head of {room} was {} and is {head}", view.live);
         match since {
@@ -183,13 +203,15 @@ impl Client {
                 let due: Vec<Seq> = (since + 1..=head).collect();
                 assert_eq!(seqs, due, "P4: a resume of {room} after {since} is whole");
                 scene.checker.resumes += 1;
-                seqs.iter().for_each(|seq| view.learn(*seq));
+                entries.iter().for_each(|(seq, ts)| view.learn(*seq, *ts));
             }
             _ => {
                 assert!(!recovered && seqs.is_empty(), "P4: nothing or everything is replayed");
                 if view.cursor.is_none_or(|cursor| cursor < head) {
                     view.cursor = Some(head);
-                    view.have.retain(|seq| *seq > head);
+                    view.have.retain(|seq, _| *seq > head);
+                    // The server tells the hash that belongs to a head; the truth will do.
+                    view.hash = self.filter.is_none().then(|| scene.checker.hash(room, head));
                 }
             }
         }
@@ -199,7 +221,7 @@ impl Client {
         view.live = head;
     }
 
-    fn check_events(&mut self, room: &str, json: &[u8], scene: &mut Scene<'_>, how: &str) -> Vec<Seq> {
+    fn check_events(&mut self, room: &str, json: &[u8], scene: &mut Scene<'_>, how: &str) -> Vec<(Seq, u64)> {
         let reader = Reader { user: &self.user, is_admin: self.is_admin };
         let mut seqs = Vec::new();
         for event in events(json) {
@@ -207,7 +229,8 @@ impl Client {
             assert_eq!(named, room);
             let filter = self.filter.filter(|_| how == "resume");
             let from = scene.checker.check_entry(&reader, filter, room, seq, event, (how, scene.fed_at));
-            seqs.extend(from..=seq);
+            let ts = ts_of(event);
+            seqs.extend((from..=seq).map(|seq| (seq, ts)));
         }
         seqs
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use antiphon::engine::event::ConnKey;
+use antiphon::engine::inbox::ItemId;
 use antiphon::gateway::outbox::Outbox;
 
 /// Where a link stands.
@@ -28,6 +29,10 @@ pub struct Link {
     /// The client has left without a word.
     pub is_abandoned: bool,
     pub is_parked: bool,
+    /// Its hello was made.
+    pub is_greeted: bool,
+    /// Items that it was told, while an input is handled, another device has acknowledged.
+    pub cancelled: Vec<ItemId>,
     pub again: Option<String>,
     pub backlog: VecDeque<String>,
     pub outbox: Outbox,
@@ -60,6 +65,8 @@ impl Link {
             issued_at,
             is_abandoned: false,
             is_parked: false,
+            is_greeted: false,
+            cancelled: Vec::new(),
             again: None,
             backlog: VecDeque::new(),
             outbox: Outbox::default(),

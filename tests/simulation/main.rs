@@ -10,6 +10,7 @@ mod checker;
 mod client;
 mod faults;
 mod hear;
+mod inbox;
 mod link;
 #[path = "../support/log.rs"]
 mod log;
@@ -17,6 +18,7 @@ mod network;
 mod plan;
 mod presence;
 mod store;
+mod tally;
 mod world;
 
 use std::cell::RefCell;
@@ -68,6 +70,15 @@ struct Done {
     amended: u64,
     /// Views of presence that were compared with the truth.
     watches: u64,
+    /// Unread messages counted, and hashes compared.
+    unread: u64,
+    hashes: u64,
+    /// Items times connections, acknowledged items, and those that went otherwise.
+    items: u64,
+    items_acked: u64,
+    items_evicted: u64,
+    items_expired: u64,
+    items_dead: u64,
 }
 
 fn run(seed: u64) -> Done {
@@ -83,6 +94,12 @@ fn run(seed: u64) -> Done {
     presence::calm_down(&mut world);
     let watches = presence::check_converged(&world);
     check_quiet(&mut world);
+    if seed % 40 == 3 {
+        // Long enough for the last attempt.
+        world.run(world.now + 900_000);
+        check_quiet(&mut world);
+    }
+    world.checker.inboxes.check_quiet(&world.store.log.kept);
     // Everybody comes anew and is told how they stand.
     world.is_final = true;
     for client in 0..world.clients.len() {
@@ -92,6 +109,7 @@ fn run(seed: u64) -> Done {
     }
     world.run(world.now + 2_000 + world.plan.pause_ms * 2);
     check_answered(&world);
+    check_inboxes(&world);
     check_given_back(&mut world);
     Done {
         acks: world.checker.acks,
@@ -101,6 +119,13 @@ fn run(seed: u64) -> Done {
         hidden: world.checker.hidden,
         amended: world.checker.amended,
         watches,
+        unread: world.checker.unread_counted,
+        hashes: world.checker.hashes_compared,
+        items: world.checker.inboxes.sent,
+        items_acked: world.checker.inboxes.acked,
+        items_evicted: world.checker.inboxes.evicted,
+        items_expired: world.checker.inboxes.expired,
+        items_dead: world.checker.inboxes.dead,
     }
 }
 
@@ -150,6 +175,19 @@ fn check_quiet(world: &mut World) {
         assert_eq!(engine.unanswered(), 0, "shard {shard} waits for ever");
         let stats = engine.stats();
         assert_eq!((stats.appends_pending, stats.reads_pending), (0, 0));
+    }
+}
+
+/// Everybody who has just come has been sent what waits for them, and nothing else.
+fn check_inboxes(world: &World) {
+    for client in world.clients.iter().filter(|client| client.is_greeted()) {
+        let (due, may) = world.checker.inboxes.waiting(&client.user, &world.store.log.kept, world.now);
+        let has = &client.inbox.waiting;
+        // What a narrow outbox drops is sent again in its time, which may be minutes away.
+        let is_narrow = world.plan.limits.outbox_normal_bytes_max < 1 << 20;
+        assert!(is_narrow || due.is_subset(has), "{} was not sent {due:?} but {has:?}", client.user);
+        let gone = has.difference(&may).count() as u64;
+        assert!(gone <= world.checker.inboxes.expired + world.checker.inboxes.acked, "{has:?} and {may:?}");
     }
 }
 
@@ -214,15 +252,30 @@ fn seeds() {
         all.hidden += done.hidden;
         all.amended += done.amended;
         all.watches += done.watches;
+        all.unread += done.unread;
+        all.hashes += done.hashes;
+        all.items += done.items;
+        all.items_acked += done.items_acked;
+        all.items_evicted += done.items_evicted;
+        all.items_expired += done.items_expired;
+        all.items_dead += done.items_dead;
     }
-    let Done { acks, events, resumes, gaps, hidden, amended, watches } = all;
+    let Done { acks, events, resumes, gaps, hidden, amended, watches, unread, hashes, .. } = all;
+    let Done { items, items_acked, items_evicted, items_expired, items_dead, .. } = all;
     println!(
-        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden, {amended} edits, {watches} watches"
+        "{acks} acks, {events} events, {resumes} resumes, {gaps} gaps, {hidden} hidden, {amended} edits, {watches} watches, \
+         {unread} unread, {hashes} hashes"
+    );
+    println!(
+        "{items} items sent, {items_acked} acked, {items_evicted} evicted, {items_expired} expired, {items_dead} dead"
     );
     if is_many {
+        assert!(items > 5_000 && items_acked > 500 && items_evicted > 50 && items_expired > 50, "too tame");
+        assert!(items_dead > 0, "nobody gave up");
         assert!(acks > 10_000 && events > 50_000 && resumes > 500 && gaps > 10, "too tame");
         assert!(hidden > 10_000 && amended > 100, "too tame");
         assert!(watches > 500, "nobody watches");
+        assert!(unread > 1_000 && hashes > 500, "too tame");
     }
 }
 

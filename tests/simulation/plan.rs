@@ -1,6 +1,7 @@
 //! What a seed decides: sizes, bounds, and which faults there are (swarm testing: each seed has its
 //! own mix, so that rare combinations meet).
 
+use antiphon::engine::inbox::Bounds;
 use antiphon::engine::limits::{Limits, Rate};
 use antiphon::engine::rng::Rng;
 use antiphon::engine::sequencer::SequencerConfig;
@@ -76,6 +77,8 @@ pub struct Plan {
     pub drains: u64,
     pub degrades: u64,
     pub admin_acts: u64,
+    /// Notifications, lists and acknowledgements among what clients do.
+    pub inboxes: u64,
 }
 
 impl Plan {
@@ -89,6 +92,7 @@ impl Plan {
             rooms_max: limits.rooms_max,
             rooms_cached_max: dice.pick(&[2, 65_536]),
             losses_max: dice.pick(&[2, 4_096]),
+            inbox: Bounds { items_max: dice.pick(&[3, 1_000]), ..Bounds::default() },
             seed: 7,
             ..SequencerConfig::default()
         };
@@ -105,6 +109,7 @@ impl Plan {
         let drains = sometimes(&[50, 100], 999);
         let degrades = sometimes(&[100, 300], 999);
         let admin_acts = sometimes(&[200, 600], 999);
+        let inboxes = sometimes(&[50, 200, 600], 999);
         Self {
             shards,
             users,
@@ -133,6 +138,7 @@ impl Plan {
             drains,
             degrades,
             admin_acts,
+            inboxes,
         }
     }
 

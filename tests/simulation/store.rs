@@ -102,6 +102,9 @@ impl Store {
         let (decided, fate) = self.current.take()?;
         let (first, last) = (decided.first, decided.last());
         let changes: Vec<_> = decided.rows.iter().map(|row| row.change.clone()).collect();
+        if fate != Fate::Fails {
+            checker.inboxes.on_changes(&decided.inbox);
+        }
         let batch = match fate {
             Fate::Commits => self.log.commit(decided),
             Fate::Fails | Fate::Lands => {
@@ -129,6 +132,7 @@ impl Store {
         {
             let changes: Vec<_> = decided.rows.iter().map(|row| row.change.clone()).collect();
             self.log.kept.apply(&decided);
+            checker.inboxes.on_changes(&decided.inbox);
             checker.on_rows(&self.log, changes);
         }
         self.log.reopen();

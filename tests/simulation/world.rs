@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use antiphon::engine::event::{Claims, ConnKey, Input, MeshMessage, Output, Outputs, ReadReply, ReadRequest, Token};
 use antiphon::engine::event::{Class, Frames, StoreEvent};
+use antiphon::engine::inbox::ItemId;
 use antiphon::engine::limits::Limits;
 use antiphon::engine::shard::Shard;
 use antiphon::gateway::outbox::{Ladder, Pushed};
@@ -15,7 +16,7 @@ use antiphon::protocol::ids::UserId;
 use antiphon::protocol::parse::Parser;
 
 use crate::checker::{Checker, text};
-use crate::client::Client;
+use crate::client::{Asked, Client};
 use crate::link::{Link, Phase};
 use crate::plan::{Dice, Plan};
 use crate::store::Store;
@@ -90,6 +91,8 @@ pub struct World {
     pub last_words: bool,
     pub is_final: bool,
     pub admin_asked: std::collections::BTreeSet<Token>,
+    /// Acknowledgements that were answered while an input is handled: by which link, of what.
+    pub acked_now: Vec<(usize, Vec<ItemId>)>,
     pub steps: u64,
 }
 
@@ -125,6 +128,7 @@ impl World {
             last_words: false,
             is_final: false,
             admin_asked: Default::default(),
+            acked_now: Vec::new(),
             steps: 0,
             clients,
             dice,
@@ -244,6 +248,7 @@ impl World {
         outputs.clear();
         self.outputs = outputs;
         self.set_tick(shard);
+        self.check_cancelled();
         while let Some((shard, conn)) = self.ended.pop() {
             self.handle(shard, Input::Closed(conn));
         }
@@ -361,7 +366,10 @@ impl World {
         if it.phase != Phase::Open {
             return;
         }
-        let payload = &frames.as_slice(&outputs.bytes)[2..];
+        let frame = frames.as_slice(&outputs.bytes);
+        self.note_made(link, frame);
+        let it = &mut self.links[link];
+        let payload = &frame[2..];
         if payload.windows(OK.len()).take(9).any(|start| start == OK) {
             it.oks.push_back(it.fed_at);
         }
@@ -379,6 +387,65 @@ impl World {
         if pushed == Pushed::Overflow {
             self.close_slow(link);
             self.ended.push((shard, conn));
+        }
+    }
+
+    /// A frame is made for a link: what it says of inboxes is held against the truth.
+    fn note_made(&mut self, link: usize, frame: &[u8]) {
+        let json = &frame[if frame[1] == 126 { 4 } else { 2 }..];
+        let starts = |start: &[u8]| json.starts_with(start);
+        let is_hello = starts(b"{\"type\":\"hello\"");
+        let is_acked = starts(OK) && json.windows(9).any(|part| part == b",\"acked\":");
+        if !is_hello && !is_acked && !starts(b"{\"type\":\"inbox:") {
+            return;
+        }
+        let client = self.links[link].client;
+        let user = self.clients[client].user.clone();
+        // Items may be followed by other frames of the same kind, never within one push.
+        let value: serde_json::Value = serde_json::from_slice(json).expect("one frame");
+        match value["type"].as_str() {
+            Some("hello") => {
+                self.links[link].is_greeted = true;
+                if self.is_final {
+                    let (due, may) = self.checker.inboxes.waiting(&user, &self.store.log.kept, self.now);
+                    let told = value["inbox"].as_u64().unwrap() as usize;
+                    assert!((due.len()..=may.len()).contains(&told), "{told} items wait for {user}: {due:?} {may:?}");
+                }
+            }
+            Some("inbox:item") => self.checker.inboxes.check_sent(&user, &value),
+            Some("inbox:acked") => {
+                let items = value["items"].as_array().unwrap().iter().filter_map(serde_json::Value::as_u64);
+                self.links[link].cancelled.extend(items);
+            }
+            _ => {
+                let asked = value["id"].as_u64().and_then(|id| self.clients[client].asked.get(&id));
+                // A client that has left is answered all the same; what it asked for is forgotten.
+                if let (Some(Asked::AckItems { items }), true) = (asked, self.uses[client] == Some(link)) {
+                    self.checker.inboxes.on_confirmed(&user, items);
+                    if value["acked"] != 0 {
+                        self.acked_now.push((link, items.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whoever acknowledges on one device does so for the others: they are told in the same breath.
+    fn check_cancelled(&mut self) {
+        for (by, items) in std::mem::take(&mut self.acked_now) {
+            let user = &self.clients[self.links[by].client].user;
+            for (number, link) in self.links.iter().enumerate() {
+                let is_other = number != by && link.phase == Phase::Open && link.is_greeted;
+                if is_other
+                    && self.clients[link.client].user == *user
+                    && self.link_of(link.shard, link.key) == Some(number)
+                {
+                    assert!(items.iter().all(|item| link.cancelled.contains(item)), "a device is not told of an ack");
+                }
+            }
+        }
+        for link in self.uses.iter().flatten() {
+            self.links[*link].cancelled.clear();
         }
     }
 

@@ -218,6 +218,7 @@ pub fn new_message(key: RoomKey, author: &str, client_id: Option<&str>, body: &s
         audience: None,
         priority: Priority::Normal,
         mentions: Box::default(),
+        reads: false,
     }
 }
 

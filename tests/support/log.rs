@@ -100,13 +100,23 @@ impl TestLog {
         match query {
             Query::User(user) => {
                 let inbox = self.kept.inbox.values().filter(|item| item.user == *user).cloned().collect();
-                Page::User { at, memberships: self.memberships(user), inbox }
+                let theirs = self.kept.delivered.iter().filter(|((_, of, _), _)| of == user);
+                let delivered = theirs.map(|((room, _, device), seq)| (*room, device.clone(), *seq)).collect();
+                Page::User { at, memberships: self.memberships(user), inbox, delivered }
             }
             Query::Room(name) => {
                 let room = self.kept.names.get(name).map(|key| self.kept.rooms[key].clone());
                 Page::Room { at, room }
             }
+            Query::Tallies(of) => Page::Tallies(of.iter().map(|(room, seq)| self.kept.tally(*room, *seq)).collect()),
             Query::History { .. } => self.history(query),
+            Query::DeadLetters { filter, after, limit } => {
+                let fits = self.kept.letters.values().filter(|letter| letter.id > *after && filter.fits(letter));
+                let mut letters: Vec<_> = fits.cloned().collect();
+                let more = letters.len() > *limit as usize;
+                letters.truncate(*limit as usize);
+                Page::DeadLetters { letters, more }
+            }
             Query::Members { room, after, limit } => {
                 let mut members: Vec<(UserId, Role)> = self
                     .kept
@@ -142,10 +152,10 @@ impl TestLog {
     fn memberships(&self, user: &UserId) -> Vec<Membership> {
         let theirs = self.kept.roles.iter().filter(|((_, member), _)| member == user);
         theirs
-            .map(|((key, _), role)| Membership {
-                room: self.kept.rooms[key].clone(),
-                role: *role,
-                read: self.kept.cursors.get(&(*key, user.clone())).copied().unwrap_or(0),
+            .map(|((key, _), role)| {
+                let (read, counted) = self.kept.cursors.get(&(*key, user.clone())).copied().unwrap_or_default();
+                let deleted = self.kept.deleted_after(*key, read);
+                Membership { room: self.kept.rooms[key].clone(), role: *role, read, counted, deleted }
             })
             .collect()
     }

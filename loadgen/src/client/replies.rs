@@ -13,6 +13,7 @@ impl Client {
         match asked {
             Asked::Create => shared.news.push(News::Created),
             Asked::Enter { resumes } => self.on_entered(&reply, resumes, shared),
+            Asked::History => self.on_page(reply.events, shared),
             Asked::Send(message) => {
                 let Some(seq) = reply.seq else {
                     shared.tally.malformed += 1;
@@ -51,10 +52,11 @@ impl Client {
             }
         } else {
             shared.tally.not_recovered += 1;
-            shared.tally.excused += self.cursor.excuse(head);
+            self.excuse(head, shared);
         }
         self.epoch = epoch.into();
         self.stage = Stage::Live;
+        self.fill(shared);
         shared.news.push(News::Live);
     }
 
@@ -70,6 +72,8 @@ impl Client {
                 shared.news.push(News::TryAgain(message, after_ns));
             }
             Some(Asked::Send(_)) => shared.news.push(News::Refused),
+            // What was missed stays missed, and is counted at the end.
+            Some(Asked::History) => {}
             // Set-up that is refused cannot go on.
             Some(Asked::Create | Asked::Enter { .. }) => shared.news.push(News::Closed(0)),
             None => {}

@@ -3,7 +3,9 @@
 
 use crate::cli::{Cast, Common, Scenario};
 use crate::plan::{Plan, Setup};
+use crate::report::Figure;
 use crate::run::Outcome;
+use crate::watch::Seen;
 
 mod chat;
 mod connect;
@@ -11,13 +13,21 @@ mod idle;
 mod resume;
 mod slow;
 
-/// What a scenario found beside the tally: notes for the reader, and broken promises.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What a scenario found beside the tally: numbers, notes for the reader, and broken promises.
+#[derive(Debug, Default, PartialEq)]
 pub struct Findings {
+    /// Numbers that only this scenario has.
+    pub figures: Vec<Figure>,
     /// For the reader.
     pub notes: Vec<String>,
     /// Promises that did not hold.
     pub failures: Vec<String>,
+}
+
+impl Findings {
+    fn figure(&mut self, name: &'static str, value: f64, unit: &'static str) {
+        self.figures.push(Figure { name, value, unit });
+    }
 }
 
 /// Makes the plan.
@@ -33,17 +43,20 @@ pub fn plan(scenario: &Scenario, cast: &Cast) -> Result<Plan, String> {
         Scenario::Echo(_) => Ok(base("echo", scenario.common(), cast)),
         Scenario::Resume(args) => resume::plan(args, cast),
         Scenario::Slow(args) => slow::plan(args, cast),
+        _ => Err("a scripted scenario has no plan".to_owned()),
     }
 }
 
 /// Reads the outcome.
-pub fn findings(scenario: &Scenario, cast: &Cast, outcome: &Outcome) -> Findings {
+pub fn findings(scenario: &Scenario, cast: &Cast, outcome: &Outcome, seen: &Seen) -> Findings {
     match scenario {
         Scenario::Connect(_) => connect::findings(outcome),
         Scenario::Idle(args) => idle::findings(args, outcome),
         Scenario::Chat(_) | Scenario::Fanout(_) | Scenario::Echo(_) => chat::findings(outcome),
         Scenario::Resume(_) => resume::findings(cast, outcome),
-        Scenario::Slow(_) => slow::findings(outcome),
+        Scenario::Slow(args) => slow::findings(args, outcome, seen),
+        // Scripted ones judge themselves.
+        _ => Findings::default(),
     }
 }
 

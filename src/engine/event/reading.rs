@@ -4,9 +4,11 @@
 use std::ops::Range;
 
 use super::{Restricted, ShardId, Token};
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
+use crate::engine::tally::Tally;
 use crate::protocol::error::Refusal;
-use crate::protocol::ids::{Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
 
 /// A question to the reader threads. Answered once, always.
 #[derive(Debug, Clone)]
@@ -55,6 +57,15 @@ pub enum Query {
         /// At most so many.
         limit: u32,
     },
+    /// Dead letters by number, ascending, those after `after`.
+    DeadLetters {
+        /// Which.
+        filter: DeadFilter,
+        /// Exclusive lower bound.
+        after: LetterId,
+        /// At most so many.
+        limit: u32,
+    },
     /// Rooms by name, ascending: public ones and those `user` is a member of.
     Rooms {
         /// Whose view.
@@ -66,6 +77,8 @@ pub enum Query {
         /// At most so many.
         limit: u32,
     },
+    /// What the entries of rooms come to at some seq each.
+    Tallies(Vec<(RoomKey, Seq)>),
 }
 
 /// The answer to one [`ReadRequest`].
@@ -89,6 +102,8 @@ pub enum Page {
         memberships: Vec<Membership>,
         /// What waits in their inbox, in no order.
         inbox: Vec<Item>,
+        /// What their devices have beyond what is read; at most [`DELIVERED_MAX`].
+        delivered: Vec<(RoomKey, DeviceId, Seq)>,
     },
     /// For [`Query::Room`].
     Room {
@@ -113,6 +128,13 @@ pub enum Page {
         /// There is more.
         more: bool,
     },
+    /// For [`Query::DeadLetters`].
+    DeadLetters {
+        /// Ascending by number.
+        letters: Vec<DeadLetter>,
+        /// There is more.
+        more: bool,
+    },
     /// For [`Query::Rooms`].
     Rooms {
         /// Ascending by name, with the asker's role where they have one.
@@ -120,7 +142,15 @@ pub enum Page {
         /// There is more.
         more: bool,
     },
+    /// For [`Query::Tallies`], in its order; none: no such entry.
+    Tallies(Vec<Option<Tally>>),
 }
+
+/// Tombstones of a room that are known one by one when unread messages are counted: the newest ones.
+pub const DELETED_MAX: usize = 1_024;
+
+/// Delivered cursors of a user that are read at once: those of the newest rooms.
+pub const DELIVERED_MAX: u32 = 1_024;
 
 /// One user's standing in one room.
 #[derive(Debug, Clone)]
@@ -131,6 +161,10 @@ pub struct Membership {
     pub role: Role,
     /// The user's read cursor; 0: nothing.
     pub read: Seq,
+    /// Messages of the room up to the read cursor.
+    pub counted: u64,
+    /// Tombstones behind the read cursor, ascending; the newest [`DELETED_MAX`].
+    pub deleted: Vec<Seq>,
 }
 
 /// One room as it stood at a snapshot.
@@ -148,6 +182,8 @@ pub struct RoomRow {
     pub head: Seq,
     /// Number of members.
     pub members: u32,
+    /// What its entries come to.
+    pub tally: Tally,
 }
 
 /// One entry of a history page.

@@ -5,6 +5,7 @@ use super::super::shard::Shard;
 use super::super::users::Waiter;
 use super::Waiting;
 use super::message::fields;
+use crate::protocol::audience::RoleSet;
 use crate::protocol::command::MessageSend;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{RoomName, UserId};
@@ -28,6 +29,8 @@ impl Shard {
                 Ok(())
             }
             AdminAct::Revoke(revocation) => self.revoke(token, revocation.clone()),
+            AdminAct::Dead(act) => self.admin_dead(token, act.clone()),
+            AdminAct::DeadLetters { filter, after, limit } => self.admin_dead_letters(token, filter, *after, *limit),
             AdminAct::Notify(item) => self.admin_notify(token, (**item).clone()),
         };
         if let Err(refusal) = result {
@@ -57,7 +60,10 @@ impl Shard {
             priority: *priority,
             exclude: Vec::new(),
             only: Vec::new(),
+            only_roles: RoleSet::default(),
+            only_devices: Vec::new(),
             meta: meta.as_ref().map(|meta| meta.to_string()),
+            read: false,
             timing: false,
         };
         let trace = self.cx.rng.next_u64();
@@ -70,6 +76,7 @@ impl Shard {
             audience: None,
             priority: *priority,
             mentions: Box::default(),
+            reads: false,
         };
         let waiting = self.pending.insert(Waiting::AdminPublish { token, room: room.clone() });
         self.cx.stats.messages_submitted += 1;

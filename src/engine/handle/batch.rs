@@ -18,10 +18,11 @@ use super::super::stats::Stats;
 use super::super::sync::{self, RecentRun};
 use super::super::timers::Timer;
 use super::load::row_before;
+use super::subscribe::viewer;
 use super::{Call, Waiting};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{DeviceId, Position, RoomName};
+use crate::protocol::ids::{DeviceId, Position, RoomName, Seq};
 
 impl Shard {
     pub(in crate::engine) fn on_store(&mut self, event: StoreEvent) {
@@ -63,6 +64,7 @@ impl Shard {
             }
         }
         self.cx.position = self.cx.position.max(batch.last);
+        self.note_deleted(batch);
         batch.reads.iter().for_each(|read| self.on_read_advance(read));
         if !batch.inbox.is_empty() {
             self.on_inbox_changes(&batch.inbox);
@@ -96,7 +98,7 @@ impl Shard {
                 self.unsubscribe_user(change.user.as_str(), idx);
             }
             if self.is_news(change, entry.position) {
-                self.apply_change(batch, run, change);
+                self.apply_change(batch, run, entry.seq, change);
             }
         }
         if let Some(idx) = live {
@@ -122,8 +124,19 @@ impl Shard {
         debug_assert_eq!(run.entries.first().map(|entry| entry.seq), Some(room.head + 1), "seqs are dense");
         room.head = run.last_seq();
         room.members = run.members;
+        room.tally = run.tally;
         room.recent.push_back(RecentRun { first: run.entries[0].seq, batch: batch.clone(), run: at });
         true
+    }
+
+    /// Tombstones count no longer as unread. Also for rooms that were loaded ahead of this batch: the page
+    /// of a user may be older than their room.
+    pub(super) fn note_deleted(&mut self, batch: &CommittedBatch) {
+        for (key, seq) in &batch.deleted {
+            if let Some(room) = self.rooms.get_key_mut(*key) {
+                room.note_deleted(*seq);
+            }
+        }
     }
 
     /// Sends a part of a run to those who listen.
@@ -151,8 +164,8 @@ impl Shard {
             };
             let admits = |conn: &ConnKey| {
                 self.sessions.get(*conn).is_some_and(|session| {
-                    let user = self.users.get(session.user).name.as_str();
-                    restricted.audience.admits(user, restricted.author.as_str())
+                    let viewer = viewer(&self.users, session, run.room);
+                    restricted.audience.admits(&viewer, restricted.author.as_str())
                 })
             };
             let (seeing, blind): (Vec<ConnKey>, Vec<ConnKey>) = subscribers.iter().copied().partition(admits);
@@ -167,7 +180,7 @@ impl Shard {
     }
 
     /// A loaded user's standing changes. `batch` is among the kept ones.
-    pub(super) fn apply_change(&mut self, batch: &CommittedBatch, run: &RoomRun, change: &MembershipChange) {
+    pub(super) fn apply_change(&mut self, batch: &CommittedBatch, run: &RoomRun, seq: Seq, change: &MembershipChange) {
         let Some(user) = self.users.find(change.user.as_str()) else { return };
         let idx = match (self.rooms.find_key(run.room), change.role) {
             (Some(idx), _) => idx,
@@ -175,7 +188,7 @@ impl Shard {
             (None, Some(_)) => self.add_room(row_before(run), batch.first - 1),
             (None, None) => return,
         };
-        let difference = self.users.get_mut(user).set_role(run.room, change.role);
+        let difference = self.users.get_mut(user).set_role(run.room, change.role, (seq, change.counted));
         let room = self.rooms.get_mut(idx);
         room.standings = room.standings.saturating_add_signed(difference);
         room.touch(self.cx.now);
@@ -193,11 +206,11 @@ impl Shard {
     }
 
     fn on_read_advance(&mut self, read: &ReadAdvance) {
-        if read.device.is_none()
-            && let Some(user) = self.users.find(read.user.as_str())
-        {
-            self.users.get_mut(user).advance_read(read.room, read.seq);
-            self.clear_read(user, read.room, read.seq);
+        if let Some(user) = self.users.find(read.user.as_str()) {
+            self.users.get_mut(user).advance(read);
+            if read.device.is_none() {
+                self.clear_read(user, read.room, read.seq);
+            }
         }
         let Some(room) = self.rooms.find_key(read.room) else { return };
         if self.rooms.get(room).subscribers.is_empty() {
@@ -273,13 +286,18 @@ impl Shard {
                 self.cx.ok(call.conn, call.id.as_ref(), |out| field_integer(out, "item", committed.seq));
             }
             (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
-            (Waiting::InboxUpkeep, _) => {}
+            (Waiting::InboxTakeAway { user, items }, Err(_)) => self.on_not_taken_away(&user, &items),
+            (Waiting::InboxUpkeep | Waiting::InboxTakeAway { .. }, _) => {}
             (Waiting::AdminNotify { token }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Notified(committed.seq)));
             }
+            (Waiting::AdminDead { token, is_replay }, Ok(committed)) => self.on_dead(token, is_replay, *committed),
             (Waiting::AdminRevoke { token }, Ok(_)) => self.admin_reply(token, Ok(AdminAnswer::Revoked)),
             (
-                Waiting::AdminPublish { token, .. } | Waiting::AdminRevoke { token } | Waiting::AdminNotify { token },
+                Waiting::AdminPublish { token, .. }
+                | Waiting::AdminRevoke { token }
+                | Waiting::AdminNotify { token }
+                | Waiting::AdminDead { token, .. },
                 Err(refusal),
             ) => {
                 self.admin_reply(token, Err(refusal.clone()));
@@ -304,6 +322,8 @@ impl Shard {
                 | Waiting::History { .. }
                 | Waiting::Members { .. }
                 | Waiting::Rooms { .. }
+                | Waiting::Check { .. }
+                | Waiting::AdminDeadLetters { .. }
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "an outcome answers an append"),

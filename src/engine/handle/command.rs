@@ -6,10 +6,12 @@ use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::super::users::Waiter;
 use super::Call;
+use super::ephemeral::Ephemeral;
+use super::message::narrowed;
 use crate::protocol::command::{Command, CommandId, Request};
-use crate::protocol::encode::{field_integer, field_raw};
+use crate::protocol::encode::field_integer;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
-use crate::protocol::ids::{Role, RoomName, Seq};
+use crate::protocol::ids::{Role, RoomName};
 
 /// True when a person does this, not their program by itself: it ends idleness.
 fn is_use(command: &Command<'_>) -> bool {
@@ -22,6 +24,10 @@ fn is_use(command: &Command<'_>) -> bool {
         | Command::RoomJoin { .. }
         | Command::RoomLeave { .. }
         | Command::RoomManage { .. }
+        | Command::MessageEdit { .. }
+        | Command::MessageDelete { .. }
+        | Command::Reaction { .. }
+        | Command::Notify(_)
         | Command::PresenceSet { .. } => true,
         // `activity` says itself what it is.
         _ => false,
@@ -128,8 +134,10 @@ impl Shard {
             Command::Reaction { room, seq, emoji, is_added } => {
                 self.on_reaction(conn, id, (room, *seq), emoji, *is_added)
             }
-            Command::EventSend { room, name, data, priority } => {
-                self.on_event_send(conn, id, room, name, data, *priority)
+            Command::EventSend { room, name, data, priority, only_roles, only_devices } => {
+                let audience = narrowed(None, *only_roles, only_devices);
+                let event = Ephemeral { room, name, data, priority: *priority, audience };
+                self.on_event_send(conn, id, event)
             }
             Command::Notify(notify) => self.on_notify(conn, id, notify),
             Command::InboxAck { items } => self.on_inbox_ack(conn, id, items),
@@ -222,39 +230,6 @@ impl Shard {
             self.cx.stats.rate_limited += 1;
             Refusal::new(ErrorCode::RateLimited, "too many messages").retry_after(wait_ms)
         })
-    }
-
-    fn on_sync_check(&mut self, conn: ConnKey, id: Option<&CommandId>, asked: &[(&str, Seq)]) -> Result<(), Refusal> {
-        let mut found = Vec::with_capacity(asked.len());
-        for (name, seq) in asked {
-            match self.find_room(conn, name, Want::Read) {
-                Ok(Some(idx)) => {
-                    self.check_right(conn, idx, Want::Read)?;
-                    found.push((*name, *seq, Some(self.rooms.get(idx).head)));
-                }
-                Ok(None) => return Ok(()),
-                Err(refusal) if refusal.code == ErrorCode::UnknownRoom => found.push((*name, *seq, None)),
-                Err(refusal) => return Err(refusal),
-            }
-        }
-        self.cx.ok(conn, id, |out| {
-            field_raw(out, "rooms", b"[");
-            for (at, (name, seq, head)) in found.into_iter().enumerate() {
-                let state = match head {
-                    None => "unknown",
-                    Some(head) if seq == head => "ok",
-                    Some(head) if seq < head => "behind",
-                    Some(_) => "diverged",
-                };
-                out.extend_from_slice(if at == 0 { b"{\"room\":" } else { b",{\"room\":" });
-                crate::protocol::encode::string(out, name);
-                field_integer(out, "seq", head.unwrap_or(0));
-                crate::protocol::encode::field_string(out, "state", state);
-                out.push(b'}');
-            }
-            out.push(b']');
-        });
-        Ok(())
     }
 
     fn on_stats(&mut self, conn: ConnKey, id: Option<&CommandId>) -> Result<(), Refusal> {

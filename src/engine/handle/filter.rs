@@ -11,7 +11,7 @@ use super::super::event::{Class, CommittedBatch, Frames, LogEntry, Output, RoomR
 use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::Resume;
-use super::subscribe::{admits, comma};
+use super::subscribe::{admits, comma, viewer};
 use crate::protocol::encode;
 use crate::protocol::filter::judged_meta;
 use crate::protocol::ids::{Seq, UnixMillis};
@@ -74,9 +74,9 @@ impl Shard {
         let room_json = room.json();
         for (conn, filter) in room.filtering_subscribers() {
             let Some(session) = self.sessions.get(conn) else { continue };
-            let reader = self.users.get(session.user).name.as_str();
+            let reader = viewer(&self.users, session, run.room);
             let sees = |at: usize| {
-                admits(entries[at].restricted.as_deref(), reader)
+                admits(entries[at].restricted.as_deref(), &reader)
                     && metas[at].as_ref().is_none_or(|meta| filter.admits_meta(&batch.bytes[meta.clone()]))
             };
             let mut at = 0;

@@ -3,12 +3,12 @@
 use super::super::auth::Want;
 use super::super::event::{ConnKey, HistoryEntry, Output, Query};
 use super::super::shard::Shard;
-use super::subscribe::append_stored;
+use super::subscribe::{append_stored, viewer};
 use super::{Call, Waiting};
 use crate::protocol::command::{CommandId, HistoryFrom};
 use crate::protocol::encode::{field_raw, json_string};
 use crate::protocol::error::Refusal;
-use crate::protocol::ids::{RoomName, Seq};
+use crate::protocol::ids::{RoomKey, RoomName, Seq};
 
 impl Shard {
     pub(super) fn on_message_history(
@@ -50,11 +50,14 @@ impl Shard {
         more: bool,
     ) {
         self.cx.out.list.push(Output::Unpark(call.conn));
-        let Ok(reader) = self.user_of(call.conn) else { return };
+        let Some(session) = self.sessions.get(call.conn) else { return };
+        // A room that was unloaded meanwhile has nobody with a role here.
+        let key = self.rooms.find(room.as_str()).map_or(RoomKey(0), |idx| self.rooms.get(idx).key);
+        let reader = viewer(&self.users, session, key);
         let room_json = json_string(room.as_str());
         let mut events = Vec::with_capacity(page.len() + entries.len());
         for entry in entries {
-            append_stored(&mut events, &room_json, reader.as_str(), page, entry);
+            append_stored(&mut events, &room_json, &reader, page, entry);
         }
         self.cx.ok(call.conn, call.id.as_ref(), |out| {
             field_raw(out, "events", b"[");

@@ -254,22 +254,31 @@ impl Shard {
         self.take_away(idx, covered);
     }
 
-    /// Asks the core to take items away, and forgets them here. False when it cannot be asked now:
-    /// then they stay, and are sent again in their time.
+    /// Asks the core to take items away, and shows them to nobody meanwhile. False when it cannot be
+    /// asked now: then they stay, and are sent again in their time.
     fn take_away(&mut self, idx: UserIdx, items: Vec<ItemId>) -> bool {
         if items.is_empty() || self.cx.may_append().is_err() {
             return false;
         }
         let user = self.users.get_mut(idx);
         if let Some(inbox) = &mut user.inbox {
-            items.iter().for_each(|id| {
-                inbox.remove(*id);
-            });
+            inbox.leave(&items);
         }
-        let entry = Entry::InboxAck { user: user.name.clone(), items: items.into() };
-        let token = self.pending.insert(Waiting::InboxUpkeep);
+        let (user, items): (_, Box<[ItemId]>) = (user.name.clone(), items.into());
+        let token = self.pending.insert(Waiting::InboxTakeAway { user: user.clone(), items: items.clone() });
+        let entry = Entry::InboxAck { user, items };
         self.cx.append(token, entry);
         true
+    }
+
+    /// Items could not be taken away, or nobody knows: should they stand, they are not to be forgotten.
+    pub(super) fn on_not_taken_away(&mut self, user: &UserId, items: &[ItemId]) {
+        let now = self.cx.now;
+        let Some(idx) = self.users.find(user.as_str()) else { return };
+        if let Some(inbox) = &mut self.users.get_mut(idx).inbox {
+            inbox.stay(items, now);
+            self.arm_inbox(idx);
+        }
     }
 
     /// A retry may be due.

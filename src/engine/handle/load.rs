@@ -18,7 +18,7 @@ use super::super::sync;
 use super::super::users::{Standing, UserIdx, Waiter};
 use super::Waiting;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
-use crate::protocol::ids::{Position, RoomName};
+use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq};
 
 impl Shard {
     /// Starts loading a room, or joins those who wait for it.
@@ -48,8 +48,8 @@ impl Shard {
             self.forgive(waiting.conn());
         }
         match (waiting, reply.result) {
-            (Waiting::User(user), Ok(Page::User { at, memberships, inbox })) => {
-                self.on_user_page(user, at, memberships, inbox);
+            (Waiting::User(user), Ok(Page::User { at, memberships, inbox, delivered })) => {
+                self.on_user_page(user, at, memberships, inbox, &delivered);
             }
             (Waiting::User(user), _) => self.on_user_failed(user),
             (Waiting::Room(name), Ok(Page::Room { at, room })) => self.on_room_page(name, at, room),
@@ -63,12 +63,17 @@ impl Shard {
             (Waiting::Members { call }, Ok(Page::Members { members, more })) => {
                 self.on_members_page(call, members, more);
             }
+            (Waiting::AdminDeadLetters { token }, result) => self.on_dead_letters(token, result),
             (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
+            (Waiting::Check { call, checks }, Ok(Page::Tallies(tallies))) => {
+                self.on_tallies(&call, checks, &tallies);
+            }
             (
                 Waiting::Resume(super::Resume { call, .. })
                 | Waiting::History { call, .. }
                 | Waiting::Members { call }
-                | Waiting::Rooms { call },
+                | Waiting::Rooms { call }
+                | Waiting::Check { call, .. },
                 result,
             ) => {
                 self.refuse_call(&call, &as_refusal(result));
@@ -83,8 +88,10 @@ impl Shard {
                 | Waiting::AdminPublish { .. }
                 | Waiting::AdminRevoke { .. }
                 | Waiting::AdminNotify { .. }
+                | Waiting::AdminDead { .. }
                 | Waiting::Notify { .. }
                 | Waiting::InboxAck { .. }
+                | Waiting::InboxTakeAway { .. }
                 | Waiting::InboxUpkeep
                 | Waiting::Refresh { .. },
                 _,
@@ -92,7 +99,14 @@ impl Shard {
         }
     }
 
-    fn on_user_page(&mut self, user: UserIdx, at: Position, memberships: Vec<Membership>, inbox: Vec<Item>) {
+    fn on_user_page(
+        &mut self,
+        user: UserIdx,
+        at: Position,
+        memberships: Vec<Membership>,
+        inbox: Vec<Item>,
+        delivered: &[(RoomKey, DeviceId, Seq)],
+    ) {
         if !self.recent.covers_after(at, self.cx.position) {
             // So much was committed since the snapshot that part of it is gone: look again.
             let token = self.pending.insert(Waiting::User(user));
@@ -100,22 +114,25 @@ impl Shard {
             return self.cx.read(token, Query::User(name));
         }
         let mut standings = Vec::with_capacity(memberships.len());
-        for Membership { room: row, role, read } in memberships {
-            standings.push(Standing { room: row.key, role, read });
+        for Membership { room: row, role, read, counted, deleted } in memberships {
+            standings.push(Standing { room: row.key, role, read, counted });
             let idx = match self.rooms.find_key(row.key) {
                 Some(idx) => idx,
                 None => self.add_room(row, at),
             };
-            self.rooms.get_mut(idx).standings += 1;
+            let room = self.rooms.get_mut(idx);
+            room.standings += 1;
+            deleted.into_iter().for_each(|seq| room.note_deleted(seq));
         }
         standings.sort_unstable_by_key(|s| s.room);
         let loaded = self.users.get_mut(user);
         loaded.standings = standings;
         loaded.loaded_at = Some(at);
+        delivered.iter().for_each(|(room, device, seq)| loaded.deliver(*room, device, *seq));
         self.catch_up_user(user, at);
         let loaded = self.users.get_mut(user);
-        for (room, seq) in std::mem::take(&mut loaded.early_reads) {
-            loaded.advance_read(room, seq);
+        for read in std::mem::take(&mut loaded.early_reads) {
+            loaded.advance(&read);
         }
         self.fill_inbox(user, inbox);
         for conn in self.users.get(user).conns.clone() {
@@ -128,10 +145,11 @@ impl Shard {
         let name = self.users.get(user).name.clone();
         let later: Vec<Arc<CommittedBatch>> = self.recent.after(at).cloned().collect();
         for batch in &later {
+            self.note_deleted(batch);
             for run in &batch.runs {
                 for entry in run.entries.iter().filter(|entry| entry.position > at) {
                     if let Some(change) = entry.change.as_deref().filter(|change| change.user == name) {
-                        self.apply_change(batch, run, change);
+                        self.apply_change(batch, run, entry.seq, change);
                     }
                 }
             }
@@ -198,6 +216,9 @@ impl Shard {
     pub(super) fn add_room(&mut self, row: RoomRow, at: Position) -> RoomIdx {
         let key = row.key;
         let idx = self.rooms.add(row, at, self.cx.now);
+        let deletions: Vec<Arc<CommittedBatch>> =
+            self.recent.after(at).filter(|batch| !batch.deleted.is_empty()).cloned().collect();
+        deletions.iter().for_each(|batch| self.note_deleted(batch));
         let later: Vec<(Arc<CommittedBatch>, u32)> =
             self.recent.after(at).filter_map(|batch| Some((batch.clone(), sync::run_of(batch, key)?))).collect();
         for (batch, run) in later {
@@ -211,6 +232,7 @@ impl Shard {
         let now = self.cx.now;
         let limits = self.cx.limits.clone();
         self.recent.trim(&mut self.rooms, limits.recent_bytes_max, now.saturating_sub(u64::from(limits.recent_ttl_ms)));
+        self.revoked.forget(now);
         let before = now.saturating_sub(u64::from(limits.idle_unload_ms));
         for user in self.users.idle_since(before) {
             for standing in self.users.remove(user).map(|user| user.standings).unwrap_or_default() {
@@ -236,6 +258,7 @@ pub(super) fn row_before(run: &RoomRun) -> RoomRow {
         title: None,
         head: run.entries.first().map_or(0, |entry| entry.seq - 1),
         members: run.members,
+        tally: run.tally_before(),
     }
 }
 

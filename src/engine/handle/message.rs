@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::super::audience::Narrow;
 use super::super::auth::Want;
 use super::super::event::{Audience, ConnKey, Entry, NewMessage};
 use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::super::stages::Timing;
 use super::{Call, Waiting};
+use crate::protocol::audience::RoleSet;
 use crate::protocol::command::{CommandId, MessageSend};
 use crate::protocol::encode::{field_integer, field_raw, field_string, integer, string};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -38,6 +40,7 @@ impl Shard {
             audience: audience(message)?,
             priority: message.priority,
             mentions: users(&message.mentions)?,
+            reads: message.read,
         };
         let call = Call { conn, id: id.cloned() };
         let asked_us = message.timing.then_some(self.cx.clock_us);
@@ -166,12 +169,22 @@ fn users(list: &[&str]) -> Result<Box<[UserId]>, Refusal> {
 }
 
 fn audience(message: &MessageSend<'_>) -> Result<Option<Arc<Audience>>, Refusal> {
-    Ok(match (message.only.is_empty(), message.exclude.is_empty()) {
+    let users = match (message.only.is_empty(), message.exclude.is_empty()) {
         (true, true) => None,
-        (true, false) => Some(Arc::new(Audience::Except(users(&message.exclude)?))),
-        (false, true) => Some(Arc::new(Audience::Only(users(&message.only)?))),
+        (true, false) => Some(Audience::Except(users(&message.exclude)?)),
+        (false, true) => Some(Audience::Only(users(&message.only)?)),
         (false, false) => {
             return Err(Refusal::new(ErrorCode::BadRequest, "exclude and only shut each other out"));
         }
-    })
+    };
+    Ok(narrowed(users, message.only_roles, &message.only_devices).map(Arc::new))
+}
+
+/// An audience of users, narrowed by roles and classes of devices where any are named.
+pub(super) fn narrowed(users: Option<Audience>, roles: RoleSet, devices: &[&str]) -> Option<Audience> {
+    if roles.is_empty() && devices.is_empty() {
+        return users;
+    }
+    let devices = devices.iter().copied().map(Box::from).collect();
+    Some(Audience::Narrow(Box::new(Narrow { users, roles, devices, also: Box::default() })))
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod batch;
 mod command;
+mod dead;
 mod edits;
 mod ephemeral;
 mod filter;
@@ -16,6 +17,7 @@ pub(super) mod presence_gather;
 mod presence_mesh;
 mod session;
 mod subscribe;
+mod sync_check;
 
 use std::sync::Arc;
 
@@ -24,7 +26,7 @@ use super::inbox::ItemId;
 use super::users::UserIdx;
 use crate::protocol::command::CommandId;
 use crate::protocol::filter::Filter;
-use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq};
+use crate::protocol::ids::{Epoch, RoomKey, RoomName, Seq, UserId};
 
 /// How often idle rooms and users and old batches are looked for, ms.
 pub(super) const SWEEP_MS: u64 = 5_000;
@@ -50,8 +52,14 @@ pub enum Waiting {
     Notify { call: Call },
     /// The same for the admin API.
     AdminNotify { token: Token },
+    /// A replay or purge of dead letters.
+    AdminDead { token: Token, is_replay: bool },
+    /// A page of dead letters.
+    AdminDeadLetters { token: Token },
     /// An acknowledgement of inbox items.
     InboxAck { call: Call, items: Box<[ItemId]> },
+    /// Items that were read, or heard otherwise; nobody waits.
+    InboxTakeAway { user: UserId, items: Box<[ItemId]> },
     /// Attempts, dead letters and what needs no answer; nobody waits.
     InboxUpkeep,
     /// A user's memberships.
@@ -66,6 +74,8 @@ pub enum Waiting {
     Members { call: Call },
     /// A page of rooms; the connection is parked.
     Rooms { call: Call },
+    /// What rooms come to at some seqs; the connection is parked.
+    Check { call: Call, checks: Vec<sync_check::Check> },
     /// A new token; the connection is parked.
     Refresh { call: Call },
 }
@@ -83,12 +93,16 @@ impl Waiting {
             | Self::History { call, .. }
             | Self::Members { call }
             | Self::Rooms { call }
+            | Self::Check { call, .. }
             | Self::Notify { call }
             | Self::InboxAck { call, .. }
             | Self::Refresh { call } => Some(call.conn),
             Self::AdminPublish { .. }
             | Self::AdminRevoke { .. }
             | Self::AdminNotify { .. }
+            | Self::AdminDead { .. }
+            | Self::AdminDeadLetters { .. }
+            | Self::InboxTakeAway { .. }
             | Self::InboxUpkeep
             | Self::User(_)
             | Self::Room(_) => None,

@@ -119,6 +119,8 @@ impl Shard {
                 string(out, room.name.as_str());
                 field_integer(out, "seq", room.head);
                 field_integer(out, "read", standing.read);
+                field_integer(out, "delivered", user.delivered(standing, &session.device));
+                field_integer(out, "unread", room.unread(standing));
                 field_string(out, "role", standing.role.as_str());
                 out.push(b'}');
             }
@@ -297,7 +299,7 @@ impl Shard {
     pub(super) fn on_revocation(&mut self, revocation: &Revocation) {
         self.revoked.add(revocation);
         let is_hit = |session: &Session| match revocation {
-            Revocation::Jti(jti) => session.jti.as_ref() == Some(jti),
+            Revocation::Jti(jti) | Revocation::JtiUntil(jti, _) => session.jti.as_ref() == Some(jti),
             Revocation::UserBefore(user, second) => {
                 self.users.get(session.user).name == *user && session.issued_at.is_none_or(|at| at <= *second)
             }

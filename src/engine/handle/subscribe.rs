@@ -7,10 +7,12 @@
 use std::sync::Arc;
 
 use super::super::auth::Want;
-use super::super::event::{Class, ConnKey, HistoryEntry, Output, Query, Restricted};
+use super::super::event::{Class, ConnKey, HistoryEntry, Output, Query, Restricted, Viewer};
 use super::super::rooms::RoomIdx;
+use super::super::session::Session;
 use super::super::shard::Shard;
 use super::super::sync;
+use super::super::users::Users;
 use super::filter::Hidden;
 use super::{Call, OwnedCursor, Resume, Waiting};
 use crate::protocol::command::{CommandId, Cursor};
@@ -107,7 +109,7 @@ impl Shard {
             return Ok(self.listen(&resume.call, idx, resume.filter, &Replay::None));
         }
         let room = self.rooms.get(idx);
-        let reader = self.users.get(session.user).name.clone();
+        let reader = viewer(&self.users, session, resume.room);
         let Some(entries) = sync::recent_after(room, resume.upto) else {
             return self.ask_for_entries(resume, room.head);
         };
@@ -116,7 +118,7 @@ impl Shard {
         for (batch, entry) in entries {
             let json = &batch.bytes[entry.json_span()];
             let mark = Hidden { first: entry.seq, last: entry.seq, ts: entry.ts };
-            resume.append(&room_json, json, admits(entry.restricted.as_deref(), reader.as_str()), mark);
+            resume.append(&room_json, json, admits(entry.restricted.as_deref(), &reader), mark);
             resume.upto = entry.seq;
             resume.events += 1;
             from_cache += 1;
@@ -152,13 +154,14 @@ impl Shard {
     pub(super) fn on_resume_page(&mut self, mut resume: Resume, json: &[u8], entries: &[HistoryEntry], more: bool) {
         let conn = resume.call.conn;
         let call = Call { conn, id: resume.call.id.clone() };
-        let result = match (self.rooms.find_key(resume.room), self.user_of(conn)) {
-            (Some(idx), Ok(reader)) => {
+        let result = match (self.rooms.find_key(resume.room), self.sessions.get(conn)) {
+            (Some(idx), Some(session)) => {
+                let reader = viewer(&self.users, session, resume.room);
                 let room_json = self.rooms.get(idx).json();
                 for entry in entries {
                     let json = &json[entry.span.start as usize..entry.span.end as usize];
                     let mark = Hidden { first: entry.seq, last: entry.seq, ts: entry.ts };
-                    resume.append(&room_json, json, admits(entry.restricted.as_deref(), reader.as_str()), mark);
+                    resume.append(&room_json, json, admits(entry.restricted.as_deref(), &reader), mark);
                     resume.upto = entry.seq;
                     resume.events += 1;
                 }
@@ -171,7 +174,7 @@ impl Shard {
                 }
             }
             (None, _) => Err(Refusal::new(ErrorCode::Busy, "the room was unloaded meanwhile").retry_after(100)),
-            (_, Err(refusal)) => Err(refusal),
+            (_, None) => Err(Refusal::new(ErrorCode::Unauthorized, "the session is over")),
         };
         if let Err(refusal) = &result {
             self.refuse_call(&call, refusal);
@@ -300,12 +303,24 @@ pub(super) fn comma(json: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn admits(restricted: Option<&Restricted>, reader: &str) -> bool {
+/// The session as a reader of a room, with the role of its user as this shard knows it now.
+pub(super) fn viewer<'a>(users: &'a Users, session: &'a Session, room: RoomKey) -> Viewer<'a> {
+    let user = users.get(session.user);
+    Viewer { user: user.name.as_str(), role: user.role(room), device: Some(session.device.as_str()) }
+}
+
+pub(super) fn admits(restricted: Option<&Restricted>, reader: &Viewer<'_>) -> bool {
     restricted.is_none_or(|r| r.audience.admits(reader, r.author.as_str()))
 }
 
 /// Appends one entry of a history page, or its stand-in.
-pub(super) fn append_stored(json: &mut Vec<u8>, room_json: &str, reader: &str, page: &[u8], entry: &HistoryEntry) {
+pub(super) fn append_stored(
+    json: &mut Vec<u8>,
+    room_json: &str,
+    reader: &Viewer<'_>,
+    page: &[u8],
+    entry: &HistoryEntry,
+) {
     comma(json);
     if admits(entry.restricted.as_deref(), reader) {
         json.extend_from_slice(&page[entry.span.start as usize..entry.span.end as usize]);

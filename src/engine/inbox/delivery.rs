@@ -31,6 +31,8 @@ struct Waiting {
     item: Arc<Item>,
     /// Attempts so far; 0: not sent by this process.
     attempts: u32,
+    /// The core has been asked to take it away: it is shown to nobody until that has failed.
+    is_leaving: bool,
     /// When it is to be sent again.
     next_at: UnixMillis,
 }
@@ -48,9 +50,13 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// How many wait.
+    /// How many wait to be shown.
     pub fn len(&self) -> usize {
-        self.waiting.len()
+        self.shown().count()
+    }
+
+    fn shown(&self) -> impl Iterator<Item = &Waiting> {
+        self.waiting.values().filter(|waiting| !waiting.is_leaving)
     }
 
     /// True when nothing needs it kept.
@@ -65,7 +71,7 @@ impl Inbox {
             return;
         }
         let attempts = item.attempts;
-        self.waiting.insert(key, Waiting { item, attempts, next_at: 0 });
+        self.waiting.insert(key, Waiting { item, attempts, is_leaving: false, next_at: 0 });
         self.fresh.push(key);
     }
 
@@ -74,6 +80,30 @@ impl Inbox {
         [Priority::Critical, Priority::Normal, Priority::Low]
             .into_iter()
             .any(|priority| self.waiting.remove(&(priority, id)).is_some())
+    }
+
+    /// The core is asked to take these away.
+    pub fn leave(&mut self, items: &[ItemId]) {
+        self.each_of(items, |waiting| waiting.is_leaving = true);
+    }
+
+    /// It could not: those that are still there wait like any other, from now on.
+    pub fn stay(&mut self, items: &[ItemId], now: UnixMillis) {
+        self.each_of(items, |waiting| {
+            waiting.is_leaving = false;
+            waiting.attempts = waiting.attempts.max(1);
+            waiting.next_at = now + RETRY_FIRST_MS;
+        });
+    }
+
+    fn each_of(&mut self, items: &[ItemId], change: impl Fn(&mut Waiting)) {
+        for id in items {
+            for priority in [Priority::Critical, Priority::Normal, Priority::Low] {
+                if let Some(waiting) = self.waiting.get_mut(&(priority, *id)) {
+                    change(waiting);
+                }
+            }
+        }
     }
 
     /// Takes an item out while the user is being read.
@@ -102,14 +132,14 @@ impl Inbox {
     /// Items about entries of `room` up to and with `seq`.
     pub fn covered(&self, room: RoomKey, seq: Seq) -> Vec<ItemId> {
         let is_covered = |item: &Item| item.covers.is_some_and(|(of, at)| of == room && at <= seq);
-        self.waiting.values().filter(|waiting| is_covered(&waiting.item)).map(|waiting| waiting.item.id).collect()
+        self.shown().filter(|waiting| is_covered(&waiting.item)).map(|waiting| waiting.item.id).collect()
     }
 
     /// What no device has been sent: this is their first attempt (of this process).
     pub fn take_fresh(&mut self, now: UnixMillis, jitter: u32) -> Vec<Sending> {
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.sort_unstable();
-        let send = |key| Some(self.waiting.get_mut(key)?.send(now, jitter));
+        let send = |key| Some(self.waiting.get_mut(key).filter(|waiting| !waiting.is_leaving)?.send(now, jitter));
         fresh.iter().filter_map(send).collect()
     }
 
@@ -117,12 +147,13 @@ impl Inbox {
     /// attempt; what fell due while nobody was connected waits for an answer from now on.
     pub fn greet(&mut self, now: UnixMillis, jitter: u32) -> Vec<Sending> {
         for key in std::mem::take(&mut self.fresh) {
-            if let Some(waiting) = self.waiting.get_mut(&key) {
+            if let Some(waiting) = self.waiting.get_mut(&key).filter(|waiting| !waiting.is_leaving) {
                 waiting.send(now, jitter);
             }
         }
         self.waiting
             .values_mut()
+            .filter(|waiting| !waiting.is_leaving)
             .map(|waiting| {
                 if waiting.next_at <= now {
                     waiting.next_at = now + retry_ms(waiting.attempts, jitter);
@@ -135,7 +166,8 @@ impl Inbox {
     /// What is due at `now`.
     pub fn due(&mut self, now: UnixMillis, jitter: u32) -> Due {
         let mut due = Due { expired: self.expire(now), ..Due::default() };
-        for waiting in self.waiting.values_mut().filter(|waiting| waiting.attempts > 0 && waiting.next_at <= now) {
+        let is_due = |waiting: &&mut Waiting| !waiting.is_leaving && waiting.attempts > 0 && waiting.next_at <= now;
+        for waiting in self.waiting.values_mut().filter(is_due) {
             if waiting.attempts >= ATTEMPTS_MAX {
                 due.dead.push(waiting.item.id);
                 // Should the core not take it now, it is asked again.
@@ -149,8 +181,7 @@ impl Inbox {
 
     /// When [`Inbox::due`] has something to say next. Looks at every item.
     pub fn next_deadline(&self) -> Option<UnixMillis> {
-        self.waiting
-            .values()
+        self.shown()
             .filter(|waiting| waiting.attempts > 0)
             .map(|waiting| waiting.next_at.min(waiting.item.expires_ts))
             .min()
@@ -159,8 +190,7 @@ impl Inbox {
     /// Items with a number above `after`, oldest first, and how often each was sent.
     pub fn list(&self, after: ItemId) -> Vec<Sending> {
         let mut items: Vec<Sending> = self
-            .waiting
-            .values()
+            .shown()
             .filter(|waiting| waiting.item.id > after)
             .map(|waiting| Sending { item: waiting.item.clone(), attempt: waiting.attempts })
             .collect();
@@ -249,6 +279,21 @@ mod tests {
             assert!(waits.iter().all(|wait| (RETRY_FIRST_MS..=RETRY_LAST_MS).contains(wait)), "{waits:?}");
             assert!(waits.is_sorted(), "{waits:?}");
         }
+    }
+
+    #[test]
+    fn what_is_being_taken_away_is_shown_to_nobody_and_comes_back_when_that_fails() {
+        let mut inbox = Inbox::default();
+        for id in [1, 2] {
+            inbox.insert(Arc::new(item(id, Priority::Normal, 1_000_000)));
+        }
+        inbox.leave(&[2]);
+        assert_eq!((ids(&inbox.take_fresh(10, 0)), ids(&inbox.list(0)), inbox.len()), (vec![(1, 1)], vec![(1, 1)], 1));
+        assert!(inbox.remove(1) && ids(&inbox.greet(20, 0)).is_empty() && !inbox.is_empty());
+        assert_eq!((inbox.next_deadline(), inbox.covered(RoomKey(1), 9)), (None, vec![]));
+        inbox.stay(&[1, 2], 100);
+        assert_eq!((inbox.next_deadline(), ids(&inbox.list(0))), (Some(1_100), vec![(2, 1)]));
+        assert_eq!(ids(&inbox.due(1_100, 0).again), [(2, 2)], "what is gone does not come back");
     }
 
     #[test]

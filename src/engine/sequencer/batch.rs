@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::RoomState;
+use crate::engine::dead::DeadChange;
 use crate::engine::edits::MessageState;
 use crate::engine::event::{
     Audience, CommittedBatch, LogEntry, MembershipChange, Outcome, ReadAdvance, Restricted, Revocation, RoomRow,
@@ -104,6 +105,9 @@ pub struct Decided {
     pub members: Vec<MemberRow>,
     /// Cursors that moved; each pair once.
     pub cursors: Vec<ReadAdvance>,
+    /// Where the read cursors of new members begin, which nobody is told. Of these and `cursors` the
+    /// furthest of each pair holds.
+    pub joined: Vec<ReadAdvance>,
     /// Messages that now stand otherwise.
     pub states: Vec<StateRow>,
     /// Reactions that came or went.
@@ -112,6 +116,8 @@ pub struct Decided {
     pub revocations: Vec<Revocation>,
     /// Changes of inboxes, in order.
     pub inbox: Vec<InboxChange>,
+    /// What is done with dead letters, in order. Items that die are in `inbox`.
+    pub dead: Vec<DeadChange>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
     pub(super) losses: Vec<(Position, RoomKey, UserId)>,
 }
@@ -126,10 +132,12 @@ impl Decided {
             counts: Vec::new(),
             members: Vec::new(),
             cursors: Vec::new(),
+            joined: Vec::new(),
             states: Vec::new(),
             reactions: Vec::new(),
             revocations: Vec::new(),
             inbox: Vec::new(),
+            dead: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
         }
@@ -137,7 +145,11 @@ impl Decided {
 
     /// True when nothing is to be written: all were duplicates or refused.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.cursors.is_empty() && self.revocations.is_empty() && self.inbox.is_empty()
+        self.rows.is_empty()
+            && self.cursors.is_empty()
+            && self.revocations.is_empty()
+            && self.inbox.is_empty()
+            && self.dead.is_empty()
     }
 
     /// Position of the last row; `first - 1` without rows.
@@ -162,12 +174,15 @@ impl Decided {
     /// The batch as the shards see it, frames encoded.
     pub(super) fn publish(mut self, rooms: &AHashMap<RoomKey, RoomState>) -> CommittedBatch {
         let (bytes, runs) = encode(&mut self.rows, self.first, self.ts, rooms);
+        let tombstones = self.states.iter().filter(|row| row.state.deleted);
+        let deleted = tombstones.map(|row| (row.room, row.target)).collect();
         CommittedBatch {
             first: self.first,
             last: self.first + self.rows.len() as Position - 1,
             bytes: bytes.into(),
             runs,
             reads: self.cursors,
+            deleted,
             revocations: self.revocations,
             inbox: self.inbox,
             outcomes: self.outcomes,
@@ -213,7 +228,8 @@ fn encode(
             encode_row(&mut bytes, row, first + Position::from(index), ts, &room.name_json)
         });
         let entries = entries.collect();
-        runs.push(RoomRun { room: key, name: room.name.clone(), kind: room.kind, members: room.members, entries });
+        let (name, kind) = (room.name.clone(), room.kind);
+        runs.push(RoomRun { room: key, name, kind, members: room.members, tally: room.tally, entries });
     }
     (bytes, runs)
 }

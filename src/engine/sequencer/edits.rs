@@ -13,7 +13,7 @@ use ahash::AHashMap;
 
 use super::{Facts, Reacted, ReactionRow, Row, StateRow, Stop, Target, Turn, Verdict, may_write, refuse};
 use crate::engine::edits::{REACTION_KINDS_MAX, reaction_fields, step_fields};
-use crate::engine::event::{Amend, AmendAct, Audience, Committed};
+use crate::engine::event::{Amend, AmendAct, Audience, Committed, Viewer};
 use crate::protocol::encode::EventKind;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{Position, Priority, Role, RoomKey, Seq, UserId};
@@ -65,8 +65,10 @@ impl<F: Facts> Turn<'_, F> {
             Some(target) => Some(target),
             None => self.facts.target(key, seq).map_err(Stop::Facts)?,
         };
+        let is_narrow = target.as_ref().is_some_and(|target| target.audience.is_some());
+        let viewer = Viewer::anywhere(by.as_str(), if is_narrow { self.role(key, by)? } else { None });
         let sees = |target: &Target| {
-            target.audience.as_ref().is_none_or(|audience| audience.admits(by.as_str(), target.author.as_str()))
+            target.audience.as_ref().is_none_or(|audience| audience.admits(&viewer, target.author.as_str()))
         };
         // Who may not see it is not told that it is there.
         let target = target.filter(sees).ok_or_else(|| refuse(ErrorCode::NotFound, "seq names no message"))?;
@@ -204,12 +206,7 @@ impl<F: Facts> Turn<'_, F> {
 /// The audience of a message for an entry that `by` makes: "only these" means them, the message's
 /// author, and whoever changed it.
 fn inherited(audience: &Arc<Audience>, author: &UserId, by: &UserId) -> Arc<Audience> {
-    match &**audience {
-        Audience::Only(users) if author != by && !users.contains(author) => {
-            Arc::new(Audience::Only(users.iter().chain([author]).cloned().collect()))
-        }
-        _ => audience.clone(),
-    }
+    if author == by { audience.clone() } else { Arc::new(audience.and(author)) }
 }
 
 fn conflict<E>(current: u64) -> Stop<E> {

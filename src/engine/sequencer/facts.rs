@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
+use crate::engine::tally::Tally;
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
 /// A message that somebody wants to change.
@@ -71,6 +73,12 @@ pub trait Facts {
     /// The source could not answer.
     fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Self::Error>;
 
+    /// What the entries of `room` up to and with `seq` come to; none when there is no such entry.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn tally_at(&mut self, room: RoomKey, seq: Seq) -> Result<Option<Tally>, Self::Error>;
+
     /// Members of `room` (bans do not count), in no order. Asked of direct rooms only.
     ///
     /// # Errors
@@ -119,4 +127,16 @@ pub trait Facts {
     /// # Errors
     /// The source could not answer.
     fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Self::Error>;
+
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn dead_letter(&mut self, id: LetterId) -> Result<Option<DeadLetter>, Self::Error>;
+
+    /// How many dead letters fit.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn dead_count(&mut self, filter: &DeadFilter) -> Result<u64, Self::Error>;
 }

@@ -11,7 +11,7 @@
 use ahash::{AHashMap, AHashSet};
 
 use super::{Facts, Stop, Turn, Verdict, refuse};
-use crate::engine::event::{Audience, Committed};
+use crate::engine::event::{Audience, Committed, Viewer};
 use crate::engine::inbox::{Bounds, Full, Head, Held, InboxChange, Item, ItemId, NewItem, Removal, bytes};
 use crate::protocol::encode::field_string;
 use crate::protocol::error::ErrorCode;
@@ -118,17 +118,25 @@ impl<F: Facts> Turn<'_, F> {
         mentions: &[UserId],
     ) -> Result<(), Stop<F::Error>> {
         let (room, seq) = (committed.room, committed.seq);
-        let sees = |user: &UserId| user != author && audience.is_none_or(|a| a.admits(user.as_str(), author.as_str()));
+        let sees = |user: &UserId, role| {
+            let viewer = Viewer::anywhere(user.as_str(), role);
+            user != author && audience.is_none_or(|a| a.admits(&viewer, author.as_str()))
+        };
         let mut told: AHashSet<UserId> = AHashSet::new();
         for user in mentions {
-            if sees(user) && !told.contains(user) && self.role(room, user)?.is_some_and(Role::is_member) {
+            if told.contains(user) {
+                continue;
+            }
+            let role = self.role(room, user)?;
+            if role.is_some_and(Role::is_member) && sees(user, role) {
                 told.insert(user.clone());
                 self.feed(&Cause { name: "mention", room, seq, by: author, priority }, user)?;
             }
         }
         if self.room(room).kind == RoomKind::Direct {
             for user in self.facts.members(room).map_err(Stop::Facts)? {
-                if sees(&user) && !told.contains(&user) && self.role(room, &user)?.is_some_and(Role::is_member) {
+                let role = self.role(room, &user)?;
+                if role.is_some_and(Role::is_member) && sees(&user, role) && !told.contains(&user) {
                     self.feed(&Cause { name: "direct", room, seq, by: author, priority }, &user)?;
                 }
             }
@@ -149,10 +157,11 @@ impl<F: Facts> Turn<'_, F> {
         let (room, seq) = (committed.room, committed.seq);
         let here =
             self.changes.roles.iter().filter(|((key, _), role)| *key == room && role.is_some_and(Role::is_member));
-        let mut users: Vec<UserId> = here.map(|((_, user), _)| user.clone()).collect();
-        users.sort_unstable();
-        for user in users {
-            let sees = user != *author && audience.is_none_or(|a| a.admits(user.as_str(), author.as_str()));
+        let mut users: Vec<(UserId, Option<Role>)> = here.map(|((_, user), role)| (user.clone(), *role)).collect();
+        users.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        for (user, role) in users {
+            let viewer = Viewer::anywhere(user.as_str(), role);
+            let sees = user != *author && audience.is_none_or(|a| a.admits(&viewer, author.as_str()));
             let is_known = self.facts.role(room, &user).map_err(Stop::Facts)?.is_some_and(Role::is_member);
             if sees && !is_known && !told.contains(&user) {
                 self.feed(&Cause { name: "direct", room, seq, by: author, priority }, &user)?;

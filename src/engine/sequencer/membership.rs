@@ -20,11 +20,12 @@
 //!   and leaves no entry.
 
 use super::{Facts, MembershipChange, Row, Stop, Turn, Verdict, may_write, refuse};
-use crate::engine::event::RoomRow;
+use crate::engine::event::{Committed, ReadAdvance, RoomRow};
+use crate::engine::tally::Tally;
 use crate::protocol::command::Manage;
 use crate::protocol::encode::EventKind;
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, UserId};
+use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, Seq, UserId};
 
 /// One change of a membership: whose, by whom, from what to what.
 struct Change<'a> {
@@ -214,13 +215,14 @@ impl<F: Facts> Turn<'_, F> {
 
     fn new_room(&mut self, name: RoomName, kind: RoomKind, title: Option<Box<str>>) -> RoomKey {
         let key = RoomKey(self.core.end.room_key + 1 + self.draft.rooms.len() as u64);
-        let row = RoomRow { key, name, kind, title, head: 0, members: 0 };
+        let tally = Tally::start(name.as_str());
+        let row = RoomRow { key, name, kind, title, head: 0, members: 0, tally };
         self.draft.rooms.push(row.clone());
         self.keep(row)
     }
 
     /// Does it: role, counts, entry.
-    fn change(&mut self, change: Change<'_>) -> crate::engine::event::Committed {
+    fn change(&mut self, change: Change<'_>) -> Committed {
         let Change { room: key, user, by, old, new } = change;
         let (was, is) = (old.is_some_and(Role::is_member), new.is_some_and(Role::is_member));
         let room = self.core.rooms.get_mut(&key).expect("the room was loaded by the caller");
@@ -235,8 +237,9 @@ impl<F: Facts> Turn<'_, F> {
         if was != is {
             *self.changes.memberships.entry(user.clone()).or_default() += if is { 1 } else { -1 };
         }
+        let counted = room.tally.messages;
         self.changes.roles.insert((key, user.clone()), new);
-        self.push(Row {
+        let committed = self.push(Row {
             room: key,
             seq: 0,
             kind: kind_of(by, old, new),
@@ -246,8 +249,19 @@ impl<F: Facts> Turn<'_, F> {
             thread: None,
             audience: None,
             fields: fields(user, by, new),
-            change: Some(Box::new(MembershipChange { user: user.clone(), role: new })),
-        })
+            change: Some(Box::new(MembershipChange { user: user.clone(), role: new, counted })),
+        });
+        if !was && is {
+            self.begin_reading(key, user, committed.seq, counted);
+        }
+        committed
+    }
+
+    /// What was said before somebody came in is not unread to them, and where they had read to in an
+    /// earlier membership is no matter.
+    fn begin_reading(&mut self, room: RoomKey, user: &UserId, seq: Seq, counted: u64) {
+        let begin = ReadAdvance { room, user: user.clone(), device: None, seq, counted };
+        self.draft.joined.push(begin);
     }
 }
 

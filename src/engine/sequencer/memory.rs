@@ -8,9 +8,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::{Decided, Facts, LogEnd, Reacted, Target};
+use crate::engine::dead::{DeadChange, DeadFilter, DeadKind, DeadLetter, LetterId, NOT_ACKNOWLEDGED, item_payload};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, Revocation, RoomRow};
 use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
+use crate::engine::tally::Tally;
 use crate::protocol::encode::EventKind;
 use crate::protocol::ids::{DeviceId, Position, Priority, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
 
@@ -52,8 +54,8 @@ pub struct MemoryLog {
     pub names: BTreeMap<RoomName, RoomKey>,
     /// Roles, bans included.
     pub roles: BTreeMap<(RoomKey, UserId), Role>,
-    /// Read cursors.
-    pub cursors: BTreeMap<(RoomKey, UserId), Seq>,
+    /// Read cursors, and the messages up to each.
+    pub cursors: BTreeMap<(RoomKey, UserId), (Seq, u64)>,
     /// Delivered cursors, where they were ahead of the read cursor.
     pub delivered: BTreeMap<(RoomKey, UserId, DeviceId), Seq>,
     /// Messages that were edited, deleted or reacted to.
@@ -64,8 +66,12 @@ pub struct MemoryLog {
     pub revocations: Vec<Revocation>,
     /// What waits in inboxes.
     pub inbox: BTreeMap<ItemId, Item>,
-    /// Dead letters.
+    /// Items that died, as they were.
     pub dead: BTreeMap<ItemId, Item>,
+    /// Dead letters.
+    pub letters: BTreeMap<LetterId, DeadLetter>,
+    /// The highest number of a letter so far.
+    pub last_letter: LetterId,
     /// The highest number of an item so far.
     pub last_item: ItemId,
 }
@@ -78,13 +84,17 @@ impl MemoryLog {
     pub fn apply(&mut self, decided: &Decided) {
         for room in &decided.rooms {
             assert!(self.names.insert(room.name.clone(), room.key).is_none(), "a room's name is given once");
-            self.rooms.insert(room.key, RoomRow { head: 0, members: 0, ..room.clone() });
+            self.rooms.insert(
+                room.key,
+                RoomRow { head: 0, members: 0, tally: Tally::start(room.name.as_str()), ..room.clone() },
+            );
         }
         for (row, position) in decided.rows.iter().zip(decided.first..) {
             assert_eq!(position, self.rows.len() as Position + 1, "positions are dense");
             let room = self.rooms.get_mut(&row.room).expect("rows stand in rooms that exist");
             assert_eq!(row.seq, room.head + 1, "seqs are dense");
             room.head = row.seq;
+            room.tally.add(row.seq, decided.ts, row.kind);
             self.rows.push(Stored {
                 position,
                 room: row.room,
@@ -109,12 +119,19 @@ impl MemoryLog {
         for (key, members) in &decided.counts {
             self.rooms.get_mut(key).expect("counts are of rooms that exist").members = *members;
         }
-        for cursor in &decided.cursors {
+        for cursor in decided.joined.iter().chain(&decided.cursors) {
             let (room, user) = (cursor.room, cursor.user.clone());
             match cursor.device.clone() {
-                None => self.cursors.insert((room, user), cursor.seq),
-                Some(device) => self.delivered.insert((room, user, device), cursor.seq),
-            };
+                None => {
+                    let tally = self.tally(room, cursor.seq).expect("cursors stand at entries");
+                    assert_eq!(tally.messages, cursor.counted, "a cursor counts the messages before it");
+                    let read = self.cursors.entry((room, user)).or_default();
+                    *read = (*read).max((cursor.seq, cursor.counted));
+                }
+                Some(device) => {
+                    self.delivered.insert((room, user, device), cursor.seq);
+                }
+            }
         }
         for row in &decided.states {
             self.states.insert((row.room, row.target), row.state.clone());
@@ -127,10 +144,31 @@ impl MemoryLog {
             assert_eq!(row.count as usize, count, "reactions are counted");
         }
         self.revocations.extend(decided.revocations.iter().cloned());
-        decided.inbox.iter().for_each(|change| self.apply_inbox(change));
+        decided.inbox.iter().for_each(|change| self.apply_inbox(change, decided.ts));
+        for change in &decided.dead {
+            match change {
+                DeadChange::Replayed(id) => assert!(self.letters.remove(id).is_some(), "a letter is replayed once"),
+                DeadChange::Purged(filter) => self.letters.retain(|_, letter| !filter.fits(letter)),
+            }
+        }
     }
 
-    fn apply_inbox(&mut self, change: &InboxChange) {
+    fn bury(&mut self, item: &Item, now: UnixMillis) {
+        self.last_letter += 1;
+        let letter = DeadLetter {
+            id: self.last_letter,
+            kind: DeadKind::Inbox,
+            user: Some(item.user.clone()),
+            reason: NOT_ACKNOWLEDGED.into(),
+            attempts: item.attempts + 1,
+            first_ts: item.ts,
+            last_ts: now,
+            payload: item_payload(&item.name, &item.data, item.priority, item.from.as_ref().map(UserId::as_str)),
+        };
+        self.letters.insert(letter.id, letter);
+    }
+
+    fn apply_inbox(&mut self, change: &InboxChange, now: UnixMillis) {
         match change {
             InboxChange::Added(item) => {
                 assert!(item.id > self.last_item, "numbers of items ascend");
@@ -142,6 +180,7 @@ impl MemoryLog {
                     let item = self.inbox.remove(id).expect("only what waits is removed");
                     assert_eq!(item.user, *user, "a user's items are their own");
                     if *why == Removal::Dead {
+                        self.bury(&item, now);
                         self.dead.insert(*id, item);
                     }
                 }
@@ -152,6 +191,21 @@ impl MemoryLog {
                 }
             }
         }
+    }
+
+    /// What the entries of a room up to and with `seq` come to, recomputed.
+    pub fn tally(&self, room: RoomKey, seq: Seq) -> Option<Tally> {
+        let row = self.rooms.get(&room).filter(|row| seq <= row.head)?;
+        let mut tally = Tally::start(row.name.as_str());
+        let entries = self.rows.iter().filter(|row| row.room == room && row.seq <= seq);
+        entries.for_each(|row| tally.add(row.seq, row.ts, row.kind));
+        Some(tally)
+    }
+
+    /// Tombstones of a room behind `seq`.
+    pub fn deleted_after(&self, room: RoomKey, seq: Seq) -> Vec<Seq> {
+        let behind = self.states.range((room, seq + 1)..(RoomKey(room.0 + 1), 0));
+        behind.filter(|(_, state)| state.deleted).map(|((_, seq), _)| *seq).collect()
     }
 
     /// Who reacted to a message with `emoji`.
@@ -212,7 +266,11 @@ impl Facts for MemoryLog {
     }
 
     fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> Result<Seq, Infallible> {
-        Ok(self.cursors.get(&(room, user.clone())).copied().unwrap_or(0))
+        Ok(self.cursors.get(&(room, user.clone())).map_or(0, |(seq, _)| *seq))
+    }
+
+    fn tally_at(&mut self, room: RoomKey, seq: Seq) -> Result<Option<Tally>, Infallible> {
+        Ok(self.tally(room, seq))
     }
 
     fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Infallible> {
@@ -260,5 +318,13 @@ impl Facts for MemoryLog {
 
     fn reaction_kinds(&mut self, room: RoomKey, seq: Seq) -> Result<u32, Infallible> {
         Ok(self.reaction_counts(room, seq).len() as u32)
+    }
+
+    fn dead_letter(&mut self, id: LetterId) -> Result<Option<DeadLetter>, Infallible> {
+        Ok(self.letters.get(&id).cloned())
+    }
+
+    fn dead_count(&mut self, filter: &DeadFilter) -> Result<u64, Infallible> {
+        Ok(self.letters.values().filter(|letter| filter.fits(letter)).count() as u64)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::super::command::{Activity, Command, HistoryFrom, Manage, MessageSend, Notify, PresenceOf, Status};
+use super::super::audience::{RoleSet, is_device_class};
+use super::super::command::{
+    Activity, Command, HistoryFrom, Manage, MessageSend, Notify, PresenceOf, RoomCheck, Status,
+};
 use super::super::error::{ErrorCode, Refusal};
 use super::super::filter::Filter;
 use super::super::ids::{Priority, Role, RoomKind, RoomName};
@@ -22,8 +25,11 @@ const MENTIONS_MAX: usize = 64;
 const ATTACHMENTS_MAX: usize = 16;
 const ATTACHMENT_CHARS_MAX: usize = 128;
 const FILTER_MAX: usize = 64;
+const CLASSES_MAX: usize = 16;
 const EMOJI_BYTES_MAX: usize = 32;
 const SYNC_ROOMS_MAX: usize = 256;
+/// Each may cost a reader a walk of up to 63 entries.
+const SYNC_HASHES_MAX: usize = 32;
 const PRESENCE_USERS_MAX: usize = 1_000;
 const CUSTOM_CHARS_MAX: usize = 128;
 const ACK_ITEMS_MAX: usize = 1_000;
@@ -138,7 +144,10 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         priority: priority(frame)?,
         exclude: frame.users("exclude", FILTER_MAX)?,
         only: frame.users("only", FILTER_MAX)?,
+        only_roles: only_roles(frame)?,
+        only_devices: only_devices(frame)?,
         meta,
+        read: frame.flag("read")?,
         timing: frame.flag("timing")?,
     })))
 }
@@ -181,7 +190,19 @@ fn event_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         name: required("name", frame.text("name", Length::Bytes(1, NAME_BYTES_MAX))?)?,
         data: required("data", frame.json("data", DATA_BYTES_MAX)?)?,
         priority: priority(frame)?,
+        only_roles: only_roles(frame)?,
+        only_devices: only_devices(frame)?,
     })
+}
+
+fn only_roles(frame: Object<'_, '_>) -> Result<RoleSet, Refusal> {
+    let is_role = |word: &str| Role::parse(word).is_some_and(Role::is_member);
+    let words = frame.texts("only_roles", 3, is_role, "member, moderator or owner")?;
+    Ok(words.into_iter().filter_map(Role::parse).fold(RoleSet::default(), RoleSet::with))
+}
+
+fn only_devices<'s>(frame: Object<'_, 's>) -> Result<Vec<&'s str>, Refusal> {
+    frame.texts("only_devices", CLASSES_MAX, is_device_class, "a class of devices: 1 to 64 of A-Z a-z 0-9 _")
 }
 
 fn notify<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
@@ -214,9 +235,25 @@ fn sync_check<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
     let mut rooms = Vec::with_capacity(len);
     for element in elements {
         let entry = element.object().ok_or_else(refuse)?;
-        rooms.push((entry.room()?, required("seq", entry.seq("seq", 0)?)?));
+        let text = entry.text("hash", Length::Bytes(0, 16))?;
+        let hash = match text {
+            Some("") | None => None,
+            Some(text) => Some(hash(text).ok_or_else(|| bad("hash must be 16 hexadecimal digits, or empty"))?),
+        };
+        let seq = required("seq", entry.seq("seq", 0)?)?;
+        rooms.push(RoomCheck { room: entry.room()?, seq, hash, wants_hash: text.is_some() });
+    }
+    if rooms.iter().filter(|check| check.wants_hash).count() > SYNC_HASHES_MAX {
+        let message = format!("at most {SYNC_HASHES_MAX} rooms of one sync:check carry a hash");
+        return Err(Refusal::new(ErrorCode::LimitExceeded, message));
     }
     Ok(Command::SyncCheck { rooms })
+}
+
+/// Sixteen hexadecimal digits.
+fn hash(text: &str) -> Option<u64> {
+    let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hex.then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
 fn subscription_filter(frame: Object<'_, '_>) -> Result<Option<Arc<Filter>>, Refusal> {

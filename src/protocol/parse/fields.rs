@@ -161,6 +161,12 @@ impl<'t, 's> Object<'t, 's> {
         self.fields().find(|(name, _)| *name == field).map(|(_, value)| value)
     }
 
+    /// True or false; false when it is left out.
+    pub(crate) fn flag(self, field: &'static str) -> Result<bool, Refusal> {
+        let Some(value) = self.find(field) else { return Ok(false) };
+        value.bool().ok_or_else(|| bad(format!("{field} must be true or false")))
+    }
+
     /// A text of a bounded length.
     pub(crate) fn text(self, field: &'static str, length: Length) -> Result<Option<&'s str>, Refusal> {
         let Some(value) = self.find(field) else { return Ok(None) };
@@ -216,12 +222,6 @@ impl<'t, 's> Object<'t, 's> {
         let Some(value) = self.find(field) else { return Ok(None) };
         let integer = value.unsigned().filter(|integer| (min..=max).contains(integer));
         integer.map(Some).ok_or_else(|| bad(format!("{field} must be an integer from {min} to {max}")))
-    }
-
-    /// `true` or `false`; not there is false.
-    pub(crate) fn flag(self, field: &'static str) -> Result<bool, Refusal> {
-        let Some(value) = self.find(field) else { return Ok(false) };
-        value.bool().ok_or_else(|| bad(format!("{field} must be true or false")))
     }
 
     /// A list of 1 to `max` integers within bounds, both included; it must be there.

@@ -1,0 +1,663 @@
+//! `mixed` and `soak`: a day in a chat. Everybody types, reads, sends, reacts, edits, comes and goes at
+//! the weights of [`DAY`]; at a fixed rate, whatever the server does. Every delivery is checked: each
+//! entry once, in order, the same for everybody; each command answered; each inbox item acknowledged.
+//!
+//! `soak` is the same for long: the server is looked at once a second, and must stay as it is.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use clap::Args;
+use hdrhistogram::Histogram;
+
+use super::roster::{Place, judge};
+use super::{Crew, Theatre, Verdict, assemble, command, perform, text};
+use crate::cli::Common;
+use crate::control;
+use crate::measure::{Latency, Pacer, histogram};
+use crate::plan::ns;
+use crate::report::Report;
+use crate::scan::{self, Members, Value};
+use crate::stage::{Event, Play, Stage};
+use crate::tally::Tally;
+use crate::verify::{Facts, Ledger, Seq, Sight};
+use crate::watch::{Seen, Watch};
+
+/// `mixed` and `soak`
+#[derive(Debug, Clone, Args)]
+pub struct MixedArgs {
+    /// Users, each in one room
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub users: u32,
+    /// Members of a room
+    #[arg(long, value_name = "M", default_value_t = 20)]
+    pub rooms_of: u32,
+    /// Things that are done a second, by all together
+    #[arg(long, value_name = "R", default_value_t = 500.0)]
+    pub rate: f64,
+    /// soak: how much the server's memory may grow from the second to the last third, in percent
+    #[arg(long, value_name = "P", default_value_t = 10.0)]
+    pub rss_growth_max: f64,
+    /// soak: highest 99th percentile of cross-shard wake-ups, ms (needs --control)
+    #[arg(long, value_name = "MS", default_value_t = 5.0)]
+    pub wake_max: f64,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// What somebody does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Typing,
+    Read,
+    Delivered,
+    Send,
+    React,
+    Edit,
+    Presence,
+    Look,
+    History,
+    Notify,
+    LeaveAndJoin,
+    Reconnect,
+}
+
+/// The table of weights: of 1,000 things that are done, so many are of this kind. A chat in which for
+/// each message somebody types twice and others read it; one in fifty goes away and comes back.
+const DAY: [(Act, &str, u32); 12] = [
+    (Act::Typing, "typing", 330),
+    (Act::Read, "message:read", 220),
+    (Act::Delivered, "message:delivered", 80),
+    (Act::Send, "message:send", 170),
+    (Act::React, "reaction:add", 60),
+    (Act::Edit, "message:edit", 15),
+    (Act::Presence, "presence:set", 30),
+    (Act::Look, "presence:get", 20),
+    (Act::History, "message:history", 20),
+    (Act::Notify, "notify", 25),
+    (Act::LeaveAndJoin, "room:leave and room:join", 10),
+    (Act::Reconnect, "drop and resume", 20),
+];
+
+const _: () = {
+    let (mut sum, mut at) = (0, 0);
+    while at < DAY.len() {
+        sum += DAY[at].2;
+        at += 1;
+    }
+    assert!(sum == 1_000);
+};
+
+/// Numbers of commands that are none of [`DAY`]'s.
+const ENTER: u32 = 100;
+const ACK: u32 = 101;
+
+/// A `notify` to somebody who has just left the room.
+const PERMISSION_DENIED: u64 = 103;
+
+/// Entries that a room's ledger remembers.
+const LEDGER: usize = 512;
+
+impl MixedArgs {
+    fn check(&self) -> Result<(), String> {
+        if !(2..=100_000).contains(&self.users) || !(2..=1_000).contains(&self.rooms_of) {
+            return Err("--users must be 2 to 100,000, --rooms-of 2 to 1,000".to_owned());
+        }
+        if !(0.1..=1_000_000.0).contains(&self.rate) || self.rss_growth_max < 0.0 || self.wake_max <= 0.0 {
+            return Err("--rate must be 0.1 to 1,000,000, --rss-growth-max and --wake-max positive".to_owned());
+        }
+        Ok(())
+    }
+
+    fn rooms(&self) -> u32 {
+        self.users.div_ceil(self.rooms_of)
+    }
+
+    fn room_of(&self, user: u32) -> u32 {
+        user / self.rooms_of
+    }
+}
+
+/// One user.
+#[derive(Default)]
+struct Member {
+    place: Place,
+    /// Their last message that is acknowledged.
+    own: Seq,
+    /// The last message that they heard.
+    heard: Seq,
+    /// Intended times of sends on their way, ns.
+    sends: VecDeque<(u64, u64)>,
+    /// Items that came.
+    items: BTreeSet<u64>,
+    /// What each ack on its way names.
+    acks: VecDeque<(u64, u64)>,
+}
+
+struct Day {
+    args: MixedArgs,
+    members: Vec<Member>,
+    rooms: Vec<String>,
+    ledgers: Vec<Ledger>,
+    tally: Tally,
+    done: [u64; DAY.len()],
+    notified: u64,
+    /// `notify` to somebody who had just left the shared room.
+    just_left: u64,
+    /// Items that came, each user's apart, and those whose ack was answered.
+    items: u64,
+    acked: u64,
+    live: u32,
+    ended: u64,
+    pacer: Option<Pacer>,
+    measuring: bool,
+    ack: Histogram<u64>,
+    delivery: Histogram<u64>,
+    lag: Histogram<u64>,
+    other_events: u64,
+}
+
+impl Day {
+    fn new(args: MixedArgs, room: impl Fn(u32) -> String) -> Self {
+        Self {
+            members: (0..args.users).map(|_| Member::default()).collect(),
+            rooms: (0..args.rooms()).map(room).collect(),
+            ledgers: (0..args.rooms()).map(|_| Ledger::new(LEDGER)).collect(),
+            tally: Tally::default(),
+            done: [0; DAY.len()],
+            notified: 0,
+            just_left: 0,
+            items: 0,
+            acked: 0,
+            live: 0,
+            ended: 0,
+            pacer: None,
+            measuring: false,
+            ack: histogram(),
+            delivery: histogram(),
+            lag: histogram(),
+            other_events: 0,
+            args,
+        }
+    }
+
+    /// Does what is due.
+    fn go_on(&mut self, stage: &mut Stage) {
+        let now_ns = stage.world.now_ns();
+        while let Some(due_ns) = self.pacer.as_mut().and_then(|pacer| pacer.due(now_ns)) {
+            if self.measuring {
+                self.lag.saturating_record(now_ns - due_ns);
+            }
+            let first = stage.rng.below(self.args.users);
+            let mut users = (first..self.args.users).chain(0..first);
+            // Who is just coming back does nothing.
+            let Some(user) = users.find(|user| self.members[*user as usize].place.is_live) else { continue };
+            let mut weight = stage.rng.below(1_000);
+            let at = DAY.iter().position(|(.., share)| {
+                let is_it = weight < *share;
+                weight = weight.saturating_sub(*share);
+                is_it
+            });
+            let at = at.expect("the weights come to 1,000");
+            if self.act(stage, user, at as u32, DAY[at].0, due_ns) {
+                self.done[at] += 1;
+            }
+        }
+    }
+
+    /// False when there is nothing yet that it could be done to.
+    fn act(&mut self, stage: &mut Stage, user: u32, what: u32, act: Act, due_ns: u64) -> bool {
+        let room = self.rooms[self.args.room_of(user) as usize].clone();
+        let member = &mut self.members[user as usize];
+        let heard = member.heard;
+        let needed = match act {
+            Act::Read | Act::Delivered | Act::React | Act::History => heard,
+            Act::Edit => member.own,
+            _ => 1,
+        };
+        if needed == 0 {
+            return false;
+        }
+        let fellow = self.fellow(stage, user);
+        let fellow = stage.world.user_name(fellow);
+        let pick = stage.rng.below(6) as usize;
+        if act == Act::Reconnect {
+            self.drop_user(stage, user);
+            stage.open(user);
+            return true;
+        }
+        let member = &mut self.members[user as usize];
+        let id = member.place.ask(what);
+        let in_room = |out: &mut Vec<u8>, kind: &str| {
+            command(out, kind, id);
+            text(out, "room", &room);
+        };
+        let seq = |out: &mut Vec<u8>, seq: Seq| out.extend_from_slice(format!(",\"seq\":{seq}").as_bytes());
+        match act {
+            Act::Send => {
+                member.sends.push_back((id, due_ns));
+                self.tally.sent += 1;
+            }
+            Act::LeaveAndJoin => {
+                self.live -= 1;
+                member.place.forget();
+                member.heard = 0;
+                member.own = 0;
+            }
+            _ => {}
+        }
+        let own = member.own;
+        stage.say(user, |out| {
+            match act {
+                Act::Typing => {
+                    in_room(out, "activity");
+                    text(out, "kind", "typing");
+                }
+                Act::Read => {
+                    in_room(out, "message:read");
+                    seq(out, heard);
+                }
+                Act::Delivered => {
+                    in_room(out, "message:delivered");
+                    seq(out, heard);
+                }
+                Act::Send => {
+                    in_room(out, "message:send");
+                    text(out, "client_id", &format!("{user:08x}{id:08x}"));
+                    text(out, "body", &format!("{due_ns:016x} {}", "so it goes in a chat ".repeat(1 + pick)));
+                }
+                Act::React => {
+                    in_room(out, "reaction:add");
+                    seq(out, heard);
+                    text(out, "emoji", ["👍", "🎉", "😀", "👀", "❤", "🚀"][pick]);
+                }
+                Act::Edit => {
+                    in_room(out, "message:edit");
+                    seq(out, own);
+                    text(out, "body", "what I meant to say");
+                }
+                Act::Presence => {
+                    command(out, "presence:set", id);
+                    text(out, "status", ["online", "online", "online", "away", "busy", "offline"][pick]);
+                }
+                Act::Look => {
+                    command(out, "presence:get", id);
+                    out.extend_from_slice(format!(",\"users\":[\"{fellow}\"]").as_bytes());
+                }
+                Act::History => {
+                    in_room(out, "message:history");
+                    out.extend_from_slice(b",\"limit\":20");
+                }
+                Act::Notify => {
+                    command(out, "notify", id);
+                    text(out, "user", &fellow);
+                    text(out, "name", "load");
+                    out.extend_from_slice(b",\"data\":{}");
+                }
+                Act::LeaveAndJoin => in_room(out, "room:leave"),
+                Act::Reconnect => {}
+            }
+            out.push(b'}');
+        });
+        true
+    }
+
+    /// Somebody else of the user's room.
+    fn fellow(&self, stage: &mut Stage, user: u32) -> u32 {
+        let first = self.args.room_of(user) * self.args.rooms_of;
+        let count = self.args.rooms_of.min(self.args.users - first);
+        first + (user - first + 1 + stage.rng.below(count.saturating_sub(1))) % count
+    }
+
+    fn drop_user(&mut self, stage: &mut Stage, user: u32) {
+        stage.cut(user);
+        self.lose(user);
+    }
+
+    fn lose(&mut self, user: u32) {
+        let member = &mut self.members[user as usize];
+        self.live -= u32::from(member.place.is_live);
+        // Answers that were lost with the connection are nobody's fault.
+        member.place.lose();
+        member.sends.clear();
+        member.acks.clear();
+    }
+
+    fn on_text(&mut self, stage: &mut Stage, user: u32, payload: &[u8]) {
+        let Ok(head) = scan::head(payload) else {
+            self.tally.malformed += 1;
+            return;
+        };
+        match head.kind {
+            b"ok" => match self.members[user as usize].place.answered(head.id) {
+                Some(what) => self.on_ok(stage, user, what, head.id.unwrap_or(0), payload),
+                None => self.tally.malformed += 1,
+            },
+            b"error" => {
+                let what = self.members[user as usize].place.answered(head.id);
+                let code = scan::reply(payload).ok().and_then(|reply| reply.code).unwrap_or(0);
+                let is_notify =
+                    what.is_some_and(|what| DAY.get(what as usize).is_some_and(|(act, ..)| *act == Act::Notify));
+                if is_notify && code == PERMISSION_DENIED {
+                    self.just_left += 1;
+                } else {
+                    *self.tally.errors.entry(code).or_default() += 1;
+                }
+            }
+            b"gap" => self.members[user as usize].place.gap(payload, &mut self.tally),
+            b"inbox:item" => self.on_items(stage, user, payload),
+            _ => match (head.seq, head.room) {
+                (Some(seq), Some(_)) => self.on_entry(stage, user, seq, payload),
+                _ => self.other_events += 1,
+            },
+        }
+    }
+
+    fn on_ok(&mut self, stage: &mut Stage, user: u32, what: u32, id: u64, payload: &[u8]) {
+        let member = &mut self.members[user as usize];
+        if what == ENTER {
+            let mut brought = Vec::new();
+            let head = member.place.entered(payload, &mut self.tally, |seq, event| brought.push((seq, event.to_vec())));
+            let Some(head) = head else {
+                self.tally.malformed += 1;
+                return;
+            };
+            self.live += 1;
+            self.ledgers[self.args.room_of(user) as usize].on_head(head);
+            for (seq, event) in brought {
+                self.compare(user, seq, &event);
+            }
+        } else if what == ACK {
+            if let Some(at) = member.acks.iter().position(|(asked, _)| *asked == id) {
+                self.acked += member.acks.remove(at).map_or(0, |(_, count)| count);
+            }
+        } else {
+            match DAY[what as usize].0 {
+                Act::Send => {
+                    self.tally.acked += 1;
+                    let seq = scan::reply(payload).ok().and_then(|reply| reply.seq).unwrap_or(0);
+                    member.own = seq;
+                    self.ledgers[self.args.room_of(user) as usize].on_head(seq);
+                    if let Some(at) = member.sends.iter().position(|(asked, _)| *asked == id)
+                        && let Some((_, due_ns)) = member.sends.remove(at)
+                        && self.measuring
+                    {
+                        self.ack.saturating_record(stage.now_ns.saturating_sub(due_ns));
+                    }
+                }
+                Act::Notify => self.notified += 1,
+                Act::LeaveAndJoin => self.enter(stage, user),
+                _ => {}
+            }
+        }
+    }
+
+    fn enter(&mut self, stage: &mut Stage, user: u32) {
+        let room = &self.rooms[self.args.room_of(user) as usize];
+        let place = &mut self.members[user as usize].place;
+        let kind = if place.has_cursor() { "room:subscribe" } else { "room:join" };
+        place.enter(stage, user, kind, room, ENTER);
+    }
+
+    fn on_entry(&mut self, stage: &Stage, user: u32, seq: Seq, payload: &[u8]) {
+        let member = &mut self.members[user as usize];
+        member.place.heard(seq, &mut self.tally);
+        if !member.place.is_live {
+            return;
+        }
+        if let Some(sent_ns) = self.compare(user, seq, payload) {
+            self.tally.delivered += 1;
+            if self.measuring {
+                self.delivery.saturating_record(stage.now_ns.saturating_sub(sent_ns));
+            }
+        }
+    }
+
+    /// Compares an entry with what others saw. When it is a message: when it was meant to be sent.
+    fn compare(&mut self, user: u32, seq: Seq, payload: &[u8]) -> Option<u64> {
+        let ledger = &mut self.ledgers[self.args.room_of(user) as usize];
+        let bytes = hash(payload);
+        let content = scan::content(payload).ok()?;
+        let hashed = hash((content.kind, content.who, content.client_id, content.body));
+        let sent_ns = scan::hex16(content.body).unwrap_or(0);
+        match ledger.look(seq, bytes) {
+            Sight::New => {
+                let client = content.client_id.and_then(scan::hex16).unwrap_or(0);
+                let facts = Facts { bytes, content: hashed, client, sent_ns };
+                self.tally.wrong_acks += u64::from(ledger.learn(seq, facts).is_err());
+            }
+            Sight::OtherBytes(_) => self.tally.differing += u64::from(!ledger.is_same_content(seq, hashed)),
+            Sight::Forgotten => self.tally.unchecked += 1,
+            Sight::Same(_) => {}
+        }
+        if content.kind != b"message:created" {
+            return None;
+        }
+        self.members[user as usize].heard = seq;
+        Some(sent_ns)
+    }
+
+    fn on_items(&mut self, stage: &mut Stage, user: u32, payload: &[u8]) {
+        let member = &mut self.members[user as usize];
+        let mut fresh = Vec::new();
+        let walked = items_of(payload).map(|items| {
+            scan::each_object(items, |item| match item_of(item) {
+                // What comes again was sent before its ack was there: it is acknowledged again.
+                Some(id) => {
+                    self.items += u64::from(member.items.insert(id));
+                    fresh.push(id);
+                }
+                None => self.tally.malformed += 1,
+            })
+        });
+        self.tally.malformed += u64::from(!matches!(walked, Some(Ok(()))));
+        let id = member.place.ask(ACK);
+        member.acks.push_back((id, fresh.len() as u64));
+        let list: Vec<String> = fresh.iter().map(u64::to_string).collect();
+        stage.say(user, |out| {
+            command(out, "inbox:ack", id);
+            out.extend_from_slice(format!(",\"items\":[{}]}}", list.join(",")).as_bytes());
+        });
+    }
+
+    /// Users who are not where they should be at the end.
+    fn stragglers(&self) -> u64 {
+        let is_behind = |(user, member): (usize, &Member)| {
+            let high = self.ledgers[self.args.room_of(user as u32) as usize].high();
+            !member.place.is_live || member.place.last() < high || member.place.unanswered() > 0
+        };
+        self.members.iter().enumerate().filter(|(user, member)| is_behind((*user, member))).count() as u64
+    }
+}
+
+fn items_of(payload: &[u8]) -> Option<&[u8]> {
+    let mut members = Members::of(payload).ok()?;
+    while let Some((key, value)) = members.next().ok()? {
+        if let (b"items", Value::Raw(raw)) = (key, value) {
+            return Some(raw);
+        }
+    }
+    None
+}
+
+fn item_of(object: &[u8]) -> Option<u64> {
+    let mut members = Members::of(object).ok()?;
+    while let Some((key, value)) = members.next().ok()? {
+        if key == b"item" {
+            return value.number();
+        }
+    }
+    None
+}
+
+fn hash(value: impl std::hash::Hash) -> u64 {
+    static HASHER: std::sync::LazyLock<ahash::RandomState> =
+        std::sync::LazyLock::new(|| ahash::RandomState::with_seeds(1, 2, 3, 4));
+    HASHER.hash_one(value)
+}
+
+impl Play for Day {
+    fn on(&mut self, stage: &mut Stage, slot: u32, event: Event<'_>) {
+        match event {
+            // The first coming is the set-up's business.
+            Event::Hello(_) if self.pacer.is_none() => {}
+            Event::Hello(_) => self.enter(stage, slot),
+            Event::Text(payload) => self.on_text(stage, slot, payload),
+            Event::Ended(_) => {
+                self.ended += 1;
+                self.lose(slot);
+                stage.open(slot);
+            }
+        }
+    }
+}
+
+/// Runs it; a soak when `is_soak`.
+///
+/// # Errors
+/// One sentence why it could not be carried out.
+pub fn run(args: &MixedArgs, is_soak: bool) -> Result<Report, String> {
+    args.check()?;
+    let scenario = if is_soak { "soak" } else { "mixed" };
+    let crew = Crew { scenario, users: args.users, rooms_of: args.rooms_of };
+    let control = args.common.control.as_deref().map(control::address).transpose()?;
+    let script = args.clone();
+    perform(&args.common, crew, move |theatre| {
+        let world = theatre.stage.world.clone();
+        let mut day = Day::new(script.clone(), |room| world.room_name(room));
+        settle_in(theatre, &mut day)?;
+        let watch = Watch::start(script.common.server_pid, control, Duration::from_secs(1));
+        let verdict = play(theatre, &mut day);
+        let seen = watch.stop();
+        let mut verdict = verdict?;
+        if is_soak {
+            flatness(&mut verdict, &script, &seen);
+        }
+        verdict.failures.extend(seen.trouble);
+        Ok(verdict)
+    })
+}
+
+fn play(theatre: &mut Theatre, day: &mut Day) -> Result<Verdict, String> {
+    let args = day.args.clone();
+    let stage = &mut theatre.stage;
+    day.pacer = Some(Pacer::new(stage.world.now_ns(), args.rate));
+    wait(stage, day, args.common.warmup)?;
+    theatre.measure()?;
+    day.measuring = true;
+    wait(&mut theatre.stage, day, args.common.duration)?;
+    day.measuring = false;
+    theatre.measured()?;
+    // From here on nothing new is done; who is away comes back.
+    day.pacer = Some(Pacer::new(u64::MAX / 2, 1.0));
+    // What does not come now is counted below.
+    let _ = theatre.stage.until(day, 15.0, "the rest", |day, _| day.stragglers() == 0 && day.items >= day.notified);
+    let mut verdict = tell(&args, day);
+    if let Some(cpu_s) = theatre.server_cpu_s() {
+        let things = args.rate * args.common.duration;
+        verdict.figure("server_cpu_per_thing", cpu_s * 1e6 / things, "µs, with all that follows from it");
+    }
+    Ok(verdict)
+}
+
+fn tell(args: &MixedArgs, day: &Day) -> Verdict {
+    let asked = format!("{} things a second in {} rooms of {}", args.rate, args.rooms(), args.rooms_of);
+    let mut verdict = Verdict { asked, ..Verdict::default() };
+    for ((_, name, weight), done) in DAY.iter().zip(day.done) {
+        verdict.note(format!("{name}: {done} times (weight {weight} of 1,000)"));
+    }
+    let (ack, delivery, lag) = (Latency::of(&day.ack), Latency::of(&day.delivery), Latency::of(&day.lag));
+    verdict.figure("ack_p50", ack.p50_ms, "ms from the intended time");
+    verdict.figure("ack_p99", ack.p99_ms, "ms");
+    verdict.figure("delivery_p50", delivery.p50_ms, "ms from the intended time");
+    verdict.figure("delivery_p99", delivery.p99_ms, "ms");
+    verdict.figure("messages_delivered", day.tally.delivered as f64, "");
+    verdict.figure("events_without_seq", day.other_events as f64, "typing, reads, presence …");
+    verdict.figure("resumed", day.tally.recovered as f64, "connections that came back with a cursor");
+    verdict.figure("inbox_items", day.items as f64, "received");
+    verdict.figure("inbox_acks", day.acked as f64, "items whose ack was answered, repeats included");
+    verdict.figure("notify_refused", day.just_left as f64, "since somebody had just left the room");
+    verdict.figure("tool_lag_p99", lag.p99_ms, "ms that this tool was late in doing things");
+    judge(&mut verdict, &day.tally);
+    verdict.forbid(day.stragglers(), "users who are not in their room with every entry and every reply");
+    verdict.forbid(day.tally.not_recovered, "returns that were not recovered from the cursor");
+    verdict.forbid(day.notified.saturating_sub(day.items), "inbox items lost");
+    verdict.forbid(day.ended, "connections closed unasked");
+    if day.tally.delivered == 0 {
+        verdict.failures.push("no message was delivered".to_owned());
+    }
+    verdict
+}
+
+/// What a soak is for: the server stays as it is.
+fn flatness(verdict: &mut Verdict, args: &MixedArgs, seen: &Seen) {
+    let count = seen.sights.len();
+    let parts = [&seen.sights[count / 3..2 * count / 3], &seen.sights[2 * count / 3..]];
+    let mean = |part: usize, of: fn(&crate::watch::Sight) -> u64| {
+        let part = parts[part];
+        part.iter().map(|sight| of(sight) as f64).sum::<f64>() / part.len().max(1) as f64
+    };
+    let settled = &seen.sights[count / 3..];
+    if args.common.server_pid.is_some() && count >= 6 {
+        let growth = |of| (mean(1, of) / mean(0, of).max(1.0) - 1.0) * 100.0;
+        let slope = crate::watch::slope(settled.iter().map(|sight| (sight.at_s, sight.rss_bytes as f64)));
+        let (rss, fds, threads) = (growth(|s| s.rss_bytes), growth(|s| s.fds), growth(|s| s.threads));
+        verdict.figure("rss_slope", slope * 3_600.0 / 1_048_576.0, "MiB an hour over the last two thirds");
+        verdict.figure("rss_growth", rss, "% from the second to the last third");
+        verdict.figure("fds_growth", fds, "%");
+        verdict.figure("threads_growth", threads, "%");
+        if rss > args.rss_growth_max {
+            verdict.failures.push(format!("the server's memory grew by {rss:.1} % from the second to the last third"));
+        }
+        // Reconnects under way move the number of descriptors a little.
+        if fds > 2.0 || threads > 0.5 {
+            verdict.failures.push(format!("descriptors grew by {fds:.1} %, threads by {threads:.1} %"));
+        }
+    } else {
+        verdict.note("give --server-pid, and at least 6 s, to have memory, descriptors and threads checked");
+    }
+    let mut wakes: Vec<u64> = settled.iter().map(|sight| sight.wake_p99_us).filter(|us| *us > 0).collect();
+    wakes.sort_unstable();
+    match wakes.get(wakes.len() / 2) {
+        Some(middle) => {
+            let (p99, worst) = (*middle as f64 / 1e3, wakes[wakes.len() - 1] as f64 / 1e3);
+            verdict.figure("wake_p99", p99, "ms from a shard's wake-up call to its turn, median of the seconds' p99");
+            verdict.figure("wake_p99_worst", worst, "ms in the worst second");
+            if p99 > args.wake_max {
+                verdict
+                    .failures
+                    .push(format!("wake-ups between shards took {p99:.2} ms (p99), above {} ms", args.wake_max));
+            }
+        }
+        None => verdict.note("give --control, and at least two shards, to see how fast shards wake each other"),
+    }
+}
+
+fn wait(stage: &mut Stage, day: &mut Day, seconds: f64) -> Result<(), String> {
+    let end_ns = stage.world.now_ns() + ns(seconds);
+    stage.until(day, seconds + 60.0, "the day", |day, stage| {
+        day.go_on(stage);
+        stage.now_ns >= end_ns
+    })
+}
+
+/// Everybody connects and joins; a room's members one after the other would not be realistic either.
+fn settle_in(theatre: &mut Theatre, day: &mut Day) -> Result<(), String> {
+    let users = day.args.users;
+    assemble(&mut theatre.stage, day, 0..users)?;
+    let mut asked = 0;
+    theatre.stage.until(day, 120.0 + f64::from(users) / 100.0, "joining", |day, stage| {
+        while asked < users && asked < day.live + 64 {
+            day.enter(stage, asked);
+            asked += 1;
+        }
+        day.live == users || !day.tally.errors.is_empty() || day.ended > 0
+    })?;
+    if day.live < users {
+        return Err("the server refused joins: is it started with --rate-limits off?".to_owned());
+    }
+    theatre.is_ready()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! Scripted scenarios: each a script of what happens to one [`Stage`] of connections, with what it
+//! must come to. One thread, one user a connection; what is common to all of them is here.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use glommio::{LocalExecutorBuilder, Placement};
+
+use crate::cli::Common;
+use crate::measure::{Meters, Schedule};
+use crate::plan::{Plan, Setup, Traffic};
+use crate::proc::{self, Sample};
+use crate::report::{self, Figure, Report};
+use crate::run::{Outcome, ServerUse};
+use crate::stage::{Play, Stage};
+use crate::tally::Tally;
+use crate::world::{World, WorldSpec};
+
+#[cfg(test)]
+mod fake;
+pub mod herd;
+pub mod inbox;
+pub mod mixed;
+pub mod presence;
+mod roster;
+
+/// What a script comes to, beside what is measured of every one.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// What was asked for, in one line.
+    pub asked: String,
+    /// Numbers, by name and unit.
+    pub figures: Vec<Figure>,
+    /// For the reader.
+    pub notes: Vec<String>,
+    /// Promises that did not hold.
+    pub failures: Vec<String>,
+}
+
+impl Verdict {
+    /// Adds a number.
+    pub fn figure(&mut self, name: &'static str, value: f64, unit: &'static str) {
+        self.figures.push(Figure { name, value, unit });
+    }
+
+    /// Adds a note.
+    pub fn note(&mut self, note: impl Display) {
+        self.notes.push(note.to_string());
+    }
+
+    /// A broken promise, if `count` is above zero.
+    pub fn forbid(&mut self, count: u64, what: &str) {
+        if count > 0 {
+            self.failures.push(format!("{count} {what}"));
+        }
+    }
+}
+
+/// A script's stage, and the clock of what it measures.
+pub struct Theatre {
+    /// The connections.
+    pub stage: Stage,
+    server_pid: Option<u32>,
+    start: Edge,
+    ready: Option<Edge>,
+    window: [Option<Edge>; 2],
+    connect_s: f64,
+    progress: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Edge {
+    at: Instant,
+    server: Option<Sample>,
+    tool: Sample,
+}
+
+impl Theatre {
+    fn edge(&self) -> Result<Edge, String> {
+        edge(self.server_pid)
+    }
+
+    /// Everybody is there: what follows is no longer connecting.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn is_ready(&mut self) -> Result<(), String> {
+        let edge = self.edge()?;
+        self.connect_s = (edge.at - self.start.at).as_secs_f64();
+        self.ready = Some(edge);
+        Ok(())
+    }
+
+    /// What is to be measured begins.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn measure(&mut self) -> Result<(), String> {
+        self.window[0] = Some(self.edge()?);
+        Ok(())
+    }
+
+    /// It is over.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn measured(&mut self) -> Result<(), String> {
+        self.window[1] = Some(self.edge()?);
+        Ok(())
+    }
+
+    /// The server's CPU seconds between [`Theatre::measure`] and [`Theatre::measured`].
+    pub fn server_cpu_s(&self) -> Option<f64> {
+        let [Some(from), Some(to)] = &self.window else { return None };
+        Some(proc::spent(from.server.as_ref()?, to.server.as_ref()?).total_s)
+    }
+
+    /// The server's CPU seconds until [`Theatre::is_ready`].
+    pub fn connect_cpu_s(&self) -> Option<f64> {
+        Some(proc::spent(self.start.server.as_ref()?, self.ready.as_ref()?.server.as_ref()?).total_s)
+    }
+
+    /// A line on stderr about what is going on.
+    pub fn say(&self, what: impl Display) {
+        if self.progress {
+            eprintln!("{:>7.1} s  {what}", self.start.at.elapsed().as_secs_f64());
+        }
+    }
+
+    fn outcome(self) -> Outcome {
+        let ready = self.ready.unwrap_or_else(|| self.start.clone());
+        let [from, to] = self.window;
+        let from = from.unwrap_or_else(|| ready.clone());
+        let to = to.unwrap_or_else(|| from.clone());
+        let rss = |edge: &Edge| edge.server.as_ref().map_or(0, |sample| sample.rss_bytes);
+        let between = |a: &Edge, b: &Edge| Some(proc::spent(a.server.as_ref()?, b.server.as_ref()?));
+        let server = between(&from, &to).map(|window| ServerUse {
+            connect: between(&self.start, &ready).unwrap_or_default(),
+            window,
+            rss_start: rss(&self.start),
+            rss_ready: rss(&ready),
+            rss_end: rss(&to),
+        });
+        let measured_s = (to.at - from.at).as_secs_f64();
+        let books = &self.stage.books;
+        let tally = Tally {
+            frames: books.frames_in,
+            bytes: books.bytes_in,
+            pings: books.pings,
+            malformed: books.malformed,
+            ..Tally::default()
+        };
+        let mut meters = Meters::new(0);
+        meters.connect = self.stage.connect;
+        Outcome {
+            tally,
+            meters,
+            schedule: Schedule::default(),
+            connect_s: self.connect_s,
+            measured_s,
+            server,
+            tool: proc::spent(&from.tool, &to.tool),
+            tool_s: measured_s,
+        }
+    }
+}
+
+fn edge(server_pid: Option<u32>) -> Result<Edge, String> {
+    let told = |error| format!("cannot read a process's /proc entry (--server-pid): {error}");
+    let server = server_pid.map(proc::sample).transpose().map_err(told)?;
+    let tool = proc::sample(std::process::id()).map_err(told)?;
+    Ok(Edge { at: Instant::now(), server, tool })
+}
+
+/// Who a play needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Crew {
+    /// Name of the scenario.
+    pub scenario: &'static str,
+    /// Connections.
+    pub users: u32,
+    /// Members of a room.
+    pub rooms_of: u32,
+}
+
+/// Makes a stage, lets `script` run on it in a thread of its own, and reports what it came to.
+///
+/// # Errors
+/// One sentence why it could not be carried out. Broken promises are in the report.
+pub fn perform<S>(common: &Common, crew: Crew, script: S) -> Result<Report, String>
+where
+    S: FnOnce(&mut Theatre) -> Result<Verdict, String> + Send + 'static,
+{
+    if common.threads != 1 {
+        return Err(format!("{} is driven by one thread: leave --threads out", crew.scenario));
+    }
+    let target = common.target()?;
+    let world = Arc::new(World::new(WorldSpec {
+        clients: crew.users,
+        rooms_of: crew.rooms_of,
+        threads: 1,
+        sources: common.sources(&target, crew.users, common.seed ^ u64::from(std::process::id()))?,
+        target: target.address,
+        host: target.host,
+        path: target.path,
+        seed: common.seed,
+        secret: common.secret()?,
+    }));
+    let placement = common.pin.first().map_or(Placement::Unbound, |core| Placement::Fixed(*core));
+    let (server_pid, progress) = (common.server_pid, common.progress);
+    let (tell, told) = mpsc::channel();
+    let here = world.clone();
+    let thread = LocalExecutorBuilder::new(placement).name("load").io_memory(64 * 1024).ring_depth(8);
+    let handle = thread
+        .spawn(move || async move {
+            let result = act(&here, server_pid, progress, script);
+            // The receiver waits until the thread is over.
+            let _ = tell.send(result);
+        })
+        .map_err(|error| format!("cannot start the driver thread: {error}"))?;
+    // A panic of the script is told by the channel's end.
+    let _ = handle.join();
+    let (verdict, outcome) = told.recv().map_err(|_| "the driver thread failed".to_owned())??;
+    Ok(put_together(&world, crew, verdict, &outcome))
+}
+
+fn act<S>(world: &Arc<World>, pid: Option<u32>, progress: bool, script: S) -> Result<(Verdict, Outcome), String>
+where
+    S: FnOnce(&mut Theatre) -> Result<Verdict, String>,
+{
+    let stage = Stage::new(world.clone(), world.clients).map_err(|error| format!("no ring: {error}"))?;
+    let start = edge(pid)?;
+    let mut theatre =
+        Theatre { stage, server_pid: pid, start, ready: None, window: [None, None], connect_s: 0.0, progress };
+    let mut verdict = script(&mut theatre)?;
+    verdict.forbid(theatre.stage.books.malformed, "frames the protocol does not allow");
+    for slot in 0..world.clients {
+        theatre.stage.cut(slot);
+    }
+    Ok((verdict, theatre.outcome()))
+}
+
+fn put_together(world: &World, crew: Crew, verdict: Verdict, outcome: &Outcome) -> Report {
+    let plan = Plan {
+        scenario: crew.scenario,
+        setup: Setup::CreateThenSubscribe,
+        traffic: Traffic::None,
+        first_member_sends: false,
+        body_bytes: 0,
+        connecting: 64,
+        warmup_s: 0.0,
+        duration_s: outcome.measured_s,
+        absence: None,
+        stall: None,
+    };
+    let mut report = report::report(world, &plan, outcome, verdict.notes, verdict.failures);
+    report.settings.traffic = verdict.asked;
+    report.figures = verdict.figures;
+    report
+}
+
+/// Opens the slots and waits until all of them are greeted.
+///
+/// # Errors
+/// The ring's, or that it took too long.
+pub fn assemble<P: Play>(
+    stage: &mut Stage,
+    play: &mut P,
+    slots: impl Iterator<Item = u32> + Clone,
+) -> Result<(), String> {
+    slots.clone().for_each(|slot| stage.open(slot));
+    let limit_s = 60.0 + slots.clone().count() as f64 / 1_000.0;
+    stage.until(play, limit_s, "connecting", |_, stage| {
+        stage.pending() == 0 && slots.clone().all(|slot| stage.is_open(slot))
+    })
+}
+
+/// Appends a member with a text that needs no escapes.
+pub fn text(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(format!(",\"{name}\":\"{value}\"").as_bytes());
+}
+
+/// Appends the beginning of a command: its type and its number.
+pub fn command(out: &mut Vec<u8>, kind: &str, id: u64) {
+    out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"id\":{id}").as_bytes());
+}

@@ -1,0 +1,194 @@
+//! Tallies over a real database: counted at any seq, kept over restarts, and filled in for databases from
+//! before they were kept.
+
+#![allow(clippy::unwrap_used)]
+
+mod store_support;
+
+use antiphon::engine::event::{Amend, AmendAct, Entry, Membership, Page, Query};
+use antiphon::engine::tally::Tally;
+use antiphon::protocol::command::Manage;
+use antiphon::protocol::encode::EventKind;
+use antiphon::protocol::ids::{Role, RoomKey};
+use rusqlite::Connection;
+use store_support::*;
+
+fn tally(store: &Store, key: RoomKey, seq: u64) -> Option<Tally> {
+    let Page::Tallies(found) = store.page(Query::Tallies(vec![(key, seq)])) else { panic!("tallies") };
+    found[0]
+}
+
+fn standing(store: &Store, who: &str, room: &str) -> Membership {
+    let Page::User { memberships, .. } = store.page(Query::User(user(who))) else { panic!("a user") };
+    memberships.into_iter().find(|of| of.room.name.as_str() == room).expect("a member")
+}
+
+fn unread(of: &Membership) -> u64 {
+    of.room.tally.messages - of.counted - of.deleted.len() as u64
+}
+
+fn delete(key: RoomKey, target: u64) -> Entry {
+    Entry::Amend(Box::new(Amend { room: key, target, by: user("alice"), by_admin: false, act: AmendAct::Delete }))
+}
+
+/// Two rooms whose entries alternate; bob comes into the first, reads, is banned, and let in again.
+fn a_history(store: &Store) -> (RoomKey, RoomKey) {
+    let first = store.committed(join("first", "alice")).room;
+    let second = store.committed(join("second", "alice")).room;
+    for n in 0..100 {
+        store.submit(vec![numbered(first, "alice", n), numbered(second, "alice", 1_000 + n)]);
+        store.batch();
+    }
+    store.committed(join("first", "bob"));
+    store.committed(join("second", "carol"));
+    for n in 2_000..2_150 {
+        store.submit(vec![numbered(first, "alice", n)]);
+        store.batch();
+    }
+    store.committed(read(first, "bob", 150));
+    store.committed(delete(first, 120));
+    store.committed(delete(first, 200));
+    (first, second)
+}
+
+#[test]
+fn every_seq_has_its_tally() {
+    let dir = TempDir::new();
+    let config = config(&dir);
+    let store = Store::open(&config);
+    let (first, second) = a_history(&store);
+    for (key, name) in [(first, "first"), (second, "second")] {
+        let all = Query::History {
+            room: key,
+            after: 0,
+            before: u64::MAX,
+            newest: false,
+            thread: None,
+            current: false,
+            limit: 10_000,
+            bytes_max: u32::MAX,
+        };
+        let Page::History { json, entries, .. } = store.page(all) else { panic!("history") };
+        let mut due = Tally::start(name);
+        assert_eq!(tally(&store, key, 0), Some(due));
+        for entry in &entries {
+            let object = std::str::from_utf8(&json[entry.span.start as usize..entry.span.end as usize]).unwrap();
+            let is_message = object.starts_with("{\"type\":\"message:created\"");
+            due.add(entry.seq, entry.ts, if is_message { EventKind::MessageCreated } else { EventKind::RoomJoined });
+            assert_eq!(tally(&store, key, entry.seq), Some(due), "{name} {}", entry.seq);
+        }
+        assert_eq!(tally(&store, key, entries.len() as u64 + 1), None);
+    }
+    assert_eq!(tally(&store, RoomKey(77), 1), None);
+    store.stop();
+}
+
+#[test]
+fn unread_stands_after_a_restart() {
+    let dir = TempDir::new();
+    let config = config(&dir);
+    let store = Store::open(&config);
+    let (first, _) = a_history(&store);
+    let of = standing(&store, "bob", "first");
+    // 102 is bob's join; 103 to 252 are messages, of which 200 was deleted.
+    assert_eq!((of.read, of.deleted.clone(), unread(&of)), (150, vec![200], 252 - 150 - 1));
+    let of = standing(&store, "carol", "second");
+    assert_eq!((of.read, unread(&of)), (102, 0), "what was said before somebody came is not unread");
+    store.stop();
+    let store = Store::open(&config);
+    let of = standing(&store, "bob", "first");
+    assert_eq!((of.read, of.deleted.clone(), unread(&of)), (150, vec![200], 252 - 150 - 1));
+    // A cursor far behind what the core remembers is counted from the log.
+    store.committed(join("first", "dan"));
+    for n in 3_000..3_200 {
+        store.submit(vec![numbered(first, "alice", n)]);
+        store.batch();
+    }
+    let came = standing(&store, "dan", "first").read;
+    store.committed(read(first, "dan", came + 30));
+    assert_eq!(unread(&standing(&store, "dan", "first")), 170);
+    // Out and in again: both sides forget where he had read to.
+    store.committed(leave("first", "dan"));
+    store.committed(numbered(first, "alice", 9_999));
+    let back = store.committed(join("first", "dan"));
+    let of = standing(&store, "dan", "first");
+    assert_eq!((of.read, unread(&of)), (back.seq, 0));
+    assert_eq!(store.committed(read(first, "dan", 1)).seq, back.seq);
+    store.stop();
+}
+
+/// A database as version 3 left it.
+fn downgrade(dir: &TempDir) {
+    let old = Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+    old.execute_batch(
+        "ALTER TABLE heads DROP COLUMN messages; ALTER TABLE heads DROP COLUMN hash;
+         ALTER TABLE anchors DROP COLUMN messages; ALTER TABLE anchors DROP COLUMN hash;
+         ALTER TABLE cursors DROP COLUMN counted; DROP INDEX message_deleted;
+         DROP TABLE dead_letters; ALTER TABLE revocations DROP COLUMN expires_ts;
+         CREATE TABLE inbox_dead (
+            id INTEGER PRIMARY KEY, user TEXT NOT NULL, priority INTEGER NOT NULL, ts INTEGER NOT NULL,
+            dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
+         PRAGMA user_version = 3;",
+    )
+    .unwrap();
+}
+
+fn rows(dir: &TempDir, sql: &str) -> Vec<String> {
+    let db = Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+    let mut statement = db.prepare(sql).unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+const HEADS: &str = "SELECT room || ' ' || seq || ' ' || messages || ' ' || hash FROM heads ORDER BY 1";
+const ANCHORS: &str = "SELECT room || ' ' || seq || ' ' || messages || ' ' || hash FROM anchors ORDER BY 1";
+const CURSORS: &str = "SELECT user || ' ' || room || ' ' || read || ' ' || counted FROM cursors ORDER BY 1";
+
+fn faults(dir: &TempDir) -> Vec<String> {
+    antiphon::store::inspect::inspect(dir.path(), true).unwrap().faults
+}
+
+#[test]
+fn inspect_finds_what_does_not_add_up() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let (first, second) = a_history(&store);
+    store.stop();
+    assert_eq!(faults(&dir), Vec::<String>::new());
+    let tamper = |sql: &str| {
+        let db = Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+        assert_eq!(db.execute(sql, []).unwrap(), 1);
+    };
+    tamper(&format!("UPDATE heads SET messages = messages + 1 WHERE room = {}", second.0));
+    assert_eq!(faults(&dir), [format!("room {}: its head has another tally than its entries", second.0)]);
+    tamper(&format!("UPDATE heads SET messages = messages - 1 WHERE room = {}", second.0));
+    tamper(&format!("UPDATE log SET ts = ts + 1 WHERE room = {} AND seq = 130", first.0));
+    let found = faults(&dir);
+    // The anchor at 192 and the head are behind it, the anchors at 64 and 128 are not.
+    assert!(found.len() == 2 && found.iter().all(|fault| fault.starts_with(&format!("room {}", first.0))), "{found:?}");
+}
+
+#[test]
+fn an_older_database_is_filled_in() {
+    let dir = TempDir::new();
+    let config = config(&dir);
+    let store = Store::open(&config);
+    let (first, _) = a_history(&store);
+    // In by the lifting of a ban, and a role that changes without coming in.
+    store.committed(manage("first", "alice", "carol", Manage::Ban));
+    store.committed(manage("first", "alice", "carol", Manage::Role(Role::Member)));
+    store.committed(numbered(first, "alice", 5_000));
+    store.committed(manage("first", "alice", "carol", Manage::Role(Role::Moderator)));
+    store.stop();
+    let due = [HEADS, ANCHORS, CURSORS].map(|sql| rows(&dir, sql));
+    assert!(due.iter().all(|rows| rows.len() >= 2), "{due:?}");
+    let database = Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+    // Version 3 kept no cursor for who had read nothing.
+    database.execute("DELETE FROM cursors WHERE user <> 'bob'", []).unwrap();
+    drop(database);
+    downgrade(&dir);
+    let store = Store::open(&config);
+    assert_eq!(unread(&standing(&store, "bob", "first")), 252 - 150 - 1 + 1);
+    assert_eq!(unread(&standing(&store, "carol", "first")), 1);
+    store.stop();
+    assert_eq!([HEADS, ANCHORS, CURSORS].map(|sql| rows(&dir, sql)), due);
+}
