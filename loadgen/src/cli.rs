@@ -6,11 +6,18 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::body::BODY_BYTES_MIN;
+use crate::dialect::Dialect;
 use crate::plan::Traffic;
 use crate::play::herd::HerdArgs;
 use crate::play::inbox::InboxArgs;
 use crate::play::mixed::MixedArgs;
 use crate::play::presence::PresenceArgs;
+
+mod output;
+mod rate;
+
+pub use output::{CompareArgs, Output, ReportArgs};
+use rate::Rate;
 
 /// Drives an Antiphon server with many WebSocket clients, and checks every single delivery.
 #[derive(Debug, Parser)]
@@ -18,7 +25,20 @@ use crate::play::presence::PresenceArgs;
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub scenario: Scenario,
+    pub command: Command,
+}
+
+/// A run, or what is done with the report of one.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // There is one of it in a process.
+pub enum Command {
+    #[command(flatten)]
+    Run(Scenario),
+    /// Show a saved report again: as text, as a page (--html), against --assert
+    Report(ReportArgs),
+    /// Compare saved reports: ratio of medians with spread
+    #[command(long_flag = "compare")]
+    Compare(CompareArgs),
 }
 
 const EXAMPLES: &str = "\
@@ -36,8 +56,33 @@ EXAMPLES
   antiphon-load mixed --users 1000 --rate 500 --duration 60
   antiphon-load soak --duration 3600 --server-pid $(pidof antiphon) --control http://127.0.0.1:8081
 
+  antiphon-load chat --rate 1000..20000 --steps 10 --duration 60 --html report.html --hgrm latency
+  antiphon-load chat --rate 2000 --assert 'p99<20ms,ack.p50<=5ms,rate>=1900,lost=0,tool-limit=0'
+  antiphon-load report report.json --html report.html
+  antiphon-load compare a1.json,a2.json,a3.json b1.json,b2.json,b3.json
+  antiphon-load chat --dialect socket-io --url ws://127.0.0.1:3000
+
+  An assertion is FIGURE OP VALUE, with < <= > >= = != and a unit (us ms s; k M; KB MB). Figures:
+    p50 p90 p99 p99.9 mean max    latency of deliveries; ack.p99, connect.p99; p99@after, p99@'step 3' of a
+                                  part of the time (without @: the worst part)
+    rate deliveries connects      a second
+    cpu cpu-connect rss           CPU s a million deliveries, CPU us and bytes a connection (--server-pid)
+    lost doubled out-of-order differing gaps errors closed broken      counts
+    tool tool-limit               load of this tool's threads (1: a core each); 1 when it was the limit
+
 Rate limits are the server's own: start it with `--rate-limits off` to measure more than they allow.
-The exit code is 0 when every promise held, 1 when one was broken, 2 when the run could not be made.";
+The exit code is 0 when every promise and assertion held, 1 when one did not, 2 when the run could not be made.";
+
+#[cfg(test)]
+impl Cli {
+    /// The scenario of a command line that asks for one.
+    pub fn scenario_of(args: impl IntoIterator<Item: Into<std::ffi::OsString> + Clone>) -> Scenario {
+        match Self::parse_from(args).command {
+            Command::Run(scenario) => scenario,
+            other => panic!("{other:?} is no scenario"),
+        }
+    }
+}
 
 /// The scenarios.
 #[derive(Debug, Subcommand)]
@@ -83,9 +128,12 @@ pub struct Common {
     /// Measure this process: CPU time by thread, and memory
     #[arg(long, value_name = "PID", help_heading = "Server")]
     pub server_pid: Option<u32>,
-    /// Its control listener, for its own counters, such as http://127.0.0.1:8081
+    /// Its control listener, for its counters and the time spent in each stage, such as http://127.0.0.1:8081
     #[arg(long, value_name = "URL", help_heading = "Server")]
     pub control: Option<String>,
+    /// What the server speaks; the others than antiphon know connect, idle, chat, fanout and echo
+    #[arg(long, value_enum, default_value_t, help_heading = "Server")]
+    pub dialect: Dialect,
     /// Allow a server that is not on this machine
     #[arg(long, help_heading = "Server")]
     pub allow_remote: bool,
@@ -103,6 +151,10 @@ pub struct Common {
     /// Cores for these threads, such as 1 or 2,3
     #[arg(long, value_name = "CORES", value_delimiter = ',', help_heading = "This tool")]
     pub pin: Vec<usize>,
+    /// Poll without sleeping, for cores of its own: the server then pays for no wake-ups of this tool,
+    /// which on a virtual machine can be a third of a send
+    #[arg(long, help_heading = "This tool")]
+    pub busy_poll: bool,
     /// Addresses to connect from: auto, none, or a list within 127.0.0.0/8
     #[arg(long, value_name = "LIST", default_value = "auto", help_heading = "This tool")]
     pub source_addresses: String,
@@ -113,8 +165,13 @@ pub struct Common {
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, help_heading = "This tool")]
     pub progress: bool,
     /// Write the report as JSON to this file (-: to stdout, instead of the text)
-    #[arg(long, value_name = "FILE", help_heading = "This tool")]
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
     pub json: Option<String>,
+    /// Write each latency's percentiles to FILE-<which>-<window>.hgrm, for HdrHistogram's plotter
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub hgrm: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// How messages are sent.
@@ -123,9 +180,13 @@ pub struct Load {
     /// Closed loop: messages of each room on their way at any time
     #[arg(long, value_name = "K", help_heading = "Messages")]
     pub in_flight: Option<u32>,
-    /// Open loop: messages a second in all, whatever the server does; latency counts from the intended time
+    /// Open loop: messages a second in all, whatever the server does, or FROM..TO in steps; latency counts
+    /// from the intended time
     #[arg(long, value_name = "R", conflicts_with = "in_flight", help_heading = "Messages")]
-    pub rate: Option<f64>,
+    pub rate: Option<Rate>,
+    /// Equal steps of --rate FROM..TO within --duration, each with its own figures (2 to 50) [default: 10]
+    #[arg(long, value_name = "N", requires = "rate", help_heading = "Messages")]
+    pub steps: Option<u32>,
     /// Bytes of a message's body (16 to 8192) [default: 64; slow: 1024]
     #[arg(long, value_name = "B", help_heading = "Messages")]
     pub body_bytes: Option<usize>,
@@ -136,10 +197,7 @@ impl Load {
         match (self.in_flight, self.rate) {
             (Some(0), _) => Err("--in-flight must be at least 1".to_owned()),
             (Some(in_flight), _) => Ok(Traffic::Closed { in_flight }),
-            (None, Some(per_second)) if per_second > 0.0 && per_second <= 10_000_000.0 => {
-                Ok(Traffic::Open { per_second })
-            }
-            (None, Some(_)) => Err("--rate must be above 0 and at most 10,000,000 messages a second".to_owned()),
+            (None, Some(rate)) => rate.traffic(self.steps),
             (None, None) => Ok(otherwise),
         }
     }
@@ -361,7 +419,7 @@ impl Common {
         if !address.ip().is_loopback() && !self.allow_remote {
             return Err(format!("{address} is not on this machine; --allow-remote if you may load it"));
         }
-        let path = if path.is_empty() || path == "/" { "/ws" } else { path };
+        let path = if path.is_empty() || path == "/" { self.dialect.path() } else { path };
         Ok(Target { address, host, path: path.to_owned() })
     }
 
@@ -371,6 +429,7 @@ impl Common {
     /// None was given, or its file cannot be read.
     pub fn secret(&self) -> Result<Vec<u8>, String> {
         match (&self.secret_file, &self.secret) {
+            _ if self.dialect != Dialect::Antiphon => Ok(b"none is needed".to_vec()),
             (Some(path), _) => {
                 let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
                 Ok(text.trim().as_bytes().to_vec())
@@ -428,7 +487,7 @@ mod tests {
 
     fn parse(args: &[&str]) -> Scenario {
         let all = ["antiphon-load"].iter().chain(args).chain(&["--secret", "s"]).copied();
-        Cli::try_parse_from(all).unwrap().scenario
+        Cli::scenario_of(all)
     }
 
     #[test]
@@ -461,7 +520,7 @@ mod tests {
         for (args, word) in [
             (&["chat", "--clients", "0"][..], "--clients"),
             (&["chat", "--in-flight", "0"], "--in-flight"),
-            (&["chat", "--rate", "0"], "--rate"),
+            (&["chat", "--rate", "5", "--steps", "3"], "--steps"),
             (&["chat", "--body-bytes", "15"], "--body-bytes"),
             (&["chat", "--rooms-of", "0"], "--rooms-of"),
         ] {

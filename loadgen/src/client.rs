@@ -16,6 +16,7 @@ use serde::de::IgnoredAny;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::body::Filler;
+use crate::dialect::{self, Dialect, Packet};
 use crate::frame::{FrameReader, Opcode, push_masked};
 use crate::measure::{Meters, Schedule};
 use crate::scan::{self, Head};
@@ -117,6 +118,7 @@ pub struct Client {
     pub started_ns: u64,
     /// Its latencies are not recorded, and 4102 is an expected end: a slow reader.
     pub is_slow: bool,
+    dialect: Dialect,
     room: Box<[u8]>,
     reader: FrameReader,
     /// The response's head as far as it has come.
@@ -150,6 +152,7 @@ impl Client {
             out: Vec::new(),
             started_ns: 0,
             is_slow: false,
+            dialect: world.dialect,
             room: world.room_name(world.room_of(user)).into_bytes().into_boxed_slice(),
             reader: FrameReader::default(),
             response: Vec::new(),
@@ -191,7 +194,12 @@ impl Client {
         self.stage = Stage::Handshake;
         self.reader = FrameReader::default();
         self.out.clear();
-        push_upgrade(&mut self.out, world, &world.token(self.user));
+        match self.dialect {
+            Dialect::Antiphon => {
+                push_upgrade(&mut self.out, world, self.dialect.query(), Some(&world.token(self.user)))
+            }
+            Dialect::Plain | Dialect::SocketIo => push_upgrade(&mut self.out, world, self.dialect.query(), None),
+        }
     }
 
     /// Asks for the room to be made, with as many of its members as a frame takes. The others use
@@ -222,6 +230,7 @@ impl Client {
     pub fn enter_room(&mut self, rng: &mut Rng, join: bool) {
         self.stage = Stage::Subscribing;
         let resumes = self.has_cursor();
+        let join = join && self.dialect == Dialect::Antiphon;
         let (epoch, last) = (self.epoch.clone(), self.cursor.last());
         self.command(rng, Asked::Enter { resumes }, |out, room| {
             let kind: &[u8] = if join { b"room:join" } else { b"room:subscribe" };
@@ -277,6 +286,14 @@ impl Client {
         self.next_id += 1;
         self.asked.push_back((id, asked));
         let room = &self.room;
+        if self.dialect == Dialect::SocketIo {
+            let mut members = Vec::with_capacity(256);
+            write(&mut members, room);
+            push_masked(&mut self.out, Opcode::Text, rng.next_u64() as u32, |out| {
+                dialect::push_event(out, id, &members)
+            });
+            return;
+        }
         push_masked(&mut self.out, Opcode::Text, rng.next_u64() as u32, |out| {
             out.push(b'{');
             write(out, room);
@@ -313,6 +330,9 @@ impl Client {
             return;
         }
         self.stage = Stage::Hello;
+        if self.dialect == Dialect::Plain {
+            self.greeted(shared);
+        }
         self.on_frames(&response[end + 4..], shared);
     }
 
@@ -347,6 +367,43 @@ impl Client {
 
     fn on_text(&mut self, payload: &[u8], shared: &mut Shared<'_>) {
         shared.tally.frames += 1;
+        if self.dialect == Dialect::SocketIo {
+            self.on_packet(payload, shared);
+        } else {
+            self.on_object(Head::default(), payload, shared);
+        }
+    }
+
+    /// A frame of Socket.IO.
+    fn on_packet(&mut self, payload: &[u8], shared: &mut Shared<'_>) {
+        let mut say = |words: &[u8], rng: &mut Rng| {
+            push_masked(&mut self.out, Opcode::Text, rng.next_u64() as u32, |out| out.extend_from_slice(words));
+        };
+        match dialect::packet(payload) {
+            Some(Packet::Open) => say(dialect::ENTER, shared.rng),
+            Some(Packet::Ping) => {
+                shared.tally.pings += 1;
+                say(dialect::PONG, shared.rng);
+            }
+            Some(Packet::Connected) if self.stage == Stage::Hello => self.greeted(shared),
+            Some(Packet::Event { name, object }) => {
+                self.on_object(Head { kind: name, ..Head::default() }, object, shared);
+            }
+            Some(Packet::Ack { id, object }) => {
+                self.on_object(Head { id: Some(id), ..Head::default() }, object, shared)
+            }
+            Some(Packet::Close) => shared.news.push(News::Closed(0)),
+            Some(Packet::Connected) | None => shared.tally.malformed += 1,
+        }
+    }
+
+    fn greeted(&mut self, shared: &mut Shared<'_>) {
+        self.stage = Stage::Ready;
+        shared.news.push(News::Greeted);
+    }
+
+    /// One object of the protocol; `known` is what the frame around it told.
+    fn on_object<'a>(&mut self, known: Head<'a>, payload: &'a [u8], shared: &mut Shared<'_>) {
         if shared.tally.frames.is_multiple_of(SAMPLE_EVERY) {
             shared.tally.sampled += 1;
             if serde_json::from_slice::<IgnoredAny>(payload).is_err() {
@@ -354,7 +411,7 @@ impl Client {
                 return;
             }
         }
-        let Ok(head) = scan::head(payload) else {
+        let Ok(head) = scan::head_from(known, payload) else {
             shared.tally.malformed += 1;
             return;
         };
@@ -373,8 +430,7 @@ impl Client {
         if self.stage != Stage::Hello || reply.epoch.is_none() {
             return self.fail(shared);
         }
-        self.stage = Stage::Ready;
-        shared.news.push(News::Greeted);
+        self.greeted(shared);
     }
 
     fn on_gap(&mut self, payload: &[u8], shared: &mut Shared<'_>) {
@@ -450,12 +506,13 @@ impl Client {
 }
 
 /// Appends the upgrade request.
-pub fn push_upgrade(out: &mut Vec<u8>, world: &World, token: &str) {
+pub fn push_upgrade(out: &mut Vec<u8>, world: &World, query: &str, token: Option<&str>) {
     let (path, host) = (&world.path, &world.host);
+    let who = token.map(|token| format!("Sec-WebSocket-Protocol: antiphon.v1\r\nAuthorization: Bearer {token}\r\n"));
     let request = format!(
-        "GET {path}?device=load HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {HANDSHAKE_KEY}\r\nSec-WebSocket-Protocol: antiphon.v1\r\n\
-         Authorization: Bearer {token}\r\n\r\n",
+        "GET {path}{query} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {HANDSHAKE_KEY}\r\n{}\r\n",
+        who.unwrap_or_default(),
     );
     out.extend_from_slice(request.as_bytes());
 }

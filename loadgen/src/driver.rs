@@ -18,6 +18,7 @@ use antiphon::shard::ring::{BufferId, Completion, Ended, Key, Ring, RingConfig};
 use crate::body::Filler;
 use crate::client::{Client, News, Shared, Stage};
 use crate::conductor::{Conductor, Phase};
+use crate::dialect::Dialect;
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, ns};
 use crate::tally::{RoomEnd, Tally};
@@ -172,9 +173,13 @@ impl Driver {
     /// The ring's: nothing can go on without it.
     pub fn run(mut self) -> io::Result<ThreadEnd> {
         while !(self.phase == Phase::Close && self.has_arrived || self.conductor.has_given_up()) {
-            self.ring.wait(Some(self.pause()))?;
+            let is_polling = self.world.busy_poll && self.phase == Phase::Traffic;
+            self.ring.wait(Some(if is_polling { Duration::ZERO } else { self.pause() }))?;
             self.now_ns = self.world.now_ns();
+            let (woke_ns, sent) = (self.now_ns, self.tally.sent);
+            let mut is_busy = false;
             while let Some(completion) = self.ring.next() {
+                is_busy = true;
                 self.on_completion(completion);
             }
             self.follow_phase();
@@ -183,6 +188,9 @@ impl Driver {
             self.enter_more();
             self.send_due();
             self.flush();
+            if is_polling && (is_busy || self.tally.sent > sent) && self.schedule.is_measuring(woke_ns) {
+                self.tally.busy_ns += self.world.now_ns() - woke_ns;
+            }
             self.publish();
         }
         Ok(ThreadEnd { tally: self.tally, meters: self.meters, rooms: self.stock, connected_ns: self.connected_ns })
@@ -411,6 +419,10 @@ impl Driver {
     }
 
     fn create_rooms(&mut self) {
+        // Elsewhere a room is there as soon as somebody is in it.
+        if self.world.dialect != Dialect::Antiphon {
+            return;
+        }
         for slot in 0..self.clients.len() {
             if self.clients[slot].user.is_multiple_of(self.world.rooms_of) {
                 self.clients[slot].create_room(&self.world, &mut self.rng);
@@ -443,7 +455,9 @@ impl Driver {
         let all = if self.plan.first_member_sends { self.world.rooms() } else { self.world.clients };
         let share = if self.plan.stall.is_some() { 1.0 / f64::from(threads) } else { local as f64 / f64::from(all) };
         let rng = Rng::new(self.rng.next_u64());
-        self.sending = Some(Sending::new(self.plan.traffic, thread, senders, share, self.now_ns, in_flight_here, rng));
+        let (traffic, schedule) = (self.plan.traffic, &self.schedule);
+        let sending = Sending::new(traffic, thread, senders, share, (self.now_ns, schedule), in_flight_here, rng);
+        self.sending = Some(sending);
     }
 
     // --------------------------------------------------------------------------------------------
@@ -476,8 +490,8 @@ impl Driver {
         }
         if now_ns < self.schedule.to_ns {
             while let Some((slot, message)) = sending.next(now_ns, |s| self.clients[s as usize].stage == Stage::Live) {
-                if self.schedule.is_measuring(message.sent_ns) {
-                    self.meters.lag.saturating_record(now_ns - message.sent_ns);
+                if sending.is_paced() && self.schedule.is_measuring(message.sent_ns) {
+                    self.meters.late.saturating_record(now_ns - message.sent_ns);
                 }
                 self.send(slot, message);
             }

@@ -4,7 +4,9 @@
 //! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
 //! (a thread's sockets), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
 //! [`scan`] (bytes), [`body`] (what is sent), [`verify`] (what was promised), [`tally`] (the books),
-//! [`measure`] and [`mod@proc`] (numbers), [`watch`] and [`control`] (the server from outside), [`report`]. Scripted scenarios: [`play`], on a [`stage`].
+//! [`measure`], [`sampler`], [`stages`] and [`mod@proc`] (numbers), [`watch`] and [`control`] (the server from outside), [`report`] and what is
+//! made of it: [`figures`] by name, [`assert`](mod@assert), [`compare`], [`hgrm`], [`html`]. Scripted scenarios: [`play`], on a [`stage`].
+//! [`dialect`] is how other servers are spoken to.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,30 +16,38 @@ use antiphon::cli::process;
 use antiphon::shard::probe;
 use clap::Parser;
 
-use crate::cli::{Cli, Scenario};
+use crate::cli::{Cli, Command, Output, Scenario};
 use crate::report::Report;
 use crate::run::RunOptions;
 use crate::watch::Watch;
 use crate::world::{World, WorldSpec};
 
+mod assert;
 mod body;
 mod cli;
 mod client;
+mod compare;
 mod conductor;
 mod control;
+mod dialect;
 mod driver;
 #[cfg(test)]
 mod fake;
+mod figures;
 mod frame;
+mod hgrm;
+mod html;
 mod measure;
 mod plan;
 mod play;
 mod proc;
 mod report;
 mod run;
+mod sampler;
 mod scan;
 mod scenario;
 mod stage;
+mod stages;
 mod tally;
 mod traffic;
 mod verify;
@@ -48,8 +58,21 @@ mod world;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run_scenario(&cli.scenario).and_then(|report| tell(&cli.scenario, &report).map(|()| report.passed)) {
+    let result = match Cli::parse().command {
+        Command::Run(scenario) => run_scenario(&scenario).and_then(|mut report| {
+            let common = scenario.common();
+            tell(&mut report, common.json.as_deref(), &common.output)
+        }),
+        Command::Report(args) => compare::load(&args.file).and_then(|mut report| tell(&mut report, None, &args.output)),
+        Command::Compare(args) => {
+            let load = |paths: &[_]| paths.iter().map(compare::load).collect::<Result<Vec<_>, _>>();
+            load(&args.a).and_then(|a| compare::compare(&a, &load(&args.b)?)).map(|table| {
+                print!("{table}");
+                true
+            })
+        }
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -63,6 +86,9 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
     let common = scenario.common();
     common.check()?;
     let cast = scenario.cast()?;
+    let plan = Arc::new(scenario::plan(scenario, &cast)?);
+    common.dialect.check(plan.scenario)?;
+    let target = common.target()?;
     probe::probe()?;
     check_open_files(cast.clients)?;
     match scenario {
@@ -73,8 +99,6 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
         Scenario::Soak(args) => return play::mixed::run(args, true),
         _ => {}
     }
-    let plan = Arc::new(scenario::plan(scenario, &cast)?);
-    let target = common.target()?;
     let salt = common.seed ^ u64::from(std::process::id());
     let sources = common.sources(&target, cast.clients, salt)?;
     let world = Arc::new(World::new(WorldSpec {
@@ -86,14 +110,24 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
         path: target.path,
         sources,
         seed: common.seed,
+        dialect: common.dialect,
+        busy_poll: common.busy_poll,
         secret: common.secret()?,
     }));
-    let options = RunOptions { cores: common.pin.clone(), server_pid: common.server_pid, progress: common.progress };
+    let options = RunOptions {
+        cores: common.pin.clone(),
+        server_pid: common.server_pid,
+        progress: common.progress,
+        metrics: common.control.clone(),
+    };
     let control = common.control.as_deref().map(control::address).transpose()?;
     let watch = Watch::start(common.server_pid, control, Duration::from_secs(1));
     let outcome = run::run(&world, &plan, &options);
     let seen = watch.stop();
     let outcome = outcome?;
+    if let Some(prefix) = &common.hgrm {
+        hgrm::write(prefix, &outcome.schedule, &outcome.meters)?;
+    }
     let findings = scenario::findings(scenario, &cast, &outcome, &seen);
     let mut failures = outcome.tally.failures();
     failures.extend(findings.failures);
@@ -119,15 +153,20 @@ fn check_open_files(clients: u32) -> Result<(), String> {
     Ok(())
 }
 
-fn tell(scenario: &Scenario, report: &Report) -> Result<(), String> {
-    let json = || serde_json::to_string_pretty(report).map_err(|error| format!("cannot write the report: {error}"));
-    match scenario.common().json.as_deref() {
-        Some("-") => println!("{}", json()?),
-        Some(file) => {
-            std::fs::write(file, json()? + "\n").map_err(|error| format!("--json {file}: {error}"))?;
-            print!("{}", report.text());
-        }
-        None => print!("{}", report.text()),
+/// Checks the assertions, and writes the report wherever it is wanted. Returns true when all is well.
+fn tell(report: &mut Report, json: Option<&str>, output: &Output) -> Result<bool, String> {
+    report.failures.extend(output.asserts.iter().filter_map(|assertion| assertion.failure(report)).collect::<Vec<_>>());
+    report.passed = report.failures.is_empty();
+    let text = || serde_json::to_string_pretty(report).map_err(|error| format!("cannot write the report: {error}"));
+    if let Some(file) = json.filter(|file| *file != "-") {
+        std::fs::write(file, text()? + "\n").map_err(|error| format!("--json {file}: {error}"))?;
     }
-    Ok(())
+    if let Some(file) = &output.html {
+        std::fs::write(file, html::page(report)).map_err(|error| format!("--html {}: {error}", file.display()))?;
+    }
+    match json {
+        Some("-") => println!("{}", text()?),
+        _ => print!("{}", report.text()),
+    }
+    Ok(report.passed)
 }

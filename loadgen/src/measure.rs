@@ -4,7 +4,7 @@
 //! deliveries come, so that a server's stall lengthens latencies and removes none from the books.
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Times since the run began, ns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,8 @@ pub struct Meters {
     pub connect: Histogram<u64>,
     /// From the moment of returning to the reply of the resume, ns.
     pub back: Histogram<u64>,
-    /// How late this tool itself sent a message, after its intended time, ns.
-    pub lag: Histogram<u64>,
+    /// How late this tool itself was, at a rate: from the intended time of sending to the sending, ns.
+    pub late: Histogram<u64>,
 }
 
 /// 1 µs to 2 min with three digits.
@@ -70,7 +70,7 @@ impl Meters {
     /// Empty, for so many windows.
     pub fn new(windows: usize) -> Self {
         let many = || (0..windows).map(|_| histogram()).collect::<Vec<_>>();
-        Self { ack: many(), delivery: many(), connect: histogram(), back: histogram(), lag: histogram() }
+        Self { ack: many(), delivery: many(), connect: histogram(), back: histogram(), late: histogram() }
     }
 
     /// An `ok` to a message meant for `sent_ns`.
@@ -90,7 +90,8 @@ impl Meters {
     /// Adds another thread's.
     pub fn add(&mut self, other: &Self) {
         let pairs = self.ack.iter_mut().zip(&other.ack).chain(self.delivery.iter_mut().zip(&other.delivery));
-        let single = [(&mut self.connect, &other.connect), (&mut self.back, &other.back), (&mut self.lag, &other.lag)];
+        let single =
+            [(&mut self.connect, &other.connect), (&mut self.back, &other.back), (&mut self.late, &other.late)];
         for (sum, more) in pairs.chain(single) {
             sum.add(more).expect("all histograms have the same bounds");
         }
@@ -98,7 +99,8 @@ impl Meters {
 }
 
 /// A histogram in a few numbers, milliseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Latency {
     /// How many.
     pub count: u64,
@@ -133,32 +135,47 @@ impl Latency {
     }
 }
 
-/// The intended times of an open loop: a fixed interval, whatever the server does.
+/// The intended times of an open loop: a fixed interval (or one after the other), whatever the
+/// server does.
 #[derive(Debug, Clone)]
 pub struct Pacer {
     start_ns: u64,
     per_second: f64,
     given: u64,
+    /// What follows: from when, and how many a second; the last one first.
+    later: Vec<(u64, f64)>,
 }
 
 impl Pacer {
     /// `per_second` sends a second, the first at `start_ns`.
     pub fn new(start_ns: u64, per_second: f64) -> Self {
-        Self { start_ns, per_second, given: 0 }
+        Self { start_ns, per_second, given: 0, later: Vec::new() }
+    }
+
+    /// Another rate from a time on; called in the order of the times.
+    pub fn and_then(mut self, from_ns: u64, per_second: f64) -> Self {
+        self.later.insert(0, (from_ns, per_second));
+        self
     }
 
     /// When the next send is meant to be.
     pub fn next_ns(&self) -> u64 {
-        self.start_ns + (self.given as f64 * 1e9 / self.per_second) as u64
+        let next = self.start_ns + (self.given as f64 * 1e9 / self.per_second) as u64;
+        self.later.last().map_or(next, |(from_ns, _)| next.min(*from_ns))
     }
 
     /// The intended time of a send that is due, oldest first.
     pub fn due(&mut self, now_ns: u64) -> Option<u64> {
         let next = self.next_ns();
-        (next <= now_ns).then(|| {
-            self.given += 1;
-            next
-        })
+        if next > now_ns {
+            return None;
+        }
+        // A new rate begins with a send of its own.
+        if let Some((_, per_second)) = self.later.pop_if(|(from_ns, _)| *from_ns == next) {
+            (self.start_ns, self.per_second, self.given) = (next, per_second, 0);
+        }
+        self.given += 1;
+        Some(next)
     }
 }
 
@@ -199,6 +216,15 @@ mod tests {
         let mut exact = Pacer::new(0, 3.0);
         let times: Vec<u64> = (0..7).map(|_| exact.due(u64::MAX).unwrap()).collect();
         assert_eq!(times[6], 2_000_000_000, "no drift");
+    }
+
+    #[test]
+    fn a_staircase_keeps_each_steps_rate() {
+        let mut pacer = Pacer::new(0, 10.0).and_then(1_000_000_000, 100.0).and_then(2_000_000_000, 1.0);
+        let times: Vec<u64> = std::iter::from_fn(|| pacer.due(4_500_000_000)).collect();
+        let within = |from: u64, to: u64| times.iter().filter(|t| (from..to).contains(&(**t / 1_000_000))).count();
+        assert_eq!((within(0, 1_000), within(1_000, 2_000), within(2_000, 5_000)), (10, 100, 3));
+        assert!(times.is_sorted());
     }
 
     #[test]

@@ -27,6 +27,43 @@ pub enum Traffic {
         /// Messages a second.
         per_second: f64,
     },
+    /// The same in equal steps of time, each with its own rate; warm-up has the first one's.
+    Steps {
+        /// Messages a second in the first step.
+        from: f64,
+        /// In the last one.
+        to: f64,
+        /// At least 2, at most [`STEPS_MAX`].
+        steps: u32,
+    },
+}
+
+/// Most steps of a run.
+pub const STEPS_MAX: usize = 50;
+
+/// Names of the steps' windows.
+const STEP_NAMES: [&str; STEPS_MAX] = [
+    "step 1", "step 2", "step 3", "step 4", "step 5", "step 6", "step 7", "step 8", "step 9", "step 10", "step 11",
+    "step 12", "step 13", "step 14", "step 15", "step 16", "step 17", "step 18", "step 19", "step 20", "step 21",
+    "step 22", "step 23", "step 24", "step 25", "step 26", "step 27", "step 28", "step 29", "step 30", "step 31",
+    "step 32", "step 33", "step 34", "step 35", "step 36", "step 37", "step 38", "step 39", "step 40", "step 41",
+    "step 42", "step 43", "step 44", "step 45", "step 46", "step 47", "step 48", "step 49", "step 50",
+];
+
+impl Traffic {
+    /// The intended rate by time: until when (seconds of measuring), and how many messages a second.
+    /// Empty for traffic without a rate of its own.
+    pub fn rates(self, duration_s: f64) -> Vec<(f64, f64)> {
+        match self {
+            Self::None | Self::Closed { .. } => Vec::new(),
+            Self::Open { per_second } => vec![(duration_s, per_second)],
+            Self::Steps { from, to, steps } => {
+                let rate = |step: u32| from + (to - from) * f64::from(step) / f64::from(steps - 1);
+                let until = |step: u32| duration_s * f64::from(step + 1) / f64::from(steps);
+                (0..steps).map(|step| (until(step), rate(step))).collect()
+            }
+        }
+    }
 }
 
 /// Times are relative to the start of measuring, seconds.
@@ -89,7 +126,13 @@ impl Plan {
         let window =
             |name, from_s: f64, to_s: f64| Window { name, from_ns: from_ns + ns(from_s), to_ns: from_ns + ns(to_s) };
         let split = self.absence.map(|a| (a.from_s, a.to_s)).or(self.stall.map(|s| (s.from_s, s.to_s)));
+        let steps = self.traffic.rates(self.duration_s);
         let windows = match split {
+            None if steps.len() > 1 => {
+                let starts = std::iter::once(0.0).chain(steps.iter().map(|(until, _)| *until));
+                let named = STEP_NAMES.iter().zip(starts.zip(&steps));
+                named.map(|(name, (from_s, (to_s, _)))| window(name, from_s, *to_s)).collect()
+            }
             None => vec![window("whole", 0.0, self.duration_s)],
             Some((from_s, to_s)) => {
                 vec![
@@ -104,7 +147,8 @@ impl Plan {
 
     /// Number of [`Plan::schedule`]'s windows.
     pub fn windows(&self) -> usize {
-        if self.absence.is_some() || self.stall.is_some() { 3 } else { 1 }
+        let has_event = self.absence.is_some() || self.stall.is_some();
+        if has_event { 3 } else { self.traffic.rates(self.duration_s).len().max(1) }
     }
 
     /// True when this user's reader is one of the slow ones.
@@ -150,6 +194,11 @@ pub mod tests {
         assert_eq!(schedule.windows[1].from_ns, 200_000_000);
         assert!(schedule.windows.windows(2).all(|pair| pair[0].to_ns == pair[1].from_ns));
         assert_eq!(schedule.windows.len(), resume.windows());
+        let stairs = Plan { traffic: Traffic::Steps { from: 10.0, to: 50.0, steps: 5 }, ..plan() };
+        let schedule = stairs.schedule(0);
+        assert_eq!((schedule.windows.len(), stairs.windows(), schedule.windows[4].name), (5, 5, "step 5"));
+        assert_eq!((schedule.windows[4].to_ns, schedule.windows[1].from_ns), (schedule.to_ns, 200_000_000));
+        assert_eq!(stairs.traffic.rates(0.5)[1], (0.2, 20.0));
     }
 
     #[test]

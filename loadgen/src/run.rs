@@ -12,6 +12,8 @@ use crate::driver::{Driver, ThreadEnd};
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, Traffic};
 use crate::proc::{self, Sample, Spent};
+use crate::sampler::{self, Sampler, Timeline};
+use crate::stages::{self, Stage};
 use crate::tally::{Tally, reconcile};
 use crate::world::World;
 
@@ -24,6 +26,8 @@ pub struct RunOptions {
     pub server_pid: Option<u32>,
     /// A line a second on stderr.
     pub progress: bool,
+    /// Where the server's metrics are.
+    pub metrics: Option<String>,
 }
 
 /// What was measured of the server.
@@ -60,6 +64,10 @@ pub struct Outcome {
     pub tool: Spent,
     /// The same time span, seconds.
     pub tool_s: f64,
+    /// Figures over time.
+    pub timeline: Timeline,
+    /// Where the server says that time goes.
+    pub stages: Vec<Stage>,
 }
 
 /// Time for connecting: this, and a millisecond a client.
@@ -91,14 +99,23 @@ pub fn run(world: &Arc<World>, plan: &Arc<Plan>, options: &RunOptions) -> Result
                 .map_err(|error| format!("cannot start a driver thread: {error}"))
         })
         .collect::<Result<_, _>>()?;
-    let mut lead = Lead { world, plan, options, conductor: &conductor, progress: Progress::new(options.progress) };
+    let expected_s = plan.warmup_s + plan.duration_s;
+    let mut lead = Lead {
+        world,
+        plan,
+        options,
+        conductor: &conductor,
+        progress: Progress::new(options.progress),
+        sampler: Sampler::new(expected_s, options.server_pid),
+    };
     let led = lead.lead();
+    let sampler = lead.sampler;
     if led.is_none() {
         conductor.give_up("the run ended early");
     }
     let ends: Vec<ThreadEnd> = handles.into_iter().filter_map(|handle| handle.join().ok().flatten()).collect();
     match led {
-        Some(led) if ends.len() == world.threads as usize => Ok(put_together(plan, led, &ends)),
+        Some(led) if ends.len() == world.threads as usize => Ok(put_together(plan, led, sampler, &ends)),
         _ => Err(conductor.reason().unwrap_or("a driver thread failed").to_owned()),
     }
 }
@@ -110,6 +127,7 @@ struct Led {
     connect: [Edge; 2],
     window: [Edge; 2],
     rss_ready: u64,
+    stages: Vec<Stage>,
 }
 
 /// Samples at one moment.
@@ -126,6 +144,7 @@ struct Lead<'a> {
     options: &'a RunOptions,
     conductor: &'a Conductor,
     progress: Progress,
+    sampler: Sampler,
 }
 
 impl Lead<'_> {
@@ -147,7 +166,9 @@ impl Lead<'_> {
         self.conductor.plan_traffic(schedule.clone());
         self.conductor.begin(Phase::Traffic);
         let window_start = self.edge_at(schedule.from_ns)?;
+        let metrics_before = self.metrics()?;
         let window_end = self.edge_at(schedule.to_ns)?;
+        let stages = stages::stages(&metrics_before, &self.metrics()?);
         self.phase(Phase::Traffic, Duration::from_secs(10))?;
         self.phase(Phase::Drain, Duration::from_secs(30))?;
         self.phase(Phase::Close, Duration::from_secs(30))?;
@@ -158,6 +179,7 @@ impl Lead<'_> {
             connect: [connect_start, connect_end],
             window: [window_start, window_end],
             rss_ready,
+            stages,
         })
     }
 
@@ -165,7 +187,13 @@ impl Lead<'_> {
     fn phase(&mut self, phase: Phase, limit: Duration) -> Option<()> {
         self.conductor.begin(phase);
         let (conductor, progress, scenario) = (self.conductor, &mut self.progress, self.plan.scenario);
-        let done = conductor.wait_for(phase, limit, || progress.tick(scenario, phase, conductor));
+        let (sampler, world) = (&mut self.sampler, self.world);
+        let done = conductor.wait_for(phase, limit, || {
+            progress.tick(scenario, phase, conductor);
+            if sampler::is_timed(phase) {
+                sampler.tick(world.now_ns(), conductor);
+            }
+        });
         if !done {
             let [ready, ..] = conductor.totals();
             conductor.give_up(format!(
@@ -188,8 +216,15 @@ impl Lead<'_> {
                 return None;
             }
             self.progress.tick(self.plan.scenario, Phase::Traffic, self.conductor);
+            self.sampler.tick(self.world.now_ns(), self.conductor);
             std::thread::sleep(left.min(Duration::from_millis(50)));
         }
+    }
+
+    /// The server's metrics; nothing when they were not asked for.
+    fn metrics(&self) -> Option<String> {
+        let scraped = self.options.metrics.as_deref().map(stages::scrape).transpose();
+        scraped.map(Option::unwrap_or_default).map_err(|error| self.conductor.give_up(error)).ok()
     }
 
     fn edge(&self) -> Option<Edge> {
@@ -202,7 +237,7 @@ impl Lead<'_> {
     }
 }
 
-fn put_together(plan: &Plan, led: Led, ends: &[ThreadEnd]) -> Outcome {
+fn put_together(plan: &Plan, led: Led, sampler: Sampler, ends: &[ThreadEnd]) -> Outcome {
     let mut tally = Tally::default();
     let mut meters = Meters::new(plan.windows());
     let mut rooms = Vec::new();
@@ -232,6 +267,8 @@ fn put_together(plan: &Plan, led: Led, ends: &[ThreadEnd]) -> Outcome {
         server,
         tool: proc::spent(&tool_edges[0].tool, &tool_edges[1].tool),
         tool_s: seconds(tool_edges),
+        timeline: sampler.timeline(led.schedule.from_ns),
+        stages: led.stages,
         schedule: led.schedule,
     }
 }

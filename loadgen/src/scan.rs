@@ -163,7 +163,11 @@ pub struct Head<'a> {
 /// Reads just as far as needed to know the type and, for an event of a room, its room and seq; for
 /// a reply, its id.
 pub fn head(bytes: &[u8]) -> Result<Head<'_>, Malformed> {
-    let mut head = Head::default();
+    head_from(Head::default(), bytes)
+}
+
+/// The same, where the type or the id is known from the frame around the object.
+pub fn head_from<'a>(mut head: Head<'a>, bytes: &'a [u8]) -> Result<Head<'a>, Malformed> {
     let mut members = Members::of(bytes)?;
     while let Some((key, value)) = members.next()? {
         match key {

@@ -16,6 +16,7 @@ use antiphon::shard::ring::{Completion, Ended, Key, Ring, RingConfig, SendError,
 use antiphon::shard::socket;
 
 use crate::client::{is_upgraded, push_upgrade};
+use crate::dialect::Dialect;
 use crate::frame::{FrameReader, Opcode, push_masked};
 use crate::world::World;
 
@@ -377,7 +378,7 @@ impl Stage {
     fn upgrade(&mut self, slot: u32) {
         let link = &mut self.links[slot as usize];
         let token = if link.is_admin { self.world.admin_token(slot) } else { self.world.token(slot) };
-        push_upgrade(&mut link.out, &self.world, &token);
+        push_upgrade(&mut link.out, &self.world, Dialect::Antiphon.query(), Some(&token));
         link.state = State::Upgrading;
         self.arm(slot);
         self.mark_dirty(slot);

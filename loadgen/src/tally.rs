@@ -14,6 +14,8 @@ pub struct Tally {
     pub acked: u64,
     /// Acknowledged within the measuring window.
     pub acked_in_window: u64,
+    /// Time within the measuring window in which a driver had something to do, ns; counted when it polls.
+    pub busy_ns: u64,
     /// `message:created` received.
     pub delivered: u64,
     /// … within the measuring window.
@@ -83,6 +85,7 @@ impl Tally {
             sent,
             acked,
             acked_in_window,
+            busy_ns,
             delivered,
             delivered_in_window,
             other_events,
@@ -118,6 +121,7 @@ impl Tally {
             (&mut self.sent, sent),
             (&mut self.acked, acked),
             (&mut self.acked_in_window, acked_in_window),
+            (&mut self.busy_ns, busy_ns),
             (&mut self.delivered, delivered),
             (&mut self.delivered_in_window, delivered_in_window),
             (&mut self.other_events, other_events),

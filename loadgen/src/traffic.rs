@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::client::Message;
-use crate::measure::Pacer;
-use crate::plan::Traffic;
+use crate::measure::{Pacer, Schedule};
+use crate::plan::{Traffic, ns};
 use antiphon::engine::rng::Rng;
 
 /// One thread's part of the traffic.
@@ -25,14 +25,15 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// `shares` is what part of the whole rate this thread has; `in_flight_here(room)` how many of a
-    /// local room's messages on their way are this thread's to keep up.
+    /// `share` is what part of the whole rate this thread has; `in_flight_here(room)` how many of a
+    /// local room's messages on their way are this thread's to keep up. The times are those of the first send
+    /// and of measuring.
     pub fn new(
         traffic: Traffic,
         thread: u32,
         senders: Vec<Vec<u32>>,
         share: f64,
-        start_ns: u64,
+        (start_ns, schedule): (u64, &Schedule),
         in_flight_here: impl Fn(u32, u32) -> u32,
         mut rng: Rng,
     ) -> Self {
@@ -46,12 +47,15 @@ impl Sending {
                     owed.extend((0..in_flight_here(room, in_flight)).map(|_| room));
                 }
             }
-            Traffic::Open { per_second } => {
-                let rate = per_second * share;
+            Traffic::Open { .. } | Traffic::Steps { .. } => {
+                let rates = traffic.rates((schedule.to_ns - schedule.from_ns) as f64 / 1e9);
+                let rate = rates[0].1 * share;
                 if rate > 0.0 && !everybody.is_empty() {
                     // Threads start apart, or all would send at the same moments.
                     let offset_ns = u64::from(rng.below((1e9 / rate) as u32 + 1));
-                    pacer = Some(Pacer::new(start_ns + offset_ns, rate));
+                    let first = Pacer::new(start_ns + offset_ns, rate);
+                    let later = rates.windows(2).map(|pair| (schedule.from_ns + ns(pair[0].0) + offset_ns, pair[1].1));
+                    pacer = Some(later.fold(first, |pacer, (from_ns, rate)| pacer.and_then(from_ns, rate * share)));
                 }
             }
         }
@@ -69,6 +73,11 @@ impl Sending {
     /// The server wants a message again after `after_ns`.
     pub fn put_off(&mut self, slot: u32, message: Message, now_ns: u64, after_ns: u64) {
         self.later.push(Reverse((now_ns + after_ns, slot, message.client, message.sent_ns)));
+    }
+
+    /// True for an open loop.
+    pub fn is_paced(&self) -> bool {
+        self.pacer.is_some()
     }
 
     /// Messages that wait to be sent again.
@@ -115,7 +124,8 @@ mod tests {
     use super::*;
 
     fn sending(traffic: Traffic) -> Sending {
-        Sending::new(traffic, 1, vec![vec![0, 1, 2], vec![3], vec![]], 0.5, 1_000, |_, k| k, Rng::new(1))
+        let schedule = Schedule { from_ns: 1_000, to_ns: 2_000_001_000, windows: Vec::new() };
+        Sending::new(traffic, 1, vec![vec![0, 1, 2], vec![3], vec![]], 0.5, (1_000, &schedule), |_, k| k, Rng::new(1))
     }
 
     #[test]
@@ -143,6 +153,15 @@ mod tests {
         assert_eq!(open.next(10_001_000, |_| true), None, "an ack owes nothing");
         let ids: std::collections::HashSet<u64> = owed.iter().map(|(_, m)| m.client).collect();
         assert_eq!(ids.len(), owed.len());
+    }
+
+    #[test]
+    fn a_staircase_is_shared_like_a_rate() {
+        let mut stairs = sending(Traffic::Steps { from: 100.0, to: 1_000.0, steps: 2 });
+        let times: Vec<u64> =
+            std::iter::from_fn(|| stairs.next(2_000_001_000, |_| true)).map(|(_, m)| m.sent_ns).collect();
+        let first = times.iter().filter(|t| **t < 1_000_001_000).count();
+        assert!((48..=53).contains(&first) && (485..=501).contains(&(times.len() - first)), "{first} {}", times.len());
     }
 
     #[test]

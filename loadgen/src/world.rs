@@ -12,6 +12,8 @@ use antiphon::engine::rng::Rng;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
 
+use crate::dialect::Dialect;
+
 /// The cast and the stage of one run.
 pub struct World {
     /// Six characters that no other run has.
@@ -34,6 +36,10 @@ pub struct World {
     pub hasher: RandomState,
     /// Start of every random choice.
     pub seed: u64,
+    /// How the server is spoken to.
+    pub dialect: Dialect,
+    /// Drivers look for completions without a pause, once all are connected.
+    pub busy_poll: bool,
     key: EncodingKey,
     token_expires: u64,
     origin: Instant,
@@ -58,6 +64,10 @@ pub struct WorldSpec {
     pub sources: Vec<Ipv4Addr>,
     /// See [`World::seed`].
     pub seed: u64,
+    /// See [`World::dialect`].
+    pub dialect: Dialect,
+    /// See [`World::busy_poll`].
+    pub busy_poll: bool,
     /// The server's HS256 secret.
     pub secret: Vec<u8>,
 }
@@ -90,6 +100,8 @@ impl World {
             sources: spec.sources,
             hasher: RandomState::with_seeds(1, 2, 3, 4),
             seed: spec.seed,
+            dialect: spec.dialect,
+            busy_poll: spec.busy_poll,
             key: EncodingKey::from_secret(&spec.secret),
             token_expires: (now + TOKEN_TTL).as_secs(),
             origin: Instant::now(),
@@ -205,6 +217,8 @@ pub mod tests {
             path: "/ws".to_owned(),
             sources: Vec::new(),
             seed: 1,
+            dialect: Dialect::Antiphon,
+            busy_poll: false,
             secret: b"0123456789abcdef0123456789abcdef".to_vec(),
         })
     }

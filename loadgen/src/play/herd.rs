@@ -404,7 +404,6 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Scenario};
     use crate::fake::{Fake, Fault};
-    use clap::Parser;
 
     fn herd_against(fault: Fault) -> Report {
         let fake = Fake::start(fault);
@@ -423,9 +422,7 @@ mod tests {
             "10",
             "--progress=false",
         ];
-        let Scenario::Herd(args) = Cli::parse_from(all.iter().chain(&more)).scenario else {
-            panic!("herd was asked for")
-        };
+        let Scenario::Herd(args) = Cli::scenario_of(all.iter().chain(&more)) else { panic!("herd was asked for") };
         run(&args).unwrap()
     }
 

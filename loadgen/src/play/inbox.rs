@@ -518,12 +518,11 @@ mod tests {
     use super::super::fake::{Fault, House};
     use super::*;
     use crate::cli::{Cli, Scenario};
-    use clap::Parser;
 
     fn post(items: u32) -> Post {
         let items = items.to_string();
         let all = ["antiphon-load", "inbox", "--secret", "s", "--users", "2", "--items", &items];
-        let Scenario::Inbox(args) = Cli::parse_from(all).scenario else { panic!("inbox was asked for") };
+        let Scenario::Inbox(args) = Cli::scenario_of(all) else { panic!("inbox was asked for") };
         assert_eq!(args.check(), Ok(()));
         Post::new(args)
     }
@@ -560,7 +559,7 @@ mod tests {
     fn filled_by(fault: Fault) -> Vec<String> {
         let more = ["--users", "6", "--items", "120", "--at-rest", "2", "--senders", "2"];
         let all = House::start(fault).args("inbox", &more);
-        let Scenario::Inbox(args) = Cli::parse_from(all).scenario else { panic!("inbox was asked for") };
+        let Scenario::Inbox(args) = Cli::scenario_of(all) else { panic!("inbox was asked for") };
         run(&args).map_or_else(|error| vec![error], |report| report.failures)
     }
 

@@ -14,6 +14,7 @@ use crate::plan::{Plan, Setup, Traffic};
 use crate::proc::{self, Sample};
 use crate::report::{self, Figure, Report};
 use crate::run::{Outcome, ServerUse};
+use crate::sampler::Timeline;
 use crate::stage::{Play, Stage};
 use crate::tally::Tally;
 use crate::world::{World, WorldSpec};
@@ -42,7 +43,7 @@ pub struct Verdict {
 impl Verdict {
     /// Adds a number.
     pub fn figure(&mut self, name: &'static str, value: f64, unit: &'static str) {
-        self.figures.push(Figure { name, value, unit });
+        self.figures.push(Figure { name: name.into(), value, unit: unit.into() });
     }
 
     /// Adds a note.
@@ -163,6 +164,8 @@ impl Theatre {
             server,
             tool: proc::spent(&from.tool, &to.tool),
             tool_s: measured_s,
+            timeline: Timeline::default(),
+            stages: Vec::new(),
         }
     }
 }
@@ -205,6 +208,9 @@ where
         target: target.address,
         host: target.host,
         path: target.path,
+        dialect: common.dialect,
+        // A script's stage sleeps: what it measures is not the cost of waking it.
+        busy_poll: false,
         seed: common.seed,
         secret: common.secret()?,
     }));

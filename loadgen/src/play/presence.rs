@@ -558,11 +558,10 @@ mod tests {
     use super::super::fake::{Fault, House};
     use super::*;
     use crate::cli::{Cli, Scenario};
-    use clap::Parser;
 
     fn args(more: &[&str]) -> PresenceArgs {
         let all = ["antiphon-load", "presence", "--secret", "s"].iter().chain(more).copied();
-        let Scenario::Presence(args) = Cli::parse_from(all).scenario else { panic!("presence was asked for") };
+        let Scenario::Presence(args) = Cli::scenario_of(all) else { panic!("presence was asked for") };
         args
     }
 
@@ -618,7 +617,7 @@ mod tests {
         let more =
             ["--users", "20", "--watching", "100", "--drop", "0.1", "--away", "1.1", "--back", "0.1", "--settle", "2"];
         let all = House::start(fault).args("presence", &[&more[..], &["--grace-ms", grace_ms]].concat());
-        let Scenario::Presence(args) = Cli::parse_from(all).scenario else { panic!("presence was asked for") };
+        let Scenario::Presence(args) = Cli::scenario_of(all) else { panic!("presence was asked for") };
         run(&args).unwrap()
     }
 

@@ -28,11 +28,10 @@ mod tests {
     use crate::cli::{Cli, Scenario};
     use crate::run::ServerUse;
     use crate::tally::Tally;
-    use clap::Parser;
 
     #[test]
     fn the_share_of_a_core_is_told() {
-        let Scenario::Idle(args) = Cli::parse_from(["antiphon-load", "idle", "--secret", "s"]).scenario else {
+        let Scenario::Idle(args) = Cli::scenario_of(["antiphon-load", "idle", "--secret", "s"]) else {
             panic!("idle was asked for")
         };
         let mut outcome = outcome(Tally { pings: 7, ..Tally::default() }, 1);

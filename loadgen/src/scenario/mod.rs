@@ -26,7 +26,7 @@ pub struct Findings {
 
 impl Findings {
     fn figure(&mut self, name: &'static str, value: f64, unit: &'static str) {
-        self.figures.push(Figure { name, value, unit });
+        self.figures.push(Figure { name: name.into(), value, unit: unit.into() });
     }
 }
 
@@ -94,6 +94,8 @@ pub mod tests {
             server: None,
             tool: Spent::default(),
             tool_s: 1.0,
+            timeline: Default::default(),
+            stages: Vec::new(),
         }
     }
 }

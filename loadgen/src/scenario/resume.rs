@@ -52,11 +52,10 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Scenario};
     use crate::tally::Tally;
-    use clap::Parser;
 
     fn args(more: &[&str]) -> (ResumeArgs, Cast) {
         let all = ["antiphon-load", "resume", "--secret", "s"].iter().chain(more).copied();
-        let scenario = Cli::parse_from(all).scenario;
+        let scenario = Cli::scenario_of(all);
         let cast = scenario.cast().unwrap();
         let Scenario::Resume(args) = scenario else { panic!("resume was asked for") };
         (args, cast)

@@ -160,11 +160,10 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Scenario};
     use crate::tally::Tally;
-    use clap::Parser;
 
     fn args(more: &[&str]) -> (SlowArgs, Cast) {
         let all = ["antiphon-load", "slow", "--secret", "s"].iter().chain(more).copied();
-        let scenario = Cli::parse_from(all).scenario;
+        let scenario = Cli::scenario_of(all);
         let cast = scenario.cast().unwrap();
         let Scenario::Slow(args) = scenario else { panic!("slow was asked for") };
         (args, cast)

@@ -3,11 +3,10 @@
 use super::*;
 use crate::cli::{Cli, Scenario};
 use crate::watch::Sight;
-use clap::Parser;
 
 fn args(more: &[&str]) -> MixedArgs {
     let all = ["antiphon-load", "soak", "--secret", "s", "--server-pid", "1"].iter().chain(more).copied();
-    let Scenario::Soak(args) = Cli::parse_from(all).scenario else { panic!("soak was asked for") };
+    let Scenario::Soak(args) = Cli::scenario_of(all) else { panic!("soak was asked for") };
     assert_eq!(args.check(), Ok(()));
     args
 }

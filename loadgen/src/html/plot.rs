@@ -1,0 +1,114 @@
+//! Plots as SVG within the page. Colours are the page's own, so that they follow light and dark.
+
+use plotters::prelude::*;
+
+/// One line of a plot.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// For the legend.
+    pub name: &'a str,
+    /// x and y, by x.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// What stands around the lines.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// For who cannot see it.
+    pub title: &'a str,
+    /// Below.
+    pub x: &'a str,
+    /// On the left.
+    pub y: &'a str,
+    /// The values of x are numbers of nines: written as percentiles.
+    pub is_percentile: bool,
+}
+
+const SIZE: (u32, u32) = (900, 300);
+const COLOURS: [RGBColor; 2] = [RGBColor(1, 2, 3), RGBColor(4, 5, 6)];
+/// What stands for the page's colours until [`recolour`].
+const INK: RGBColor = RGBColor(0, 0, 0);
+const GRID: RGBColor = RGBColor(7, 8, 9);
+
+/// An SVG element; nothing when no line has two points.
+pub fn lines(frame: &Frame<'_>, lines: &[Line<'_>]) -> String {
+    let all = || lines.iter().flat_map(|line| &line.points);
+    if !lines.iter().any(|line| line.points.len() > 1) {
+        return String::new();
+    }
+    let x_min = all().map(|p| p.0).fold(f64::INFINITY, f64::min);
+    let x_max = all().map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
+    let y_max = all().map(|p| p.1).fold(0.0, f64::max) * 1.08;
+    let mut svg = String::new();
+    draw(&mut svg, frame, lines, x_min..x_max.max(x_min + 1e-9), 0.0..y_max.max(1e-6)).expect("a plot in memory");
+    recolour(&svg, frame.title)
+}
+
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+fn draw(
+    svg: &mut String,
+    frame: &Frame<'_>,
+    lines: &[Line<'_>],
+    x: std::ops::Range<f64>,
+    y: std::ops::Range<f64>,
+) -> Drawn {
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    let mut chart =
+        ChartBuilder::on(&root).margin(10).x_label_area_size(44).y_label_area_size(78).build_cartesian_2d(x, y)?;
+    let percentile = |nines: &f64| match *nines < 0.01 {
+        true => "0 %".to_owned(),
+        false => format!("{} %", ((1.0 - 10_f64.powf(-nines)) * 1e7).round() / 1e5),
+    };
+    let plain = |value: &f64| short(*value);
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(INK)
+        .label_style(("sans-serif", 16))
+        .x_desc(frame.x)
+        .y_desc(frame.y)
+        .x_labels(8)
+        .y_labels(6)
+        .x_label_formatter(if frame.is_percentile { &percentile } else { &plain })
+        .y_label_formatter(&plain)
+        .draw()?;
+    for (line, colour) in lines.iter().zip(COLOURS) {
+        let style = colour.stroke_width(2);
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), style))?
+            .label(line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+    }
+    if lines.len() > 1 {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .label_font(("sans-serif", 16))
+            .draw()?;
+    }
+    root.present()?;
+    drop(chart);
+    Ok(())
+}
+
+/// Gives the SVG the page's colours, a size that follows the page's, and a name.
+fn recolour(svg: &str, title: &str) -> String {
+    let (width, height) = SIZE;
+    let fixed = format!("<svg width=\"{width}\" height=\"{height}\"");
+    svg.replace(&fixed, &format!("<svg role=\"img\" aria-label=\"{title}\""))
+        .replace("#000000", "currentColor")
+        .replace("#010203", "var(--a)")
+        .replace("#040506", "var(--b)")
+        .replace("#070809", "var(--line)")
+}
+
+/// A number for an axis.
+fn short(value: f64) -> String {
+    match value.abs() {
+        large if large >= 1e6 => format!("{} M", (value / 1e4).round() / 1e2),
+        large if large >= 1e4 => format!("{} k", (value / 1e2).round() / 10.0),
+        _ => format!("{}", (value * 100.0).round() / 100.0),
+    }
+}
