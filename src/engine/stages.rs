@@ -114,9 +114,11 @@ impl Stage {
     }
 }
 
-/// Upper bounds of the buckets, both ends of what is of interest here: 50 µs to 2.5 s.
-pub const BUCKETS_US: [u64; 15] =
-    [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000];
+/// Upper bounds of the buckets, closest where a message on a healthy disk is.
+pub const BUCKETS_US: [u64; 20] = [
+    10, 25, 50, 100, 250, 500, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 7_500, 10_000, 15_000, 25_000, 50_000,
+    100_000, 250_000, 1_000_000,
+];
 
 /// The times of one stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -210,12 +212,12 @@ mod tests {
     #[test]
     fn buckets_hold_what_is_within_their_bound() {
         let mut time = StageTime::default();
-        for us in [0, 50, 51, 2_500_000, 2_500_001] {
+        for us in [0, 10, 11, 1_000_000, 1_000_001] {
             time.count(us);
         }
-        assert_eq!((time.buckets[0], time.buckets[1], time.buckets[14]), (2, 1, 1));
+        assert_eq!((time.buckets[0], time.buckets[1], time.buckets.last()), (2, 1, Some(&1)));
         assert_eq!(time.buckets.iter().sum::<u64>(), 4, "one was longer than all bounds");
-        assert_eq!((time.total_count, time.sum_us), (5, 5_000_102));
+        assert_eq!((time.total_count, time.sum_us), (5, 2_000_022));
         assert!(BUCKETS_US.is_sorted());
     }
 }

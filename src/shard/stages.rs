@@ -263,7 +263,7 @@ mod tests {
         }
         assert_eq!((stats.turn_time.count, stages.submitted.len()), (6, 0));
         let commit = stats.stages.get(Stage::Commit);
-        assert_eq!((commit.sum_us, commit.buckets[0], commit.recent.max_us), (30, 2, 15));
+        assert_eq!((commit.sum_us, commit.buckets[1], commit.recent.max_us), (30, 2, 15));
         assert_eq!(stats.stages.get(Stage::Encode).sum_us, 20);
     }
 
