@@ -70,6 +70,7 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
         epoch = origin.epoch.as_str(),
         position = origin.position,
         client_ids = origin.dedupe_entries,
+        presence_lost = origin.presence_lost,
         took_ms = origin.took.as_millis() as u64,
         "log open"
     );
@@ -171,6 +172,7 @@ fn store_config(config: &Config) -> StoreConfig {
     store.sequencer.rooms_max = config.limits.rooms_max;
     store.sequencer.inbox = config.limits.inbox;
     store.sequencer.seed = random_seed();
+    store.presence_days = config.limits.presence_history_days;
     store.fatal = Arc::new(fatal);
     store
 }
@@ -312,7 +314,9 @@ fn drain(config: &Config, ports: &[Port], signals: &mut signal_hook::iterator::S
         port.post_waiting(Letter::CloseAll);
     }
     let until = Instant::now() + CLOSE_WAIT;
-    while Instant::now() < until && ports.iter().filter_map(stats_of).any(|stats| stats.connections > 0) {
+    // What is to be kept of the end of everybody's presence is among the appends.
+    let is_open = |stats: Box<Stats>| stats.connections > 0 || stats.appends_pending > 0;
+    while Instant::now() < until && ports.iter().filter_map(stats_of).any(is_open) {
         std::thread::sleep(DRAIN_POLL);
     }
 }
@@ -411,6 +415,8 @@ impl Cluster for Process {
             items_refused: stats.items_refused,
             items_evicted: stats.items_evicted,
             items_expired: stats.items_expired,
+            transitions_written: stats.transitions_written,
+            transitions_pruned: stats.transitions_pruned,
             poisoned: stats.poisoned,
             dead_letters_dropped: stats.letters_dropped,
             dead_letters: stats.letters,

@@ -210,6 +210,8 @@ fn dead_items_of_an_older_database_come_along() {
             dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
          INSERT INTO inbox_dead VALUES (7, 'bob', 0, 5, 9, 10, 'alice', 'a \"b\"', '{\"n\": 1}');
          INSERT INTO inbox_dead VALUES (8, 'eve', 2, 6, 9, 10, NULL, 'c', 'null');
+         DROP TABLE presence_log; DROP TABLE presence_users; DROP TABLE presence_shards;
+         DROP TABLE presence_hours; DROP TABLE presence_devices; DROP TABLE presence_active;
          PRAGMA user_version = 4;",
     );
     let store = Store::open(&config(&dir));

@@ -94,7 +94,8 @@ fn a_database_from_before_edits_is_brought_up_to_date() {
     old.execute_batch(
         "ALTER TABLE heads DROP COLUMN messages; ALTER TABLE heads DROP COLUMN hash;
          ALTER TABLE anchors DROP COLUMN messages; ALTER TABLE anchors DROP COLUMN hash;
-         ALTER TABLE cursors DROP COLUMN counted; PRAGMA user_version = 1",
+         ALTER TABLE cursors DROP COLUMN counted; ALTER TABLE revocations DROP COLUMN expires_ts;
+         PRAGMA user_version = 1",
     )
     .unwrap();
     drop(old);

@@ -338,7 +338,7 @@ fn a_user_page_has_roles_bans_and_cursors_and_a_room_page_the_head() {
         .iter()
         .map(|m| format!("{} {} read {} of {}", m.room.name, m.role.as_str(), m.read, m.room.head))
         .collect();
-    assert_eq!(lines, ["a banned read 2 of 3", "b owner read 0 of 1"]);
+    assert_eq!(lines, ["a banned read 2 of 3", "b owner read 1 of 1"]);
     let Page::Room { at, room: Some(row) } = store.page(Query::Room(room("a"))) else { panic!("a room") };
     assert_eq!((at, row.key, row.head, row.members, row.kind), (store.position(), key, 3, 1, RoomKind::Public));
     let Page::Room { room: None, .. } = store.page(Query::Room(room("nowhere"))) else { panic!("no room") };

@@ -154,7 +154,7 @@ impl Model {
                 if let Some(&(room, seq, ts)) = client_id.and_then(|id| self.sent.get(&(*author, id)))
                     && now < ts + WINDOW_MS
                 {
-                    return Ok((room, seq, true));
+                    return if room == at as u64 + 1 { Ok((room, seq, true)) } else { Err(ErrorCode::Conflict) };
                 }
                 if !may_write(self.rooms[at].kind, self.rooms[at].roles.get(author).copied()) {
                     return Err(ErrorCode::PermissionDenied);

@@ -128,6 +128,8 @@ fn downgrade(dir: &TempDir) {
          CREATE TABLE inbox_dead (
             id INTEGER PRIMARY KEY, user TEXT NOT NULL, priority INTEGER NOT NULL, ts INTEGER NOT NULL,
             dead_ts INTEGER NOT NULL, attempts INTEGER NOT NULL, sender TEXT, name TEXT NOT NULL, data TEXT NOT NULL);
+         DROP TABLE presence_log; DROP TABLE presence_users; DROP TABLE presence_shards;
+         DROP TABLE presence_hours; DROP TABLE presence_devices; DROP TABLE presence_active;
          PRAGMA user_version = 3;",
     )
     .unwrap();

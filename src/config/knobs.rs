@@ -263,6 +263,8 @@ section! {
         presence_refresh_ms: u32 = "5000" in 500 to 600000, "presence-refresh-ms" "ANTIPHON_PRESENCE_REFRESH_MS" [hide_short_help = true];
         /// Members of a room above which watchers of its presence get counts only
         presence_room_max: u32 = "1000" in 0 to 10000, "presence-room-max" "ANTIPHON_PRESENCE_ROOM_MAX" [hide_short_help = true];
+        /// Changes of presence are kept for so many days; 0 keeps none
+        presence_history_days: u32 = "30" in 0 to 365, "presence-history-days" "ANTIPHON_PRESENCE_HISTORY_DAYS" [hide_short_help = true];
         /// Waiting bytes of a connection past which low events are merged and dropped
         outbox_low_bytes_max: u32 = "262144" in 4096 to 1073741824, "outbox-low-bytes-max" "ANTIPHON_OUTBOX_LOW_BYTES_MAX" [hide_short_help = true];
         /// Waiting bytes of a connection past which messages are dropped for a gap event

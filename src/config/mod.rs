@@ -257,6 +257,7 @@ fn limits(settings: &Settings) -> Limits {
         presence_tick_ms: l.presence_tick_ms,
         presence_refresh_ms: l.presence_refresh_ms,
         presence_room_max: l.presence_room_max,
+        presence_history_days: l.presence_history_days,
         outbox_low_bytes_max: l.outbox_low_bytes_max,
         outbox_normal_bytes_max: l.outbox_normal_bytes_max,
         outbox_bytes_max: l.outbox_bytes_max,

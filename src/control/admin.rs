@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use super::Context;
 use super::reply::{self, Failure};
 use super::snapshot::Snapshot;
-use crate::engine::event::{AdminAct, AdminAnswer, PresenceCount, Revocation, ShardId};
+use crate::engine::event::{AdminAct, AdminAnswer, Revocation, ShardId};
 use crate::engine::limits::{BODY_BYTES_MAX, JSON_DEPTH_MAX, META_BYTES_MAX};
 use crate::engine::shard_of;
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -39,11 +39,11 @@ const JTI_BYTES_MAX: usize = 128;
 pub(super) fn routes(context: &Context) -> Router<Context> {
     Router::new()
         .route("/stats", get(stats))
-        .route("/presence", get(presence))
         .route("/rooms/{room}/messages", post(publish))
         .route("/users/{user}/disconnect", post(disconnect))
         .route("/tokens/revoke", post(revoke))
         .merge(super::inbox::routes())
+        .merge(super::presence::routes())
         .merge(super::dead::routes())
         .fallback(reply::no_such_path)
         .method_not_allowed_fallback(reply::no_such_method)
@@ -101,31 +101,6 @@ async fn stats(State(context): State<Context>) -> Json<Value> {
         "store": snapshot.store,
         "shards": shards,
     }))
-}
-
-/// Who is present, in numbers, over all shards.
-async fn presence(State(context): State<Context>) -> Result<Json<Value>, Failure> {
-    let shards = context.cluster.shards();
-    let asked: Vec<_> = (0..shards).map(|shard| ask(&context, ShardId(shard), AdminAct::Presence)).collect();
-    let mut all = PresenceCount::default();
-    for answer in asked {
-        match answer.await? {
-            AdminAnswer::Presence(part) => {
-                all.online += part.online;
-                all.away += part.away;
-                all.busy += part.busy;
-                all.invisible += part.invisible;
-                all.devices.iter_mut().zip(part.devices).for_each(|(sum, count)| *sum += count);
-            }
-            other => return Err(unexpected(&other)),
-        }
-    }
-    let [one, two, three, more] = all.devices;
-    Ok(Json(json!({
-        "present": all.online + all.away + all.busy,
-        "status": {"online": all.online, "away": all.away, "busy": all.busy, "invisible": all.invisible},
-        "devices": {"1": one, "2": two, "3": three, "more": more},
-    })))
 }
 
 #[derive(Deserialize)]

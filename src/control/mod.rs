@@ -14,6 +14,7 @@ mod inbox;
 mod metrics;
 mod page;
 pub mod ports;
+mod presence;
 mod reply;
 mod snapshot;
 

@@ -72,6 +72,10 @@ impl Cluster for Fake {
             AdminAct::Presence => Ok(AdminAnswer::Presence(PresenceCount { online: 2, ..PresenceCount::default() })),
             AdminAct::Notify(item) if item.user.as_str() == "full" => Err(Refusal::new(ErrorCode::InboxFull, "full")),
             AdminAct::Notify(_) => Ok(AdminAnswer::Notified(9)),
+            AdminAct::PresenceDevices => {
+                Ok(AdminAnswer::PresenceDevices(std::collections::BTreeMap::from([("phone".into(), 2)])))
+            }
+            AdminAct::PresenceAnalytics { .. } => Ok(AdminAnswer::PresenceAnalytics(Box::default())),
             AdminAct::Dead(_) => {
                 Ok(AdminAnswer::Dead(Committed { room: RoomKey(0), seq: 4, ts: 1, duplicate: false, value: 0 }))
             }

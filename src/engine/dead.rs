@@ -229,6 +229,7 @@ pub fn name_of(entry: &Entry) -> &'static str {
         Entry::Notify { .. } => "notify",
         Entry::InboxAck { .. } => "inbox_ack",
         Entry::InboxTried { .. } => "inbox_tried",
+        Entry::PresenceNews(_) => "presence_news",
         Entry::InboxDead { .. } => "inbox_dead",
         Entry::Dead(_) => "dead_letters",
     }
@@ -249,7 +250,7 @@ pub fn user_of(entry: &Entry) -> Option<&UserId> {
         Entry::Manage { by, .. } => Some(by),
         Entry::Amend(amend) => Some(&amend.by),
         Entry::Notify { item, .. } => Some(&item.user),
-        Entry::Revoke(_) | Entry::Dead(_) => None,
+        Entry::Revoke(_) | Entry::Dead(_) | Entry::PresenceNews(_) => None,
     }
 }
 

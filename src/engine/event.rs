@@ -21,6 +21,7 @@ pub use reading::{DELETED_MAX, DELIVERED_MAX, HistoryEntry, Membership, Page, Qu
 
 use super::dead::{DeadAct, DeadFilter, DeadLetter, LetterId};
 use super::inbox::{InboxChange, ItemId, NewItem};
+use super::presence::history::{Analytics, News};
 use super::stages::Stamps;
 use super::tally::Tally;
 use crate::protocol::encode::{EventKind, frame_header_len};
@@ -166,6 +167,8 @@ pub enum Entry {
         /// Which.
         items: Box<[ItemId]>,
     },
+    /// What a shard has to tell of its users' presence. Kept once, however often it is told.
+    PresenceNews(Arc<News>),
     /// Dead letters are replayed or thrown away.
     Dead(DeadAct),
 }
@@ -563,6 +566,13 @@ pub enum AdminAct {
     Revoke(Revocation),
     /// How many of this shard's users are present.
     Presence,
+    /// How many devices of each class are connected here.
+    PresenceDevices,
+    /// Numbers of the last so many hours, and of days and months, from the store.
+    PresenceAnalytics {
+        /// How many.
+        hours: u32,
+    },
     /// Put an item into a user's inbox.
     Notify(Box<NewItem>),
     /// Replay dead letters, or throw them away. Any shard will do.
@@ -605,6 +615,10 @@ pub enum AdminAnswer {
     },
     /// Who is present, in numbers.
     Presence(PresenceCount),
+    /// Connected devices by class.
+    PresenceDevices(std::collections::BTreeMap<Box<str>, u64>),
+    /// What the store knows of presence, in numbers.
+    PresenceAnalytics(Box<Analytics>),
 }
 
 /// How many users are present, each counted once.

@@ -62,6 +62,8 @@ pub struct Limits {
     pub presence_refresh_ms: u32,
     /// Members of a room above which its watchers get counts only.
     pub presence_room_max: u32,
+    /// How long transitions of presence are kept, days; 0: none are.
+    pub presence_history_days: u32,
     /// Outbox bytes past which low events are conflated and dropped.
     pub outbox_low_bytes_max: u32,
     /// Outbox bytes past which messages are dropped for a `gap`.
@@ -128,6 +130,7 @@ impl Default for Limits {
             presence_tick_ms: 100,
             presence_refresh_ms: 5_000,
             presence_room_max: 1_000,
+            presence_history_days: 30,
             outbox_low_bytes_max: 256 * 1024,
             outbox_normal_bytes_max: 2 * 1024 * 1024,
             outbox_bytes_max: 4 * 1024 * 1024,

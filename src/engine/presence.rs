@@ -9,19 +9,23 @@
 //! doubled news is ignored; and a watching shard regularly sends a digest of its interest and of its
 //! cards ([`Mail::Probe`]), which the owner compares with its own and sends all anew when they differ.
 //!
-//! Only data and rules are here; what happens on which input is in `handle/presence*.rs`. Nothing of
-//! presence is durable: after a restart nobody is present who has not connected again.
+//! Only data and rules are here; what happens on which input is in `handle/presence*.rs`. Who is
+//! present is not durable: after a restart nobody is who has not connected again. What is kept of the
+//! past is in [`history`].
 
+pub mod history;
+pub mod kept;
 pub mod mail;
 pub mod watch;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::event::ShardId;
+use super::event::{ConnKey, ShardId};
 use super::users::UserIdx;
 use crate::protocol::command::{Activity, Status};
 use crate::protocol::ids::{DeviceId, RoomKey, UnixMillis, UserId};
+use history::Recorder;
 use mail::{Card, Interest};
 use watch::Watching;
 
@@ -63,24 +67,81 @@ pub fn merge(devices: impl IntoIterator<Item = Device>) -> Status {
     devices.into_iter().map(Device::status).max_by_key(|status| rank(*status)).unwrap_or(Status::Offline)
 }
 
-/// Why a user went offline.
+/// Why a user's status changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// The client said goodbye.
+    /// A device came.
+    Connect,
+    /// Somebody chose it.
+    Set,
+    /// Nothing was done for some time.
+    Idle,
+    /// Something was done again.
+    Active,
+    /// The client said goodbye, or its user hides: others cannot tell these apart.
     Clean,
     /// The connection broke, fell silent or did not read.
     Timeout,
     /// The server ended it.
     Kicked,
+    /// The same device connected again, and did not stay.
+    Replaced,
+    /// The token ran out.
+    Expired,
+    /// The server was stopped.
+    Drain,
+    /// The server ended without a stop, and found out at its next start.
+    ServerRestart,
 }
 
 impl Cause {
+    /// All of them, in the order of their numbers in the store.
+    pub const ALL: [Self; 11] = [
+        Self::Connect,
+        Self::Set,
+        Self::Idle,
+        Self::Active,
+        Self::Clean,
+        Self::Timeout,
+        Self::Kicked,
+        Self::Replaced,
+        Self::Expired,
+        Self::Drain,
+        Self::ServerRestart,
+    ];
+
     /// Its name on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Connect => "connect",
+            Self::Set => "set",
+            Self::Idle => "idle",
+            Self::Active => "active",
             Self::Clean => "clean",
             Self::Timeout => "timeout",
             Self::Kicked => "kicked",
+            Self::Replaced => "replaced",
+            Self::Expired => "expired",
+            Self::Drain => "drain",
+            Self::ServerRestart => "server_restart",
+        }
+    }
+
+    /// True when a device is gone for this cause.
+    pub const fn is_departure(self) -> bool {
+        !matches!(self, Self::Connect | Self::Set | Self::Idle | Self::Active)
+    }
+
+    /// The cause that others are told of a change: of what was `noted` last, and why the last device
+    /// went. Who hides looks like somebody who went, and who shows themselves like somebody who came.
+    pub fn of_change(before: Status, after: Status, noted: Option<Self>, went: Self) -> Self {
+        match noted {
+            Some(cause) if after == Status::Offline && cause.is_departure() => cause,
+            Some(Self::Set) if after == Status::Offline => Self::Clean,
+            _ if after == Status::Offline => went,
+            _ if before == Status::Offline => Self::Connect,
+            Some(cause) => cause,
+            None => Self::Set,
         }
     }
 }
@@ -88,6 +149,8 @@ impl Cause {
 /// One device's presence, kept with its session.
 #[derive(Debug, Clone, Copy)]
 pub struct DevicePresence {
+    /// When it came; a return within its grace is no new coming.
+    pub began: UnixMillis,
     /// When something was last done on it.
     pub active_at: UnixMillis,
     /// What its user chose for it.
@@ -103,7 +166,14 @@ pub struct DevicePresence {
 impl DevicePresence {
     /// A device that has just come.
     pub const fn new(now: UnixMillis) -> Self {
-        Self { active_at: now, chosen: Status::Online, activity: Activity::Active, is_idle: false, said_goodbye: false }
+        Self {
+            began: now,
+            active_at: now,
+            chosen: Status::Online,
+            activity: Activity::Active,
+            is_idle: false,
+            said_goodbye: false,
+        }
     }
 
     /// What counts for the user's status.
@@ -128,6 +198,8 @@ pub struct Ghost {
     pub device: DeviceId,
     /// As it was.
     pub presence: DevicePresence,
+    /// Why it went.
+    pub cause: Cause,
     /// Until when.
     pub until: UnixMillis,
 }
@@ -141,13 +213,15 @@ pub struct More {
     pub ghosts: Vec<Ghost>,
 }
 
-/// One user's presence, kept with the loaded user: 32 bytes for whom it does not concern further.
+/// One user's presence, kept with the loaded user: 40 bytes for whom it does not concern further.
 #[derive(Debug)]
 pub struct UserPresence {
     /// Of what was last shown; 0: never anything.
     pub version: u64,
     /// When a device of theirs was last active or went.
     pub seen_at: UnixMillis,
+    /// When what is shown last changed; 0: not since they were loaded.
+    pub since: UnixMillis,
     /// Custom status and grace.
     pub more: Option<Box<More>>,
     /// What others see.
@@ -158,7 +232,7 @@ pub struct UserPresence {
 
 impl Default for UserPresence {
     fn default() -> Self {
-        Self { version: 0, seen_at: 0, more: None, shown: Status::Offline, cause: Cause::Clean }
+        Self { version: 0, seen_at: 0, since: 0, more: None, shown: Status::Offline, cause: Cause::Clean }
     }
 }
 
@@ -200,8 +274,21 @@ impl UserPresence {
 pub struct Dirty {
     /// Told even when the status is the same: the custom status or a membership changed.
     pub is_forced: bool,
+    /// What happened last, and on which device.
+    pub noted: Option<(Cause, DeviceId)>,
     /// Rooms whose membership ended.
     pub left: Vec<RoomKey>,
+}
+
+/// The last activity of a user that a room was told.
+#[derive(Debug, Clone, Copy)]
+pub struct Passed {
+    /// When.
+    pub at: UnixMillis,
+    /// Which.
+    pub kind: Activity,
+    /// A later one, of another kind, that waits for its time.
+    pub held: Option<(ConnKey, Activity)>,
 }
 
 /// Users whom others last saw some time ago, bounded: the oldest are forgotten.
@@ -248,15 +335,17 @@ pub struct Presence {
     pub departed: Departed,
     /// Rooms whose counts changed.
     pub counts_due: BTreeSet<RoomKey>,
-    /// When an activity of a user in a room was last passed on.
-    pub passed: HashMap<(UserIdx, RoomKey), UnixMillis, ahash::RandomState>,
+    /// Activities that were passed on a moment ago.
+    pub passed: HashMap<(UserIdx, RoomKey), Passed, ahash::RandomState>,
     /// What is watched here.
     pub watching: Watching,
+    /// What the store is to keep.
+    pub recorder: Recorder,
 }
 
 impl Presence {
-    /// Nobody is present, nobody watches.
-    pub fn new(shards: u16) -> Self {
+    /// Nobody is present, nobody watches. `boot` names the shard's life.
+    pub fn new(shard: ShardId, shards: u16, boot: u64) -> Self {
         Self {
             interest: (0..shards.max(1)).map(|_| Interest::default()).collect(),
             dirty: HashMap::default(),
@@ -265,6 +354,7 @@ impl Presence {
             counts_due: BTreeSet::new(),
             passed: HashMap::default(),
             watching: Watching::new(shards),
+            recorder: Recorder::new(shard, boot),
         }
     }
 

@@ -31,6 +31,8 @@ pub mod memory;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use ahash::AHashMap;
 
 pub use batch::{Decided, MemberRow, ReactionRow, Row, StateRow};
@@ -43,6 +45,7 @@ use super::event::{
     Append, Committed, CommittedBatch, Entry, MembershipChange, NewMessage, Outcome, ReadAdvance, Revocation, RoomRow,
 };
 use super::inbox::{Bounds, ItemId, Removal};
+use super::presence::history::News;
 use super::tally::Tally;
 use crate::protocol::encode::{EventKind, room_json};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -380,6 +383,7 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::Notify { item, by_admin } => self.notify(item, by_admin),
                 Entry::InboxAck { user, items } => self.inbox_ack(user, &items, Removal::Acked),
                 Entry::InboxTried { user, items } => self.inbox_tried(user, &items),
+                Entry::PresenceNews(news) => self.presence(news),
                 Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
                 Entry::Dead(act) => self.dead(act),
             }
@@ -475,6 +479,12 @@ impl<F: Facts> Turn<'_, F> {
             }
         }
         Ok(Committed { room: key, seq: cursor, ts: self.now, duplicate: false, value: 0 })
+    }
+
+    /// Rides along: it concerns nobody's place in the order, and no other shard.
+    fn presence(&mut self, news: Arc<News>) -> Verdict<F::Error> {
+        self.draft.presence.push(news);
+        Ok(Committed { room: RoomKey(0), seq: 0, ts: self.now, duplicate: false, value: 0 })
     }
 
     fn revoke(&mut self, revocation: Revocation) -> Verdict<F::Error> {

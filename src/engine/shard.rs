@@ -87,7 +87,7 @@ impl Shard {
             loading: HashMap::default(),
             reads_due: HashMap::default(),
             filter_metas: Vec::new(),
-            presence: Presence::new(genesis.shards),
+            presence: Presence::new(genesis.shard, genesis.shards, genesis.seed),
             gathers: Gathers::default(),
             draining: None,
         }
@@ -155,6 +155,7 @@ impl Shard {
         stats.reads_pending = u64::from(self.cx.reads);
         stats.presence_watches = self.presence.watching.watches() as u64;
         stats.presence_cards = self.presence.watching.cards() as u64;
+        stats.presence_unwritten = self.presence.recorder.unwritten() as u64;
         stats.recent_bytes = self.recent.bytes() as u64;
         stats
     }

@@ -86,6 +86,8 @@ readings!(
         Gauge presence_watches;
         /// Users whose presence is kept here for local watchers.
         Gauge presence_cards;
+        /// Transitions of presence that wait for the store.
+        Gauge presence_unwritten;
 
         /// Connections that were accepted.
         Counter accepted;
@@ -108,6 +110,12 @@ readings!(
         Counter frames_in;
         /// WebSocket frames that were sent.
         Counter frames_out;
+        /// … of the critical lane: replies, and critical events.
+        Counter frames_out_critical;
+        /// … of the normal lane.
+        Counter frames_out_normal;
+        /// … of the low lane.
+        Counter frames_out_low;
         /// Bytes that were read from sockets.
         Counter bytes_in;
         /// Bytes that were sent to sockets.
@@ -171,9 +179,13 @@ readings!(
         Counter presence_refreshes;
         /// Questions of presence that were answered without some shard's part.
         Counter presence_partial;
+        /// Transitions of presence that the store has kept.
+        Counter transitions_recorded;
+        /// Transitions of presence that were given up because the store took none for too long.
+        Counter transitions_dropped;
         /// Activities that were passed on to a room.
         Counter activities_passed;
-        /// Activities that came too soon after another of the same user and room, and went nowhere.
+        /// Activities that came too soon after another of the same user and room: they waited, or went nowhere.
         Counter activities_held;
 
         /// Low-lane frames that a later one with the same key replaced (ladder step 1).
@@ -419,6 +431,7 @@ command_table! {
     PresenceSubscribe: Command::PresenceSubscribe(_) => "presence:subscribe",
     PresenceUnsubscribe: Command::PresenceUnsubscribe(_) => "presence:unsubscribe",
     PresenceGet: Command::PresenceGet { .. } => "presence:get",
+    PresenceHistory: Command::PresenceHistory { .. } => "presence:history",
     Activity: Command::Activity { .. } => "activity",
 }
 
@@ -500,6 +513,10 @@ readings!(
         Counter items_evicted;
         /// Inbox items that were deleted because their time was over.
         Counter items_expired;
+        /// Transitions of presence that were written.
+        Counter transitions_written;
+        /// Transitions of presence that were deleted because they were too old.
+        Counter transitions_pruned;
         /// Entries that could not be written and were put aside as dead letters.
         Counter poisoned;
         /// Dead letters that were let go because there were more than dead_letters_max.

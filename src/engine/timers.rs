@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 
 use super::event::ConnKey;
 use super::users::UserIdx;
-use crate::protocol::ids::UnixMillis;
+use crate::protocol::ids::{RoomKey, UnixMillis};
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +29,10 @@ pub enum Timer {
     PresenceCounts,
     /// Views of presence are compared.
     PresenceProbe,
+    /// An activity of a user in a room has waited long enough.
+    Activity(UserIdx, RoomKey),
+    /// Changes of presence go to the store.
+    PresenceRecord,
     /// A question of presence is answered with what is there.
     Gather(u64),
 }

@@ -186,6 +186,11 @@ impl Users {
         self.slots.iter().filter_map(|user| user.as_deref())
     }
 
+    /// The index of every user.
+    pub fn indices(&self) -> Vec<UserIdx> {
+        (0..).map(UserIdx).zip(&self.slots).filter(|(_, user)| user.is_some()).map(|(idx, _)| idx).collect()
+    }
+
     /// The user of that index, if there is one still.
     pub fn find_idx_mut(&mut self, idx: UserIdx) -> Option<&mut User> {
         self.slots.get_mut(idx.0 as usize)?.as_deref_mut()

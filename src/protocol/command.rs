@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::audience::RoleSet;
 use super::filter::Filter;
-use super::ids::{Priority, Role, RoomKind, Seq};
+use super::ids::{Priority, Role, RoomKind, Seq, UnixMillis};
 
 /// The `id` that a client gives a command and finds again in its reply.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -234,6 +234,17 @@ pub enum Command<'a> {
     PresenceGet {
         /// Valid user ids, 1 to 1,000.
         users: Vec<&'a str>,
+    },
+    /// `presence:history`
+    PresenceHistory {
+        /// A valid user id.
+        user: &'a str,
+        /// The first moment, ms; 0: as far back as is kept.
+        from: UnixMillis,
+        /// The moment after the last, ms; none: now.
+        to: Option<UnixMillis>,
+        /// 1–500, default 100.
+        limit: u32,
     },
     /// `activity`
     Activity {

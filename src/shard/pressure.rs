@@ -8,14 +8,14 @@
 
 use super::conn::{Phase, Slow};
 use super::driver::{Deadline, Driver};
-use crate::engine::event::ConnKey;
+use crate::engine::event::{Class, ConnKey};
 use crate::gateway::outbox::{Outbox, Pushed};
 
 impl Driver {
     /// A low event waits for company: the connection is flushed with the next event of any kind, or
     /// when `batch_delay_ms` after the first of the shard's waiting ones are over.
-    pub(super) fn delay(&mut self, key: ConnKey, pushed: Pushed) {
-        self.count_pushed(key, pushed);
+    pub(super) fn delay(&mut self, key: ConnKey, class: Class, pushed: Pushed) {
+        self.count_pushed(key, class, pushed);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if std::mem::replace(&mut conn.is_delayed, true) {
             return;
@@ -39,10 +39,17 @@ impl Driver {
     }
 
     /// Counts what became of a frame, for the shard and for the connection.
-    pub(super) fn count_pushed(&mut self, key: ConnKey, pushed: Pushed) {
+    pub(super) fn count_pushed(&mut self, key: ConnKey, class: Class, pushed: Pushed) {
         let stats = self.engine.stats_mut();
         match pushed {
-            Pushed::Queued => return stats.frames_out += 1,
+            Pushed::Queued => {
+                stats.frames_out += 1;
+                return match class {
+                    Class::Critical | Class::CriticalLog { .. } => stats.frames_out_critical += 1,
+                    Class::Log { .. } | Class::Normal => stats.frames_out_normal += 1,
+                    Class::Low { .. } => stats.frames_out_low += 1,
+                };
+            }
             Pushed::BehindGap(_) | Pushed::Overflow => return,
             Pushed::Conflated => stats.slow_conflated += 1,
             Pushed::DroppedLow => stats.slow_dropped_low += 1,

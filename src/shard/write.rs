@@ -146,7 +146,7 @@ impl Driver {
             self.held_bytes = self.held_bytes + outbox.bytes() - before;
         } else if !conn.is_dirty {
             if self.limits.batch_delay_ms > 0 && matches!(class, Class::Low { .. }) {
-                return self.delay(key, pushed);
+                return self.delay(key, class, pushed);
             }
             conn.is_dirty = true;
             self.dirty.push(key);
@@ -154,7 +154,7 @@ impl Driver {
         if matches!(class, Class::Critical) {
             self.urgent.push(key);
         }
-        self.count_pushed(key, pushed);
+        self.count_pushed(key, class, pushed);
         match pushed {
             Pushed::BehindGap(last) => self.push_after_gap(key, last, class, frames, scratch),
             Pushed::Overflow => self.close_slow(key, "too much was waiting to be read"),

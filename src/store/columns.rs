@@ -5,7 +5,9 @@ use std::sync::Arc;
 use rusqlite::Row;
 
 use crate::engine::event::{Audience, RoomRow};
+use crate::engine::presence::Cause;
 use crate::engine::tally::Tally;
+use crate::protocol::command::Status;
 use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, UserId};
 
 pub(super) fn role_number(role: Role) -> u8 {
@@ -52,6 +54,30 @@ pub(super) fn priority(number: u8) -> rusqlite::Result<Priority> {
         .get(usize::from(number))
         .copied()
         .ok_or(rusqlite::Error::IntegralValueOutOfRange(0, i64::from(number)))
+}
+
+pub(super) fn status_number(status: Status) -> u8 {
+    match status {
+        Status::Offline => 0,
+        Status::Away => 1,
+        Status::Online => 2,
+        Status::Busy => 3,
+    }
+}
+
+pub(super) fn status(number: u8) -> rusqlite::Result<Status> {
+    [Status::Offline, Status::Away, Status::Online, Status::Busy]
+        .get(usize::from(number))
+        .copied()
+        .ok_or(rusqlite::Error::IntegralValueOutOfRange(0, i64::from(number)))
+}
+
+pub(super) fn cause_number(cause: Cause) -> u8 {
+    Cause::ALL.iter().zip(0..).find(|(other, _)| **other == cause).map_or(0, |(_, number)| number)
+}
+
+pub(super) fn cause(number: u8) -> rusqlite::Result<Cause> {
+    Cause::ALL.get(usize::from(number)).copied().ok_or(rusqlite::Error::IntegralValueOutOfRange(0, i64::from(number)))
 }
 
 /// See [`Audience::to_text`].
@@ -143,6 +169,15 @@ mod tests {
         for value in [Priority::Critical, Priority::Normal, Priority::Low] {
             assert_eq!(priority(priority_number(value)).unwrap(), value);
         }
+        for value in [Status::Offline, Status::Away, Status::Online, Status::Busy] {
+            assert_eq!(status(status_number(value)).unwrap(), value);
+        }
+        for value in Cause::ALL {
+            assert_eq!(cause(cause_number(value)).unwrap(), value);
+        }
+        // The numbers stand in files.
+        assert_eq!((cause_number(Cause::Clean), cause_number(Cause::ServerRestart)), (4, 10));
+        assert!(status(4).is_err() && cause(11).is_err());
         assert!(role(4).is_err() && room_kind(3).is_err() && priority(3).is_err());
     }
 }

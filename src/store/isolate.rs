@@ -138,6 +138,8 @@ impl Writer {
         let committed_us = now_us();
         let (rows, is_written) = (decided.rows.len() as u64, !decided.is_empty());
         let has_letters = touches_letters(&decided);
+        let transitions = decided.presence.iter().map(|news| news.transitions.len() as u64).sum();
+        Counters::add(&self.counters.transitions_written, transitions);
         let mut batch = self.sequencer.commit(decided);
         if is_written {
             self.counters.commit_us.record(committed_us - began_us);

@@ -27,6 +27,7 @@ mod inbox;
 pub mod inspect;
 mod isolate;
 mod open;
+mod presence;
 mod query;
 mod reader;
 mod running;
@@ -34,6 +35,7 @@ pub mod schema;
 pub mod stats;
 mod tallies;
 mod transaction;
+mod upkeep;
 pub mod window;
 mod writer;
 
@@ -111,6 +113,8 @@ pub struct StoreConfig {
     pub wal_soft_bytes: u64,
     /// Bytes of write-ahead log past which the writer helps.
     pub wal_hard_bytes: u64,
+    /// How long transitions of presence are kept, days; 0: none are wanted, and those that are there go.
+    pub presence_days: u32,
     /// When writes stop being tried.
     pub breaker: BreakerConfig,
     /// Dead letters that are kept; past it the oldest go.
@@ -135,6 +139,7 @@ impl StoreConfig {
             core: None,
             wal_soft_bytes: 32 * 1_024 * 1_024,
             wal_hard_bytes: 96 * 1_024 * 1_024,
+            presence_days: 30,
             breaker: BreakerConfig::default(),
             dead_letters_max: 10_000,
             sequencer: SequencerConfig::default(),

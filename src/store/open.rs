@@ -93,6 +93,8 @@ pub struct Origin {
     pub position: Position,
     /// Revocations that stand.
     pub revocations: Vec<Revocation>,
+    /// Users who were present when the process before was lost.
+    pub presence_lost: u64,
     /// Pairs in the rebuilt dedupe window.
     pub dedupe_entries: usize,
     /// Time that opening took.
@@ -124,8 +126,10 @@ impl OpenLog {
         let end = facts::log_end(&conn)?;
         let mut sequencer = Sequencer::new(config.sequencer.clone(), end);
         rebuild_dedupe(&conn, &mut sequencer, config.sequencer.dedupe_window_ms, unix_ms())?;
+        let presence_lost = super::presence::settle(&conn, unix_ms(), end.ts)?;
         let origin = Origin {
             epoch,
+            presence_lost,
             position: end.position,
             revocations: facts::revocations(&conn)?,
             dedupe_entries: sequencer.dedupe_len(),

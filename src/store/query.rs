@@ -37,6 +37,10 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
             history::page(&snapshot, &ask)?
         }
         Query::Members { room, after, limit } => members(&snapshot, *room, after.as_ref(), *limit)?,
+        Query::PresenceHistory(ask) => Page::PresenceHistory(super::presence::history(&snapshot, ask)?),
+        Query::PresenceAnalytics { now, hours } => {
+            Page::PresenceAnalytics(Box::new(super::presence::analytics(&snapshot, *now, *hours)?))
+        }
         Query::Tallies(of) => {
             let at = of.iter().map(|(room, seq)| tallies::at(&snapshot, *room, *seq));
             Page::Tallies(at.collect::<rusqlite::Result<_>>()?)

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use super::breaker::Breaker;
 use super::checkpoint::{Checkpointer, WalBounds};
@@ -12,6 +13,7 @@ use super::heads::Heads;
 use super::open::{OpenError, OpenLog, Origin};
 use super::reader::{Reader, ToReader};
 use super::stats::{Counters, StoreStats};
+use super::upkeep::Upkeep;
 use super::window::CommitWindow;
 use super::writer::{ToWriter, Writer};
 use super::{FatalHook, LogListener, RoomLog, StoreConfig, affinity};
@@ -131,6 +133,7 @@ impl RunningLog {
             taken_us: 0,
             held: None,
             lists: Vec::new(),
+            upkeep: Upkeep::new(config.presence_days, Instant::now()),
             dead_letters_max: config.dead_letters_max,
             careful_until_ms: 0,
             is_stopping: false,

@@ -31,7 +31,7 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
@@ -117,6 +117,34 @@ INSERT INTO dead_letters (kind, user, reason, attempts, first_ts, last_ts, paylo
 DROP TABLE inbox_dead;
 -- When the revoked token expires; NULL: not known.
 ALTER TABLE revocations ADD COLUMN expires_ts INTEGER;
+",
+    "
+-- What others saw of users, and when it changed. `lost_ts`: for those that were lost with the server,
+-- its last sign of life.
+CREATE TABLE presence_log (
+    user TEXT NOT NULL, ts INTEGER NOT NULL, status INTEGER NOT NULL, cause INTEGER NOT NULL, device TEXT,
+    lost_ts INTEGER, PRIMARY KEY (user, ts)) WITHOUT ROWID;
+CREATE INDEX presence_log_ts ON presence_log (ts);
+-- What is shown of each user now, and the last day and month (since the epoch; year * 12 + month) in
+-- which that changed.
+CREATE TABLE presence_users (
+    user TEXT PRIMARY KEY, status INTEGER NOT NULL, since INTEGER NOT NULL, day INTEGER NOT NULL,
+    month INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX presence_shown ON presence_users (user) WHERE status > 0;
+-- What each shard last told, in this life of the server.
+CREATE TABLE presence_shards (
+    shard INTEGER PRIMARY KEY, boot INTEGER NOT NULL, number INTEGER NOT NULL, ts INTEGER NOT NULL,
+    online INTEGER NOT NULL, away INTEGER NOT NULL, busy INTEGER NOT NULL);
+-- Counts. `peak`, `online`, `away`, `busy`: most users at once.
+CREATE TABLE presence_hours (
+    hour INTEGER PRIMARY KEY, peak INTEGER NOT NULL, online INTEGER NOT NULL, away INTEGER NOT NULL,
+    busy INTEGER NOT NULL, online_ms INTEGER NOT NULL, away_ms INTEGER NOT NULL, busy_ms INTEGER NOT NULL);
+CREATE TABLE presence_devices (
+    hour INTEGER NOT NULL, class TEXT NOT NULL, sessions INTEGER NOT NULL, total_ms INTEGER NOT NULL,
+    PRIMARY KEY (hour, class)) WITHOUT ROWID;
+-- `period` 0: days, 1: months.
+CREATE TABLE presence_active (
+    period INTEGER NOT NULL, at INTEGER NOT NULL, users INTEGER NOT NULL, PRIMARY KEY (period, at)) WITHOUT ROWID;
 ",
 ];
 

@@ -42,6 +42,10 @@ pub struct StoreStats {
     pub items_evicted: u64,
     /// Inbox items deleted because their time was over.
     pub items_expired: u64,
+    /// Transitions of presence written.
+    pub transitions_written: u64,
+    /// Transitions of presence deleted because they were too old.
+    pub transitions_pruned: u64,
     /// Entries that could not be written and were put aside.
     pub poisoned: u64,
     /// Dead letters that were let go because there were too many.
@@ -83,6 +87,8 @@ pub(super) struct Counters {
     pub items_refused: AtomicU64,
     pub items_evicted: AtomicU64,
     pub items_expired: AtomicU64,
+    pub transitions_written: AtomicU64,
+    pub transitions_pruned: AtomicU64,
     pub poisoned: AtomicU64,
     pub letters_dropped: AtomicU64,
     pub letters: AtomicU64,
@@ -118,6 +124,8 @@ impl Counters {
             items_refused: self.items_refused.load(Relaxed),
             items_evicted: self.items_evicted.load(Relaxed),
             items_expired: self.items_expired.load(Relaxed),
+            transitions_written: self.transitions_written.load(Relaxed),
+            transitions_pruned: self.transitions_pruned.load(Relaxed),
             poisoned: self.poisoned.load(Relaxed),
             letters_dropped: self.letters_dropped.load(Relaxed),
             letters: self.letters.load(Relaxed),

@@ -31,6 +31,9 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.inbox.is_empty() {
         super::inbox::write(conn, &decided.inbox, decided.ts)?;
     }
+    if !decided.presence.is_empty() {
+        super::presence::write(conn, &decided.presence)?;
+    }
     super::dead::write(conn, &decided.dead)?;
     Ok(())
 }

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
@@ -20,8 +20,9 @@ use super::fault::Faults;
 use super::heads::Heads;
 use super::schema::DirLock;
 use super::stats::Counters;
+use super::upkeep::Upkeep;
 use super::window::CommitWindow;
-use super::{FatalHook, LogListener, is_fatal};
+use super::{FatalHook, LogListener, is_fatal, presence};
 use crate::clock::now_us;
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
 use crate::engine::sequencer::{Facts as _, LogEnd, Sequencer};
@@ -64,6 +65,8 @@ pub(super) struct Writer {
     pub held: Option<CommittedBatch>,
     /// Appends that are at hand, in the order they came.
     pub lists: Vec<Vec<Append>>,
+    /// When old rows are looked for.
+    pub upkeep: Upkeep,
     /// Dead letters that are kept.
     pub dead_letters_max: u32,
     /// Until then batches are copied whatever their size (see `isolate`); the writer's own clock.
@@ -77,6 +80,8 @@ pub(super) struct Writer {
 /// How a wait for appends ended.
 enum Wake {
     Appends,
+    /// Nobody wants anything, and old rows may be looked for.
+    Idle,
     /// Nobody appends, and a batch is in doubt.
     Settle,
     Probe,
@@ -105,11 +110,13 @@ impl Writer {
             self.bound_pages();
             match wake {
                 Wake::Appends => self.turn(),
+                Wake::Idle => {}
                 Wake::Settle => self.settle(),
                 Wake::Probe => self.probe(),
                 Wake::End => break,
             }
             self.help_checkpoint();
+            self.look_after(matches!(wake, Wake::Idle));
         }
         if !self.abandoned.load(Relaxed)
             && let Err(error) = checkpoint(&self.conn, "TRUNCATE")
@@ -131,17 +138,16 @@ impl Writer {
                 _ if self.is_stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
                 // Its readers wait for what may stand: they are not to wait for somebody's next word.
                 Gate::Pass if self.held.is_some() => self.inbox.recv_timeout(SETTLE_AFTER),
-                Gate::Pass => self.inbox.recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
+                Gate::Pass => self.inbox.recv_timeout(self.upkeep.wait(Instant::now())),
                 Gate::Probe => return Wake::Probe,
                 Gate::Refuse { retry_after_ms } => self.inbox.recv_timeout(Duration::from_millis(retry_after_ms)),
             };
             match message {
                 Ok(ToWriter::Appends(list)) => self.lists.push(list),
                 Ok(ToWriter::Stop) => self.is_stopping = true,
-                Err(flume::RecvTimeoutError::Timeout) if self.held.is_some() && !self.breaker.is_open() => {
-                    return Wake::Settle;
-                }
-                Err(flume::RecvTimeoutError::Timeout) => {}
+                Err(flume::RecvTimeoutError::Timeout) if self.breaker.is_open() => {}
+                Err(flume::RecvTimeoutError::Timeout) if self.held.is_some() => return Wake::Settle,
+                Err(flume::RecvTimeoutError::Timeout) => return Wake::Idle,
                 Err(flume::RecvTimeoutError::Disconnected) => return Wake::End,
             }
         }
@@ -363,6 +369,31 @@ impl Writer {
         Counters::add(&counters.bytes, bytes);
         counters.dedupe_entries.store(self.sequencer.dedupe_len() as u64, Relaxed);
         counters.dedupe_evicted.store(self.sequencer.dedupe_evicted_early(), Relaxed);
+    }
+
+    /// Deletes a slice of what is too old, when that is due: at once while nobody wants anything, some
+    /// seconds late under load.
+    fn look_after(&mut self, is_idle: bool) {
+        let now = Instant::now();
+        if !self.upkeep.is_due(now, is_idle) {
+            return;
+        }
+        if self.breaker.is_open() || self.held.is_some() {
+            // The store has other worries.
+            return self.upkeep.set(now, false);
+        }
+        let days = self.upkeep.days;
+        match presence::prune(&self.conn, unix_ms(), days, &mut self.upkeep.cursor) {
+            Ok(pruned) => {
+                Counters::add(&self.counters.transitions_pruned, pruned.transitions);
+                self.upkeep.set(now, pruned.is_full);
+            }
+            Err(error) => {
+                self.roll_back();
+                self.upkeep.set(now, false);
+                self.on_trouble(error.into());
+            }
+        }
     }
 
     fn help_checkpoint(&mut self) {

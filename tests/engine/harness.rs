@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use antiphon::engine::event::{
-    AdminAct, AdminAnswer, AdminRequest, Append, Claims, Class, CommittedBatch, ConnKey, Entry, Frames, Input,
-    MeshMessage, Opening, Output, Outputs, Query, ReadReply, ReadRequest, StoreEvent, Token,
+    AdminAct, AdminAnswer, AdminRequest, Append, Claims, Class, Committed, CommittedBatch, ConnKey, Entry, Frames,
+    Input, MeshMessage, Opening, Outcome, Output, Outputs, Query, ReadReply, ReadRequest, StoreEvent, Token,
 };
 use antiphon::engine::inbox::Bounds;
 use antiphon::engine::limits::Limits;
@@ -78,6 +78,9 @@ pub struct Table {
     slots: u32,
     pub appends: Vec<Append>,
     pub reads: Vec<ReadRequest>,
+    /// News of presence that the engine wants kept: answered at once, without a line, unless held.
+    pub news: Vec<Append>,
+    pub holds_news: bool,
     verifying: Vec<(ConnKey, Token, String)>,
     pub mesh: Vec<MeshMessage>,
     /// Frames that the engine wants again, by connection.
@@ -122,6 +125,8 @@ impl Table {
             slots: 0,
             appends: Vec::new(),
             reads: Vec::new(),
+            news: Vec::new(),
+            holds_news: false,
             verifying: Vec::new(),
             mesh: Vec::new(),
             again: BTreeMap::new(),
@@ -228,6 +233,24 @@ impl Table {
         self.apply(batch)
     }
 
+    /// The store has answered the news of presence that wait: kept, or not as far as is known.
+    pub fn answer_news(&mut self, is_kept: bool) -> Given {
+        let mut all = Vec::new();
+        for append in std::mem::take(&mut self.news) {
+            let Entry::PresenceNews(news) = &append.entry else { continue };
+            if is_kept {
+                self.log.kept.presence.apply(news);
+            }
+            let committed = Committed { room: RoomKey(0), seq: 0, ts: self.now, duplicate: false, value: 0 };
+            let refusal = || Refusal::new(ErrorCode::Degraded, "no writes").retry_after(500);
+            let result = if is_kept { Ok(committed) } else { Err(refusal()) };
+            let outcomes = vec![vec![Outcome { token: append.token, result }]];
+            // A batch of an answer only; it says nothing about positions.
+            all.extend(self.apply(Arc::new(CommittedBatch { first: 1, outcomes, ..CommittedBatch::default() })).0);
+        }
+        Given(all)
+    }
+
     /// Committed, and not yet told to the shard.
     pub fn commit_only(&mut self) -> Arc<CommittedBatch> {
         let decided = self.log.decide(std::mem::take(&mut self.appends), self.now);
@@ -317,6 +340,9 @@ impl Table {
         for output in std::mem::take(&mut outputs.list) {
             self.note(output, &outputs, &mut lines);
         }
+        if !self.holds_news && !self.news.is_empty() {
+            lines.extend(self.answer_news(true).0);
+        }
         Given(lines)
     }
 
@@ -365,6 +391,10 @@ impl Table {
             Output::VerifyToken { conn, token, jwt } => {
                 self.verifying.push((conn, token, jwt.to_string()));
                 format!("verify {jwt}")
+            }
+            Output::Append(append) if matches!(append.entry, Entry::PresenceNews(_)) => {
+                self.news.push(append);
+                return;
             }
             Output::Append(append) => {
                 let line = format!("append {}", entry_text(&append.entry));
@@ -496,6 +526,7 @@ fn entry_text(entry: &Entry) -> String {
         }
         Entry::InboxAck { user, items } => format!("inbox ack {user} {items:?}"),
         Entry::InboxTried { user, items } => format!("inbox tried {user} {items:?}"),
+        Entry::PresenceNews(news) => format!("news of presence {}", news.transitions.len()),
         Entry::InboxDead { user, items } => format!("inbox dead {user} {items:?}"),
         Entry::Dead(act) => format!("dead {act:?}"),
     }
@@ -510,6 +541,8 @@ fn query_text(query: &Query) -> String {
             format!("history {} after {after} before {before} {end} {limit}", room.0)
         }
         Query::Members { room, limit, .. } => format!("members {} {limit}", room.0),
+        Query::PresenceHistory(ask) => format!("presence of {} {}..{} {}", ask.user, ask.from, ask.to, ask.limit),
+        Query::PresenceAnalytics { hours, .. } => format!("analytics of {hours}"),
         Query::Rooms { user, limit, .. } => format!("rooms {user} {limit}"),
         Query::Tallies(of) => {
             let of: Vec<String> = of.iter().map(|(room, seq)| format!("{}/{seq}", room.0)).collect();
@@ -524,6 +557,8 @@ fn admin_text(result: &Result<AdminAnswer, Refusal>) -> String {
         Ok(AdminAnswer::Published { room, committed }) => format!("published {room} {}", committed.seq),
         Ok(AdminAnswer::Disconnected(count)) => format!("disconnected {count}"),
         Ok(AdminAnswer::Revoked) => "revoked".to_owned(),
+        Ok(AdminAnswer::PresenceDevices(classes)) => format!("{classes:?}"),
+        Ok(AdminAnswer::PresenceAnalytics(_)) => "analytics".to_owned(),
         Ok(AdminAnswer::Presence(count)) => format!("{count:?}"),
         Ok(AdminAnswer::Notified(item)) => format!("notified {item}"),
         Ok(AdminAnswer::Dead(committed)) => format!("dead {}", committed.seq),

@@ -14,6 +14,7 @@ mod loading;
 mod log;
 mod messages;
 mod presence;
+mod presence_history;
 mod properties;
 mod resume;
 mod rooms;

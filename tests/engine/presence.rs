@@ -346,3 +346,36 @@ fn watches_are_bounded() {
         assert!(table.says("a", wrong).has(r#""code":107"#), "{wrong}");
     }
 }
+
+#[test]
+fn the_latest_activity_of_a_second_is_told_at_its_end() {
+    let mut table = Table::new();
+    for (conn, name) in [("a", "alice"), ("b", "bob")] {
+        table.has(conn, name);
+        table.joins(conn, "one");
+    }
+    table.passes(2_000).whatever();
+    let does = |table: &mut Table, kind: &str| {
+        table.says("a", &format!(r#"{{"type":"activity","room":"one","kind":"{kind}"}}"#)).only(&["b"])
+    };
+    assert!(does(&mut table, "typing").has(r#""kind":"typing""#));
+    for kind in ["reading", "typing", "active", "idle"] {
+        does(&mut table, kind).gives_nothing();
+    }
+    table.passes(999).only(&["b ~"]).gives_nothing();
+    assert_eq!(table.passes(1).only(&["b ~"]).lines(r#""kind":"idle""#).len(), 1);
+    // What was told already need not be told again.
+    does(&mut table, "active").gives_nothing();
+    does(&mut table, "idle").gives_nothing();
+    table.passes(2_000).only(&["b ~"]).gives_nothing();
+    // Who hides meanwhile, or is put out, is not spoken of.
+    assert!(does(&mut table, "typing").has(r#""kind":"typing""#));
+    does(&mut table, "reading").gives_nothing();
+    table.says("a", r#"{"type":"presence:set","status":"offline"}"#).whatever();
+    table.passes(2_000).only(&["b ~"]).gives_nothing();
+    table.says("a", r#"{"type":"presence:set","status":"online"}"#).whatever();
+    assert!(does(&mut table, "typing").has(r#""kind":"typing""#));
+    does(&mut table, "reading").gives_nothing();
+    table.closes("a").whatever();
+    table.passes(2_000).only(&["b ~"]).gives_nothing();
+}

@@ -25,7 +25,7 @@ fn what_left_memory_comes_back() {
     let mut bob = server.client("bob");
     assert_eq!(
         bob.hello["rooms"],
-        json!([{"room": "den", "seq": 6, "read": 2, "delivered": 2, "unread": 0, "role": "moderator"}])
+        json!([{"room": "den", "seq": 6, "read": 2, "delivered": 2, "unread": 1, "role": "moderator"}])
     );
     let since = json!({"epoch": bob.hello["epoch"], "seq": 4});
     let resumed = bob.ok(json!({"type": "room:subscribe", "room": "den", "since": since}));

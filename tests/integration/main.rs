@@ -30,6 +30,7 @@ mod inbox;
 mod limits;
 mod members;
 mod presence;
+mod presence_history;
 mod resume;
 mod ring;
 mod rooms;

@@ -94,6 +94,10 @@ fn run(seed: u64) -> Done {
     presence::calm_down(&mut world);
     let watches = presence::check_converged(&world);
     check_quiet(&mut world);
+    presence::check_kept(&world);
+    if seed.is_multiple_of(2) {
+        presence::check_lost(&mut world);
+    }
     if seed % 40 == 3 {
         // Long enough for the last attempt.
         world.run(world.now + 900_000);

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use antiphon::engine::presence::{Device, merge};
+use antiphon::engine::presence::{Cause, Device, merge};
 use antiphon::protocol::command::Status;
+use antiphon::protocol::ids::UserId;
 use serde_json::Value;
 
 use crate::World;
@@ -108,11 +109,11 @@ pub fn calm_down(world: &mut World) {
     }
 }
 
-/// Compares every watcher's view with the truth; tells how many views there were.
-pub fn check_converged(world: &World) -> u64 {
-    // Who finds no room may have left a half-open connection behind, of which only the server knows.
+/// What each user shows, by the devices whose connections stand. Nothing when nobody can tell: who finds
+/// no room may have left a half-open connection behind, of which only the server knows.
+fn truth(world: &World) -> Option<BTreeMap<&str, Status>> {
     if world.plan.limits.shard_connections_max < 100 {
-        return 0;
+        return None;
     }
     let mut devices: BTreeMap<&str, Vec<Device>> = BTreeMap::new();
     for (number, client) in world.clients.iter().enumerate() {
@@ -121,7 +122,12 @@ pub fn check_converged(world: &World) -> u64 {
             devices.entry(client.user.as_str()).or_default().push(Device { chosen, is_idle: false });
         }
     }
-    let truth: BTreeMap<&str, Status> = devices.into_iter().map(|(user, devices)| (user, merge(devices))).collect();
+    Some(devices.into_iter().map(|(user, devices)| (user, merge(devices))).collect())
+}
+
+/// Compares every watcher's view with the truth; tells how many views there were.
+pub fn check_converged(world: &World) -> u64 {
+    let Some(truth) = truth(world) else { return 0 };
     let status = |user: &str| truth.get(user).copied().unwrap_or(Status::Offline);
     let mut views = 0;
     for (number, client) in world.clients.iter().enumerate() {
@@ -145,6 +151,46 @@ pub fn check_converged(world: &World) -> u64 {
         }
     }
     views
+}
+
+/// What the store keeps of presence: the last transition of each user is the truth, and no transition
+/// came twice or was lost on the way, whatever became of the commits that carried them.
+pub fn check_kept(world: &World) {
+    let kept = &world.store.log.kept.presence;
+    let mut last: BTreeMap<&str, Status> = BTreeMap::new();
+    for ((user, ts), transition) in &kept.log {
+        let before = last.insert(user.as_str(), transition.status).unwrap_or(Status::Offline);
+        assert_ne!(before, transition.status, "P8: {user} at {ts} changes to what they were: {transition:?}");
+        let is_end = transition.status == Status::Offline;
+        assert!(!is_end || transition.cause.is_departure(), "P8: nobody went: {transition:?}");
+        assert!(is_end || transition.cause != Cause::ServerRestart, "P8: a restart brings nobody: {transition:?}");
+    }
+    for (user, (status, _)) in &kept.shown {
+        assert_eq!(last.get(user.as_str()), Some(status), "P8: {user} is shown otherwise than they last changed");
+    }
+    if let Some(truth) = truth(world) {
+        let shown = kept.shown.iter().map(|(user, (status, _))| (user.as_str(), *status)).collect();
+        let due: BTreeMap<&str, Status> = truth.into_iter().filter(|(_, status)| *status != Status::Offline).collect();
+        assert_eq!(due, shown, "P8: what the store shows is not who is here");
+    }
+}
+
+/// The server dies twice in a row: everybody who was here is offline once, for the restart.
+pub fn check_lost(world: &mut World) {
+    let count = |world: &World| world.store.log.kept.presence.log.len();
+    let shown: Vec<UserId> = world.store.log.kept.presence.shown.keys().cloned().collect();
+    let before = count(world);
+    world.crash();
+    assert_eq!(count(world), before + shown.len(), "P8: one transition for each user who was lost");
+    for user in &shown {
+        let kept = &world.store.log.kept.presence;
+        let (_, last) = kept.log.range((user.clone(), 0)..=(user.clone(), u64::MAX)).next_back().expect("was shown");
+        assert_eq!((last.status, last.cause), (Status::Offline, Cause::ServerRestart), "P8: {user}");
+        assert!(last.lost_ts.is_some_and(|lost_ts| lost_ts <= last.ts), "P8: {user}");
+    }
+    world.crash();
+    assert_eq!(count(world), before + shown.len(), "P8: the second restart lost nobody");
+    assert!(world.store.log.kept.presence.shown.is_empty(), "P8: nobody has come yet");
 }
 
 fn check_room(world: &World, number: usize, room: &str, seen: &RoomView, status: &dyn Fn(&str) -> Status) {

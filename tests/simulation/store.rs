@@ -122,7 +122,7 @@ impl Store {
 
     /// The process dies and a new one opens the log: what was not committed is gone; a commit that
     /// was under way may have made it or not.
-    pub fn crash(&mut self, checker: &mut Checker, dice: &mut Dice) {
+    pub fn crash(&mut self, checker: &mut Checker, dice: &mut Dice, now: u64) {
         self.queue.clear();
         self.held = None;
         self.is_degraded = false;
@@ -135,6 +135,6 @@ impl Store {
             checker.inboxes.on_changes(&decided.inbox);
             checker.on_rows(&self.log, changes);
         }
-        self.log.reopen();
+        self.log.reopen(now);
     }
 }

@@ -506,7 +506,7 @@ impl World {
             self.kill(link);
         }
         self.shards.clear();
-        self.store.crash(&mut self.checker, &mut self.dice);
+        self.store.crash(&mut self.checker, &mut self.dice, self.now);
         self.start_server();
     }
 }

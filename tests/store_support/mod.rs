@@ -137,7 +137,9 @@ impl Store {
         self.log.submit(vec![append]).unwrap();
         loop {
             let batch = self.batch();
-            if let Some(Outcome { result, .. }) = batch.outcomes[0].iter().find(|outcome| outcome.token == token) {
+            if let Some(Outcome { result, .. }) =
+                batch.outcomes.iter().take(1).flatten().find(|outcome| outcome.token == token)
+            {
                 return result.clone();
             }
         }

@@ -85,7 +85,9 @@ impl TestLog {
     }
 
     /// A new process opens the same log.
-    pub fn reopen(&mut self) {
+    pub fn reopen(&mut self, now: UnixMillis) {
+        let end = self.kept.end();
+        self.kept.presence.settle(now, end.ts);
         self.sequencer = Sequencer::new(self.config.clone(), self.kept.end());
         for row in self.kept.rows.iter().rev() {
             if let (Some(author), Some(client_id)) = (&row.author, &row.client_id) {
@@ -110,6 +112,9 @@ impl TestLog {
             }
             Query::Tallies(of) => Page::Tallies(of.iter().map(|(room, seq)| self.kept.tally(*room, *seq)).collect()),
             Query::History { .. } => self.history(query),
+            Query::PresenceHistory(ask) => Page::PresenceHistory(self.kept.presence.history(ask)),
+            // Numbers for the operator are the database's own.
+            Query::PresenceAnalytics { .. } => Page::PresenceAnalytics(Box::default()),
             Query::DeadLetters { filter, after, limit } => {
                 let fits = self.kept.letters.values().filter(|letter| letter.id > *after && filter.fits(letter));
                 let mut letters: Vec<_> = fits.cloned().collect();

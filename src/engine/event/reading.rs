@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::{Restricted, ShardId, Token};
 use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
+use crate::engine::presence::history::{Analytics, Ask, History};
 use crate::engine::tally::Tally;
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UnixMillis, UserId};
@@ -56,6 +57,15 @@ pub enum Query {
         after: Option<UserId>,
         /// At most so many.
         limit: u32,
+    },
+    /// What was seen of a user's presence.
+    PresenceHistory(Ask),
+    /// Presence in numbers: the last so many hours, the last days and months.
+    PresenceAnalytics {
+        /// The present moment.
+        now: UnixMillis,
+        /// How many hours.
+        hours: u32,
     },
     /// Dead letters by number, ascending, those after `after`.
     DeadLetters {
@@ -128,6 +138,10 @@ pub enum Page {
         /// There is more.
         more: bool,
     },
+    /// For [`Query::PresenceHistory`].
+    PresenceHistory(History),
+    /// For [`Query::PresenceAnalytics`].
+    PresenceAnalytics(Box<Analytics>),
     /// For [`Query::DeadLetters`].
     DeadLetters {
         /// Ascending by number.

@@ -28,6 +28,12 @@ impl Shard {
                 self.admin_reply(token, Ok(AdminAnswer::Presence(count)));
                 Ok(())
             }
+            AdminAct::PresenceDevices => {
+                let classes = self.count_devices();
+                self.admin_reply(token, Ok(AdminAnswer::PresenceDevices(classes)));
+                Ok(())
+            }
+            AdminAct::PresenceAnalytics { hours } => self.ask_analytics(token, *hours),
             AdminAct::Revoke(revocation) => self.revoke(token, revocation.clone()),
             AdminAct::Dead(act) => self.admin_dead(token, act.clone()),
             AdminAct::DeadLetters { filter, after, limit } => self.admin_dead_letters(token, filter, *after, *limit),

@@ -286,6 +286,7 @@ impl Shard {
                 self.cx.ok(call.conn, call.id.as_ref(), |out| field_integer(out, "item", committed.seq));
             }
             (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
+            (Waiting::PresenceNews, result) => self.on_news_answered(result.as_ref().err()),
             (Waiting::InboxTakeAway { user, items }, Err(_)) => self.on_not_taken_away(&user, &items),
             (Waiting::InboxUpkeep | Waiting::InboxTakeAway { .. }, _) => {}
             (Waiting::AdminNotify { token }, Ok(committed)) => {
@@ -322,6 +323,8 @@ impl Shard {
                 | Waiting::History { .. }
                 | Waiting::Members { .. }
                 | Waiting::Rooms { .. }
+                | Waiting::PresenceHistory { .. }
+                | Waiting::AdminAnalytics { .. }
                 | Waiting::Check { .. }
                 | Waiting::AdminDeadLetters { .. }
                 | Waiting::Refresh { .. },

@@ -148,6 +148,9 @@ impl Shard {
             Command::PresenceSubscribe(of) => self.on_presence_subscribe(conn, id, of),
             Command::PresenceUnsubscribe(of) => self.on_presence_unsubscribe(conn, id, of),
             Command::PresenceGet { users } => self.on_presence_get(conn, id, users),
+            Command::PresenceHistory { user, from, to, limit } => {
+                self.on_presence_history(conn, id, user, (*from, *to), *limit)
+            }
             Command::Activity { room, kind } => self.on_activity(conn, id, *room, *kind),
         }
     }

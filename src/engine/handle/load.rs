@@ -18,7 +18,7 @@ use super::super::sync;
 use super::super::users::{Standing, UserIdx, Waiter};
 use super::Waiting;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
-use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq};
+use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq, UnixMillis};
 
 impl Shard {
     /// Starts loading a room, or joins those who wait for it.
@@ -65,6 +65,13 @@ impl Shard {
             }
             (Waiting::AdminDeadLetters { token }, result) => self.on_dead_letters(token, result),
             (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
+            (Waiting::PresenceHistory { call }, Ok(Page::PresenceHistory(history))) => {
+                self.on_presence_history_page(&call, &history);
+            }
+            (Waiting::AdminAnalytics { token }, Ok(Page::PresenceAnalytics(analytics))) => {
+                self.on_analytics(token, Ok(analytics));
+            }
+            (Waiting::AdminAnalytics { token }, result) => self.on_analytics(token, Err(as_refusal(result))),
             (Waiting::Check { call, checks }, Ok(Page::Tallies(tallies))) => {
                 self.on_tallies(&call, checks, &tallies);
             }
@@ -73,6 +80,7 @@ impl Shard {
                 | Waiting::History { call, .. }
                 | Waiting::Members { call }
                 | Waiting::Rooms { call }
+                | Waiting::PresenceHistory { call }
                 | Waiting::Check { call, .. },
                 result,
             ) => {
@@ -93,6 +101,7 @@ impl Shard {
                 | Waiting::InboxAck { .. }
                 | Waiting::InboxTakeAway { .. }
                 | Waiting::InboxUpkeep
+                | Waiting::PresenceNews
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "a read reply answers a read"),
@@ -242,7 +251,11 @@ impl Shard {
                 }
             }
         }
-        self.presence.passed.retain(|_, at| *at + super::presence::PASSED_MS > now);
+        let is_needed = |at: UnixMillis| at + super::presence::PASSED_MS > now;
+        self.presence.passed.retain(|_, passed| is_needed(passed.at) || passed.held.is_some());
+        if self.presence.recorder.is_silent(now) {
+            self.tell_store();
+        }
         for room in self.rooms.idle_since(before) {
             self.rooms.remove(room);
         }

@@ -14,6 +14,7 @@ mod membership;
 mod message;
 mod presence;
 pub(super) mod presence_gather;
+mod presence_history;
 mod presence_mesh;
 mod session;
 mod subscribe;
@@ -62,6 +63,12 @@ pub enum Waiting {
     InboxTakeAway { user: UserId, items: Box<[ItemId]> },
     /// Attempts, dead letters and what needs no answer; nobody waits.
     InboxUpkeep,
+    /// What is to be kept of presence; nobody waits.
+    PresenceNews,
+    /// A page of transitions; the connection is parked.
+    PresenceHistory { call: Call },
+    /// Presence in numbers, for the admin API.
+    AdminAnalytics { token: Token },
     /// A user's memberships.
     User(UserIdx),
     /// A room; waiters are in `Shard::loading`.
@@ -92,6 +99,7 @@ impl Waiting {
             | Self::Resume(Resume { call, .. })
             | Self::History { call, .. }
             | Self::Members { call }
+            | Self::PresenceHistory { call }
             | Self::Rooms { call }
             | Self::Check { call, .. }
             | Self::Notify { call }
@@ -100,10 +108,12 @@ impl Waiting {
             Self::AdminPublish { .. }
             | Self::AdminRevoke { .. }
             | Self::AdminNotify { .. }
+            | Self::AdminAnalytics { .. }
             | Self::AdminDead { .. }
             | Self::AdminDeadLetters { .. }
             | Self::InboxTakeAway { .. }
             | Self::InboxUpkeep
+            | Self::PresenceNews
             | Self::User(_)
             | Self::Room(_) => None,
         }

@@ -4,7 +4,7 @@ use super::super::auth::Want;
 use super::super::cx::Cx;
 use super::super::event::{Class, ConnKey, Frames, MeshMessage, Output, PresenceCount};
 use super::super::presence::mail::Mail;
-use super::super::presence::{Cause, Device, DevicePresence, Ghost, merge};
+use super::super::presence::{Cause, Device, DevicePresence, Ghost, Passed, merge};
 use super::super::session::{Session, State};
 use super::super::shard::Shard;
 use super::super::timers::Timer;
@@ -13,7 +13,7 @@ use super::batch::conflation_key;
 use crate::protocol::command::{Activity, CommandId, Status};
 use crate::protocol::encode::{field_integer, field_string, string};
 use crate::protocol::error::{CloseCode, Refusal};
-use crate::protocol::ids::RoomKey;
+use crate::protocol::ids::{DeviceId, RoomKey};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -24,6 +24,14 @@ pub(super) const PASSED_MS: u64 = 1_000;
 const ACTIVITY_KEY: u64 = 1 << 63;
 
 impl Shard {
+    /// Something happened on this device of the user: they are to be looked at at the next tick.
+    pub(super) fn note_presence(&mut self, user: UserIdx, cause: Cause, device: DeviceId) {
+        self.mark_presence(user, false);
+        if let Some(dirty) = self.presence.dirty.get_mut(&user) {
+            dirty.noted = Some((cause, device));
+        }
+    }
+
     /// The user is to be looked at at the next tick.
     pub(super) fn mark_presence(&mut self, user: UserIdx, is_forced: bool) {
         if self.presence.dirty.is_empty() {
@@ -38,10 +46,11 @@ impl Shard {
         let presence = &mut self.users.get_mut(session.user).presence;
         if let Some(ghost) = presence.end_ghosts(|ghost| ghost.device == session.device) {
             session.presence.chosen = ghost.presence.chosen;
+            session.presence.began = ghost.presence.began;
         }
         session.presence.active_at = self.cx.now;
-        let user = session.user;
-        self.mark_presence(user, false);
+        let (user, device) = (session.user, session.device.clone());
+        self.note_presence(user, Cause::Connect, device);
     }
 
     /// A session is over. Its device still counts for a while, unless the server put it out.
@@ -59,6 +68,11 @@ impl Shard {
                 | CloseCode::TooManyErrors
                 | CloseCode::RateLimited,
             ) => Cause::Kicked,
+            Some(CloseCode::Replaced) => Cause::Replaced,
+            Some(CloseCode::TokenExpired) => Cause::Expired,
+            Some(CloseCode::Draining) => Cause::Drain,
+            // It was asked to go.
+            None if session.state == State::Draining => Cause::Drain,
             _ => Cause::Timeout,
         };
         let now = self.cx.now;
@@ -67,12 +81,15 @@ impl Shard {
         presence.cause = cause;
         presence.seen_at = now;
         if cause != Cause::Kicked && grace_ms > 0 {
-            let ghost = Ghost { device: session.device.clone(), presence: session.presence, until: now + grace_ms };
+            let device = session.device.clone();
+            let ghost = Ghost { device, presence: session.presence, cause, until: now + grace_ms };
             presence.end_ghosts(|other| other.device == ghost.device);
             presence.more.get_or_insert_default().ghosts.push(ghost);
             self.timers.set(now + grace_ms, Timer::Grace(session.user));
+        } else {
+            self.record_session(&session.device, now.saturating_sub(session.presence.began));
         }
-        self.mark_presence(session.user, false);
+        self.note_presence(session.user, cause, session.device.clone());
     }
 
     pub(super) fn on_grace_over(&mut self, user: UserIdx) {
@@ -81,8 +98,20 @@ impl Shard {
         }
         let now = self.cx.now;
         // Perhaps another user by now; then there is nothing that has ended.
-        if self.users.get_mut(user).presence.end_ghosts(|ghost| ghost.until <= now).is_some() {
-            self.mark_presence(user, false);
+        self.lay_ghosts(user, |ghost| ghost.until <= now);
+    }
+
+    /// These devices count no longer.
+    pub(super) fn lay_ghosts(&mut self, user: UserIdx, is_over: impl Fn(&Ghost) -> bool) {
+        let grace_ms = u64::from(self.cx.limits.grace_ms);
+        let presence = &mut self.users.get_mut(user).presence;
+        for ghost in presence.ghosts().iter().filter(|ghost| is_over(ghost)) {
+            let went_at = ghost.until.saturating_sub(grace_ms);
+            self.presence.recorder.end_session(&ghost.device, went_at.saturating_sub(ghost.presence.began));
+        }
+        if let Some(last) = presence.end_ghosts(is_over) {
+            self.arm_recorder(u64::from(self.cx.limits.presence_tick_ms));
+            self.note_presence(user, last.cause, last.device);
         }
     }
 
@@ -92,8 +121,8 @@ impl Shard {
         session.presence.active_at = self.cx.now;
         session.presence.activity = Activity::Active;
         if std::mem::replace(&mut session.presence.is_idle, false) {
-            let user = session.user;
-            self.mark_presence(user, false);
+            let (user, device) = (session.user, session.device.clone());
+            self.note_presence(user, Cause::Active, device);
             self.arm(conn);
         }
     }
@@ -115,7 +144,7 @@ impl Shard {
     ) -> Result<(), Refusal> {
         let Some(session) = self.sessions.get_mut(conn) else { return Ok(()) };
         session.presence.chosen = status;
-        let user = session.user;
+        let (user, device) = (session.user, session.device.clone());
         let presence = &mut self.users.get_mut(user).presence;
         let is_news = custom.is_some_and(|custom| presence.custom().unwrap_or_default() != custom);
         if is_news {
@@ -124,6 +153,7 @@ impl Shard {
             presence.end_ghosts(|_| false);
         }
         self.mark_presence(user, is_news);
+        self.note_presence(user, Cause::Set, device);
         let shown = self.merged(user);
         self.cx.ok(conn, id, |out| {
             field_string(out, "status", status.as_str());
@@ -165,22 +195,33 @@ impl Shard {
             session.presence.active_at = now;
         }
         if session.presence.is_idle != before.is_idle {
-            let user = session.user;
-            self.mark_presence(user, false);
+            let (user, device) = (session.user, session.device.clone());
+            self.note_presence(user, if before.is_idle { Cause::Active } else { Cause::Idle }, device);
             self.arm(conn);
         }
     }
 
-    /// Tells a room, unless it was told something of this user a moment ago, or may not know of them.
+    /// Tells a room, unless it may not know of the user. When it was told something of them a moment
+    /// ago, the latest waits for its time, if it is anything else.
     fn pass_on(&mut self, conn: ConnKey, room: &str, key: RoomKey, kind: Activity) {
         let Some(user) = self.sessions.get(conn).map(|session| session.user) else { return };
         let now = self.cx.now;
-        let is_soon = self.presence.passed.get(&(user, key)).is_some_and(|at| now < *at + PASSED_MS);
-        if is_soon || self.merged(user) == Status::Offline {
+        if self.merged(user) == Status::Offline {
             self.cx.stats.activities_held += 1;
             return;
         }
-        self.presence.passed.insert((user, key), now);
+        if let Some(passed) = self.presence.passed.get_mut(&(user, key))
+            && now < passed.at + PASSED_MS
+        {
+            self.cx.stats.activities_held += 1;
+            let held = (kind != passed.kind).then_some((conn, kind));
+            if passed.held.is_none() && held.is_some() {
+                self.timers.set(passed.at + PASSED_MS, Timer::Activity(user, key));
+            }
+            passed.held = held;
+            return;
+        }
+        self.presence.passed.insert((user, key), Passed { at: now, kind, held: None });
         self.cx.stats.activities_passed += 1;
         let name = self.users.get(user).name.clone();
         let frame = Cx::frame(|out| {
@@ -196,6 +237,20 @@ impl Shard {
         if self.cx.shards > 1 {
             let mail = Arc::new(Mail::Activity { room: key, frame, key: conflation });
             self.cx.out.list.push(Output::Mesh(MeshMessage::Presence { from: self.cx.shard, mail }));
+        }
+    }
+
+    /// An activity has waited long enough, if it is still true and allowed.
+    pub(super) fn on_activity_timer(&mut self, user: UserIdx, key: RoomKey) {
+        let now = self.cx.now;
+        let due = self.presence.passed.get_mut(&(user, key)).filter(|passed| passed.at + PASSED_MS <= now);
+        let Some((conn, kind)) = due.and_then(|passed| passed.held.take()) else { return };
+        let Some(room) = self.rooms.find_key(key) else { return };
+        let is_theirs = self.sessions.get(conn).is_some_and(|session| session.user == user);
+        let want = if kind == Activity::Typing { Want::Write } else { Want::Read };
+        if is_theirs && self.check_right(conn, room, want).is_ok() {
+            let name = self.rooms.get(room).name.clone();
+            self.pass_on(conn, name.as_str(), key, kind);
         }
     }
 

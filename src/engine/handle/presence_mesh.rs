@@ -173,6 +173,9 @@ impl Shard {
         let active_at = open.map(|session| session.presence.active_at).max();
         self.presence.clock += 1;
         self.cx.stats.presence_changes += 1;
+        if status != before {
+            self.record_change(idx, status, dirty.noted.as_ref());
+        }
         let presence = &mut self.users.get_mut(idx).presence;
         presence.version = self.presence.clock;
         presence.shown = status;

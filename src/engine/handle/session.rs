@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::super::auth::Want;
 use super::super::event::{Claims, Class, ConnKey, Note, Opening, Output, Query, Revocation, Token};
+use super::super::presence::Cause;
 use super::super::session::{Session, State, Step};
 use super::super::shard::Shard;
 use super::super::timers::Timer;
@@ -197,6 +198,8 @@ impl Shard {
                 Timer::PresenceTick => self.on_presence_tick(),
                 Timer::PresenceCounts => self.on_presence_counts(),
                 Timer::PresenceProbe => self.on_presence_probe(),
+                Timer::Activity(user, room) => self.on_activity_timer(user, room),
+                Timer::PresenceRecord => self.on_record_timer(),
                 Timer::Gather(gather) => self.on_gather_late(gather),
                 Timer::Inbox(user) => self.on_inbox_timer(user, due),
                 Timer::Sweep => {
@@ -221,8 +224,8 @@ impl Shard {
         let idle_at = session.presence.active_at + u64::from(self.cx.limits.idle_after_ms);
         if !session.presence.is_idle && idle_at <= now {
             session.presence.is_idle = true;
-            let user = session.user;
-            self.mark_presence(user, false);
+            let (user, device) = (session.user, session.device.clone());
+            self.note_presence(user, Cause::Idle, device);
         }
         let Some(session) = self.sessions.get_mut(conn) else { return };
         if session.ping_at <= now {
@@ -336,6 +339,7 @@ impl Shard {
         for conn in conns {
             self.end(conn, Some((CloseCode::Draining, "the server is being stopped".into())));
         }
+        self.record_the_end();
     }
 
     /// True when `conn` has had its `hello`.

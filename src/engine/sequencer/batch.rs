@@ -13,6 +13,7 @@ use crate::engine::event::{
     RoomRun, ShardId, Token,
 };
 use crate::engine::inbox::InboxChange;
+use crate::engine::presence::history::News;
 use crate::engine::stages::Stamps;
 use crate::protocol::encode::{EventKind, LoggedEvent, frame_text};
 use crate::protocol::error::Refusal;
@@ -116,6 +117,8 @@ pub struct Decided {
     pub revocations: Vec<Revocation>,
     /// Changes of inboxes, in order.
     pub inbox: Vec<InboxChange>,
+    /// What is to be kept of presence, in order.
+    pub presence: Vec<Arc<News>>,
     /// What is done with dead letters, in order. Items that die are in `inbox`.
     pub dead: Vec<DeadChange>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
@@ -137,6 +140,7 @@ impl Decided {
             reactions: Vec::new(),
             revocations: Vec::new(),
             inbox: Vec::new(),
+            presence: Vec::new(),
             dead: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
@@ -149,6 +153,7 @@ impl Decided {
             && self.cursors.is_empty()
             && self.revocations.is_empty()
             && self.inbox.is_empty()
+            && self.presence.is_empty()
             && self.dead.is_empty()
     }
 

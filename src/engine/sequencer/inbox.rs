@@ -193,7 +193,8 @@ impl<F: Facts> Turn<'_, F> {
             priority: cause.priority,
             ttl_ms: None,
             from: Some(cause.by.clone()),
-            covers: Some((cause.room, cause.seq)),
+            // Who comes into a room has read it up to the coming; an invitation goes with what they read then.
+            covers: Some((cause.room, cause.seq + u64::from(cause.name == "invitation"))),
         })?;
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::engine::dead::{DeadChange, DeadFilter, DeadKind, DeadLetter, LetterId
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, Revocation, RoomRow};
 use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
+use crate::engine::presence::kept::KeptPresence;
 use crate::engine::tally::Tally;
 use crate::protocol::encode::EventKind;
 use crate::protocol::ids::{DeviceId, Position, Priority, Role, RoomKey, RoomName, Seq, UnixMillis, UserId};
@@ -74,6 +75,8 @@ pub struct MemoryLog {
     pub last_letter: LetterId,
     /// The highest number of an item so far.
     pub last_item: ItemId,
+    /// What is kept of presence.
+    pub presence: KeptPresence,
 }
 
 impl MemoryLog {
@@ -144,6 +147,7 @@ impl MemoryLog {
             assert_eq!(row.count as usize, count, "reactions are counted");
         }
         self.revocations.extend(decided.revocations.iter().cloned());
+        decided.presence.iter().for_each(|news| self.presence.apply(news));
         decided.inbox.iter().for_each(|change| self.apply_inbox(change, decided.ts));
         for change in &decided.dead {
             match change {

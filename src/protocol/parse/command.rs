@@ -31,6 +31,8 @@ const SYNC_ROOMS_MAX: usize = 256;
 /// Each may cost a reader a walk of up to 63 entries.
 const SYNC_HASHES_MAX: usize = 32;
 const PRESENCE_USERS_MAX: usize = 1_000;
+const TRANSITIONS_MAX: u32 = 500;
+const TRANSITIONS_DEFAULT: u32 = 100;
 const CUSTOM_CHARS_MAX: usize = 128;
 const ACK_ITEMS_MAX: usize = 1_000;
 const LIST_MAX: u32 = 100;
@@ -112,6 +114,7 @@ pub(super) fn read<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         "presence:subscribe" => Ok(Command::PresenceSubscribe(presence_of(frame)?)),
         "presence:unsubscribe" => Ok(Command::PresenceUnsubscribe(presence_of(frame)?)),
         "presence:get" => Ok(Command::PresenceGet { users: presence_users(frame)? }),
+        "presence:history" => presence_history(frame),
         "activity" => Ok(Command::Activity {
             room: frame.name("room", RoomName::is_valid, RoomName::bad())?,
             kind: required("kind", frame.word("kind", Activity::parse, "typing, reading, idle, active")?)?,
@@ -271,6 +274,16 @@ fn presence_of<'s>(frame: Object<'_, 's>) -> Result<PresenceOf<'s>, Refusal> {
 fn presence_users<'s>(frame: Object<'_, 's>) -> Result<Vec<&'s str>, Refusal> {
     let users = frame.users("users", PRESENCE_USERS_MAX)?;
     if users.is_empty() { Err(bad("users must name 1 to 1000 users")) } else { Ok(users) }
+}
+
+fn presence_history<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
+    let user = required("user", frame.user("user")?)?;
+    let from = frame.integer("from", 0, SEQ_MAX)?.unwrap_or(0);
+    let to = frame.integer("to", 0, SEQ_MAX)?;
+    if to.is_some_and(|to| to < from) {
+        return Err(bad("to must not be before from"));
+    }
+    Ok(Command::PresenceHistory { user, from, to, limit: frame.limit(TRANSITIONS_MAX, TRANSITIONS_DEFAULT)? })
 }
 
 fn priority(frame: Object<'_, '_>) -> Result<Priority, Refusal> {
