@@ -36,4 +36,5 @@ mod ring;
 mod rooms;
 mod slow;
 mod start;
+mod timing;
 mod tokens;
