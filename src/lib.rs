@@ -7,6 +7,7 @@
 //! back through [`engine`] and [`shard`] to the sockets. Beside it: [`control`] (admin API, metrics).
 
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod engine;

@@ -122,6 +122,7 @@ fn the_breaker_opens_refuses_probes_and_closes() {
     store.submit(vec![numbered(key, "alice", 9)]);
     let refused = store.batch();
     assert_degraded(refused.outcomes[0][0].result.as_ref().unwrap_err());
+    assert!(!refused.stamps.are_known(), "nothing was tried");
     assert_eq!(store.page_head("a"), 1);
     assert!(matches!(store.event(), StoreEvent::Degraded(false)));
     assert_eq!(store.running().stats().failures, 5);

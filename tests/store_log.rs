@@ -4,6 +4,7 @@
 
 mod store_support;
 
+use antiphon::clock::now_us;
 use antiphon::engine::event::{Audience, Entry, Page, Query, Revocation, StoreEvent};
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::error::ErrorCode;
@@ -38,6 +39,32 @@ fn a_message_is_numbered_committed_told_to_every_shard_and_read_back() {
     );
     assert_eq!(&json[entries[0].span.start as usize..entries[0].span.end as usize], joined);
     assert_eq!(&json[entries[1].span.start as usize..entries[1].span.end as usize], created);
+    store.stop();
+}
+
+#[test]
+fn a_batch_says_when_it_passed_where() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let key = store.committed(join("general", "alice")).room;
+    let mut end_us = 0;
+    for n in 0..20 {
+        let submitted_us = now_us();
+        store.submit(vec![numbered(key, "alice", n)]);
+        let stamps = store.batch().stamps;
+        let heard_us = now_us();
+        assert!(stamps.are_known());
+        let path = [submitted_us, stamps.taken_us, stamps.began_us, stamps.committed_us, stamps.published_us, heard_us];
+        assert!(path.is_sorted(), "{path:?}");
+        assert!(stamps.taken_us >= end_us, "one batch after the other");
+        end_us = stamps.published_us;
+    }
+    // Two lists at once: what the writer finds waiting has waited since before.
+    store.submit(vec![numbered(key, "bob", 1)]);
+    store.submit(vec![numbered(key, "bob", 2)]);
+    let first = store.batch();
+    let last = if first.outcomes[0].len() == 2 { first.clone() } else { store.batch() };
+    assert!(last.stamps.began_us >= first.stamps.began_us && last.stamps.taken_us >= end_us);
     store.stop();
 }
 

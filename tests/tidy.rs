@@ -129,9 +129,9 @@ fn rooms_import_what_they_may() {
         ("protocol", &[]),
         ("engine", &["protocol"]),
         ("gateway", &["engine", "protocol"]),
-        ("store", &["engine", "protocol"]),
+        ("store", &["engine", "protocol", "clock"]),
         ("control", &["engine", "protocol", "config", "exit"]),
-        ("shard", &["engine", "protocol", "gateway", "store"]),
+        ("shard", &["engine", "protocol", "gateway", "store", "clock"]),
         ("config", &["engine", "protocol", "exit"]),
     ];
     let mut faults = Faults::default();

@@ -22,7 +22,7 @@ pub struct Sight {
     pub threads: u64,
     /// Bytes that wait for clients that do not read; 0 without `--control`.
     pub held_bytes: u64,
-    /// 99th percentile of the time from a shard's wake-up call to its turn since the last look, the
+    /// 99th percentile of the time from a shard's wake-up call to its turn in the last 30 to 60 s, the
     /// worst shard's, microseconds; likewise.
     pub wake_p99_us: u64,
 }

@@ -295,7 +295,7 @@ section! {
     ring "Network ring" RingSettings RingFlags RingFile {
         /// Operations queued before a system call becomes necessary; a power of two
         entries: u32 = "1024" in 16 to 32768, "ring-entries" "ANTIPHON_RING_ENTRIES" [hide_short_help = true];
-        /// Receive buffers of a shard; a power of two
+        /// Receive buffers of a shard, at most; a power of two
         buffers: u32 = "1024" in 16 to 32768, "ring-buffers" "ANTIPHON_RING_BUFFERS" [hide_short_help = true];
         /// Size of a receive buffer, bytes
         buffer_bytes: u32 = "2048" in 512 to 65536, "ring-buffer-bytes" "ANTIPHON_RING_BUFFER_BYTES" [hide_short_help = true];

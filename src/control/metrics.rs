@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use super::Context;
 use super::reply::Failure;
 use super::snapshot::Snapshot;
+use crate::engine::stages::BUCKETS_US;
 use crate::engine::stats::{Kind, LatencySummary, Reading, Stats};
 use crate::protocol::error::{ErrorCode, Refusal};
 
@@ -76,6 +77,10 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
 fn shard_label(shard: usize) -> (&'static str, String) {
     ("shard", shard.to_string())
 }
@@ -122,13 +127,52 @@ impl Snapshot {
             self.answered().flat_map(row).collect::<Vec<_>>()
         };
         let gauge = |name: &str, help| Family { name: name.to_owned(), help, kind: Kind::Gauge };
-        gauge("antiphon_wake_latency_us", "Microseconds from a wake-up call to the shard's next turn.")
-            .write(encoder, shards(|s| s.wake_latency))?;
-        gauge("antiphon_turn_time_us", "Microseconds of a turn.").write(encoder, shards(|s| s.turn_time))?;
-        gauge("antiphon_store_commit_time_us", "Microseconds of a commit, fsync included.")
+        gauge(
+            "antiphon_wake_latency_us",
+            "Microseconds from a wake-up call to the shard's next turn, in the last 30 to 60 s.",
+        )
+        .write(encoder, shards(|s| s.wake_latency))?;
+        gauge("antiphon_turn_time_us", "Microseconds of a turn, in the last 30 to 60 s.")
+            .write(encoder, shards(|s| s.turn_time))?;
+        gauge("antiphon_store_commit_time_us", "Microseconds of a commit, fsync included, since start.")
             .write(encoder, quantiles(self.store.commit_time, None))?;
-        gauge("antiphon_store_read_time_us", "Microseconds of a question to the store, without its wait.")
+        gauge("antiphon_store_read_time_us", "Microseconds of a question to the store, without its wait, since start.")
             .write(encoder, quantiles(self.store.read_time, None))
+    }
+
+    fn write_stages(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let of_shard = |shard: usize, stage: &'static str| vec![("stage", stage.to_owned()), shard_label(shard)];
+        let rows = self.answered().flat_map(|(shard, stats)| {
+            stats.stages.iter().flat_map(move |(stage, time)| {
+                quantiles(time.recent, None).into_iter().map(move |(quantile, us)| {
+                    let labels: Labels = of_shard(shard, stage).into_iter().chain(quantile).collect();
+                    (labels, us)
+                })
+            })
+        });
+        let help = "Microseconds of a stage on the way of messages, in the last 30 to 60 s.";
+        Family { name: "antiphon_stage_us".to_owned(), help, kind: Kind::Gauge }.write(encoder, rows)?;
+        let help = "Seconds of a stage on the way of messages, since start";
+        let mut family = encoder.encode_descriptor("antiphon_stage_seconds", help, None, MetricType::Histogram)?;
+        for (shard, stats) in self.answered() {
+            for (stage, time) in stats.stages.iter() {
+                let within: u64 = time.buckets.iter().sum();
+                let buckets: Vec<(f64, u64)> = BUCKETS_US
+                    .iter()
+                    .zip(time.buckets)
+                    .map(|(bound, count)| (seconds(*bound), count))
+                    // The format's word for "longer than all bounds".
+                    .chain([(f64::INFINITY, time.total_count.saturating_sub(within))])
+                    .collect();
+                family.encode_family(&of_shard(shard, stage))?.encode_histogram::<NoLabelSet>(
+                    seconds(time.sum_us),
+                    time.total_count,
+                    &buckets,
+                    None,
+                )?;
+            }
+        }
+        Ok(())
     }
 
     fn write_process(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
@@ -169,6 +213,7 @@ impl Collector for Snapshot {
         self.write_shards(&mut encoder)?;
         self.write_tables(&mut encoder)?;
         self.write_latencies(&mut encoder)?;
+        self.write_stages(&mut encoder)?;
         self.write_process(&mut encoder)
     }
 }

@@ -11,6 +11,7 @@ use super::ports::{AdminResult, Answer, Ready};
 use super::*;
 use crate::engine::event::{AdminAct, AdminAnswer, Committed, PresenceCount, Revocation, ShardId};
 use crate::engine::shard_of;
+use crate::engine::stages::Stage;
 use crate::engine::stats::{Stats, StoreStats};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{RoomKey, UserId};
@@ -92,6 +93,10 @@ impl Cluster for Fake {
         }
         let mut stats = Stats { connections: 10 + u64::from(shard.0), acks: 5, ..Stats::default() };
         stats.errors.count(ErrorCode::Busy);
+        for us in [90, 700, 3_000_000] {
+            stats.stages.get_mut(Stage::Commit).count(us);
+        }
+        stats.stages.get_mut(Stage::Commit).recent.p99_us = 640;
         let _ = answer.send(stats);
         later
     }
@@ -228,6 +233,8 @@ fn stats_name_a_shard_that_does_not_answer() {
     let stats = up.admin("GET", "/admin/stats", "").json();
     assert_eq!(stats["shards"][0]["connections"], 10);
     assert_eq!(stats["shards"][0]["errors"], json!({"busy": 1}));
+    assert_eq!(stats["shards"][0]["stages"]["commit"]["total_count"], 3);
+    assert_eq!(stats["shards"][0]["stages"]["commit"]["p99_us"], 640);
     assert_eq!(stats["shards"][1], json!({"shard": 1, "answered": false}));
     assert_eq!(stats["store"]["position"], 1234);
     let metrics = up.send("GET", "/metrics", "", "").body;
@@ -247,6 +254,16 @@ fn metrics_hold_every_number() {
         "antiphon_errors_total{shard=\"0\",code=\"conflict\"} 0",
         "antiphon_commands_total{shard=\"1\",type=\"message:send\"} 0",
         "antiphon_wake_latency_us{shard=\"0\",quantile=\"0.99\"} 0",
+        "# TYPE antiphon_stage_us gauge",
+        "antiphon_stage_us{stage=\"commit\",shard=\"0\",quantile=\"0.99\"} 640",
+        "antiphon_stage_us{stage=\"fanout_queue\",shard=\"1\",quantile=\"1\"} 0",
+        "# TYPE antiphon_stage_seconds histogram",
+        "antiphon_stage_seconds_sum{stage=\"commit\",shard=\"1\"} 3.00079",
+        "antiphon_stage_seconds_count{stage=\"commit\",shard=\"1\"} 3",
+        "antiphon_stage_seconds_bucket{le=\"0.0001\",stage=\"commit\",shard=\"1\"} 1",
+        "antiphon_stage_seconds_bucket{le=\"0.001\",stage=\"commit\",shard=\"1\"} 2",
+        "antiphon_stage_seconds_bucket{le=\"+Inf\",stage=\"commit\",shard=\"1\"} 3",
+        "antiphon_stage_seconds_count{stage=\"total\",shard=\"1\"} 0",
         "antiphon_store_position 1234",
         "antiphon_store_batches_total 7",
         "antiphon_ready 1",

@@ -24,6 +24,8 @@ pub(super) struct Cx {
     pub limits: Arc<Limits>,
     /// Time of the call.
     pub now: UnixMillis,
+    /// Monotonic time of the turn at hand, for `timing` alone; 0 where nobody says it.
+    pub clock_us: u64,
     /// Last log position applied here.
     pub position: Position,
     /// Every committed message is to be noted in the log (TRACE).

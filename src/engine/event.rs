@@ -23,6 +23,7 @@ use super::consistency::Witness;
 use super::dead::{DeadAct, DeadFilter, DeadLetter, LetterId};
 use super::inbox::{InboxChange, ItemId, NewItem};
 use super::presence::history::{Analytics, News};
+use super::stages::Stamps;
 use super::tally::Tally;
 use crate::protocol::encode::{EventKind, frame_header_len};
 use crate::protocol::error::Refusal;
@@ -286,6 +287,8 @@ pub struct CommittedBatch {
     pub inbox: Vec<InboxChange>,
     /// Answers to appends, by shard (indexed by `ShardId`), in the order of the appends.
     pub outcomes: Vec<Vec<Outcome>>,
+    /// When all this happened.
+    pub stamps: Stamps,
 }
 
 /// The entries of one room in one batch.

@@ -20,6 +20,7 @@ pub mod rooms;
 pub mod sequencer;
 pub mod session;
 pub mod shard;
+pub mod stages;
 pub mod stats;
 pub mod sync;
 pub mod tally;

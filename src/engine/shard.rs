@@ -1,7 +1,8 @@
 //! The engine of one shard: owns its parts, takes inputs, gives outputs. No logic of its own.
 //!
 //! Three calls drive it, always by one thread:
-//! - **in:** [`Shard::handle`] with the time, [`Shard::note_heard`] for bytes of any kind;
+//! - **in:** [`Shard::handle`] with the time, [`Shard::note_heard`] for bytes of any
+//!   kind, [`Shard::note_clock`] for whoever wants times;
 //! - **out:** [`Shard::drain_outputs`] after each `handle` (or after several);
 //! - **questions:** [`Shard::next_deadline`], [`Shard::stats`].
 //!
@@ -72,6 +73,7 @@ impl Shard {
                 epoch: genesis.epoch,
                 limits,
                 now,
+                clock_us: 0,
                 position: genesis.position,
                 notes_messages: genesis.notes_messages,
                 degraded: false,
@@ -117,6 +119,12 @@ impl Shard {
             Input::Drain { spread_ms } => self.on_drain(spread_ms),
             Input::CloseAll => self.on_close_all(),
         }
+    }
+
+    /// The monotonic clock, as it stands in this turn: for the `timing` that clients ask for, and
+    /// nothing else. Once or twice a turn is enough.
+    pub fn note_clock(&mut self, clock_us: u64) {
+        self.cx.clock_us = clock_us;
     }
 
     /// Bytes of any kind came from this connection.

@@ -7,6 +7,7 @@
 
 use serde::{Serialize, Serializer};
 
+use super::stages::StageTimes;
 use crate::protocol::command::Command;
 use crate::protocol::error::{CloseCode, ErrorCode};
 use crate::protocol::ids::Priority;
@@ -273,10 +274,12 @@ readings!(
         /// Completions whose connection was gone by then.
         Counter ring_stale;
     } and {
-        /// Time from another thread's wake-up call to the shard's next turn, since the last snapshot.
+        /// Time from another thread's wake-up call to the shard's next turn, in the last 30 to 60 s.
         pub wake_latency: LatencySummary,
-        /// Length of a turn, since the last snapshot.
+        /// Length of a turn, in the last 30 to 60 s.
         pub turn_time: LatencySummary,
+        /// Where the time of messages goes.
+        pub stages: StageTimes,
         /// Error replies by code.
         pub errors: ErrorCounts,
         /// Closes by the server, by code.
@@ -321,8 +324,8 @@ pub struct LatencySummary {
     pub max_us: u64,
 }
 
-impl From<&hdrhistogram::Histogram<u64>> for LatencySummary {
-    fn from(histogram: &hdrhistogram::Histogram<u64>) -> Self {
+impl<C: hdrhistogram::Counter> From<&hdrhistogram::Histogram<C>> for LatencySummary {
+    fn from(histogram: &hdrhistogram::Histogram<C>) -> Self {
         Self {
             count: histogram.len(),
             p50_us: histogram.value_at_quantile(0.50),

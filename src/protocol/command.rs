@@ -381,6 +381,8 @@ pub struct MessageSend<'a> {
     pub meta: Option<String>,
     /// The author has read the room up to this message.
     pub read: bool,
+    /// The `ok` is to say where the time went.
+    pub timing: bool,
 }
 
 /// Which part of a room's history is asked for.

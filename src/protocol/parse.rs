@@ -188,7 +188,7 @@ mod tests {
             .parse(
                 br#"{"type":"message:send","id":7,"room":"general","body":"hi \u0000\u2028 \ud83d\ude00","client_id":"c1",
                 "thread":1,"reply_to":2,"mentions":["bob"],"attachments":["f1"],"priority":"low","exclude":["eve"],
-                "only":["bob","carol"],"meta":{"a":[1,-2,1.5e300,true,null,"\u2028"]},"later":{}}"#,
+                "only":["bob","carol"],"meta":{"a":[1,-2,1.5e300,true,null,"\u2028"]},"timing":true,"later":{}}"#,
             )
             .unwrap();
         assert_eq!(request.id, Some(CommandId::Number(7)));
@@ -198,6 +198,21 @@ mod tests {
         assert_eq!((&send.mentions[..], &send.attachments[..]), (&["bob"][..], &["f1"][..]));
         assert_eq!((&send.exclude[..], &send.only[..]), (&["eve"][..], &["bob", "carol"][..]));
         assert_eq!(send.meta.as_deref(), Some(r#"{"a":[1,-2,1.5e300,true,null,"\u2028"]}"#));
+        assert!(send.timing);
+    }
+
+    #[test]
+    fn a_flag_is_true_or_false() {
+        for (value, is_on) in [("true", true), ("false", false)] {
+            let text = format!(r#"{{"type":"message:send","room":"r","body":"x","timing":{value}}}"#);
+            let mut parser = Parser::new(1024);
+            let Command::MessageSend(send) = parser.parse(text.as_bytes()).unwrap().command else { panic!() };
+            assert_eq!(send.timing, is_on);
+        }
+        for value in ["1", "null", "\"true\"", "{}"] {
+            let text = format!(r#"{{"type":"message:send","id":1,"room":"r","body":"x","timing":{value}}}"#);
+            assert_eq!(refusal(&text), (Some(CommandId::Number(1)), 107, "timing must be true or false".into()));
+        }
     }
 
     #[test]

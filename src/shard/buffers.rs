@@ -4,6 +4,10 @@
 //! to know about sockets or completions. A buffer is the kernel's until a completion names it, and
 //! ours until [`Buffers::release`]; a [`BufferId`] exists only in the second state and is consumed by
 //! the return to the first, so that no slice of a buffer can be alive while the kernel writes to it.
+//!
+//! The kernel takes free buffers in turn, so all that are offered are touched, however few are in
+//! use at once. So few are offered at first, and twice as many after a receive found none: the memory
+//! of the others is never made.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -12,6 +16,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
+
+/// Buffers that are offered before anybody misses one.
+const OFFERED_AT_FIRST: u16 = 128;
 
 /// A filled buffer that the caller holds. Give it back with `Ring::release`, to the ring it came
 /// from; one that is dropped is lost to that ring until the ring ends.
@@ -29,13 +36,17 @@ pub(super) struct Buffers {
     data_at: usize,
     count: u16,
     bytes: u32,
+    /// Buffers that are in use by now: those with a lower index.
+    offered: u16,
+    /// Some of those that were added last have been used, so that a shortage is one of all.
+    is_last_part_used: bool,
     /// Our copy of the tail that the kernel reads.
     tail: u16,
 }
 
 impl Buffers {
-    /// Maps memory for `count` buffers (a power of two, at most 32,768) of `bytes` each. They are
-    /// all offered to the kernel once the ring at [`Buffers::ring_address`] is registered.
+    /// Maps memory for `count` buffers (a power of two, at most 32,768) of `bytes` each. The first
+    /// of them are offered to the kernel once the ring at [`Buffers::ring_address`] is registered.
     ///
     /// # Errors
     /// `InvalidInput` for a count or size that cannot be; `mmap`'s own errors.
@@ -49,11 +60,8 @@ impl Buffers {
         let page = 4096;
         let data_at = (usize::from(count) * size_of::<BufRingEntry>()).next_multiple_of(page);
         let map = Mapping::new(data_at + usize::from(count) * bytes as usize)?;
-        let mut buffers = Self { map, data_at, count, bytes, tail: 0 };
-        for index in 0..count {
-            buffers.offer(index);
-        }
-        buffers.publish();
+        let mut buffers = Self { map, data_at, count, bytes, offered: 0, is_last_part_used: false, tail: 0 };
+        buffers.offer_up_to(count.min(OFFERED_AT_FIRST));
         Ok(buffers)
     }
 
@@ -62,14 +70,36 @@ impl Buffers {
         self.map.start.as_ptr() as u64
     }
 
+    /// A receive has found no free buffer: offers twice as many, if there are more and those added
+    /// last have been used. (Many receives find none at once: one answer is enough for all.)
+    pub fn on_shortage(&mut self) {
+        if self.is_last_part_used && self.offered < self.count {
+            self.offer_up_to(self.offered * 2);
+        }
+    }
+
+    fn offer_up_to(&mut self, offered: u16) {
+        (self.offered..offered).for_each(|index| self.offer(index));
+        self.offered = offered;
+        self.is_last_part_used = false;
+        self.publish();
+    }
+
+    /// How many buffers are in use by now.
+    #[cfg(test)]
+    pub fn offered(&self) -> u16 {
+        self.offered
+    }
+
     /// Number of buffers.
     pub fn count(&self) -> u16 {
         self.count
     }
 
     /// Takes over a buffer that a completion named.
-    pub fn take(&self, index: u16) -> BufferId {
-        debug_assert!(index < self.count);
+    pub fn take(&mut self, index: u16) -> BufferId {
+        debug_assert!(index < self.offered);
+        self.is_last_part_used |= index >= self.offered / 2;
         BufferId { index, confined: PhantomData }
     }
 

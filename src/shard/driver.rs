@@ -21,15 +21,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use hdrhistogram::Histogram;
-
 use super::conn::{Conns, conn_key, ring_key};
 use super::mail::{Answer, Inbox, Letter, Port};
 use super::ring::{Completion, Ring, RingConfig};
-use crate::engine::event::{AdminAnswer, AdminRequest, Append, ConnKey, Genesis, Input, Outputs, ShardId, Token};
+use super::stages::Stages;
+use crate::clock::now_us;
+use crate::engine::event::{
+    AdminAnswer, AdminRequest, Append, ConnKey, Genesis, Input, Outputs, ShardId, StoreEvent, Token,
+};
 use crate::engine::limits::Limits;
 use crate::engine::shard::Shard;
-use crate::engine::stats::LatencySummary;
 use crate::engine::timers::Timers;
 use crate::gateway::outbox::{Ladder, Outbox};
 use crate::gateway::token::Verifier;
@@ -136,8 +137,7 @@ pub struct Driver {
     pub(super) text: Vec<u8>,
     pub(super) admin_waiting: HashMap<Token, Answer<Result<AdminAnswer, Refusal>>, ahash::RandomState>,
     admin_tokens: u64,
-    turn_time: Histogram<u64>,
-    wake_time: Histogram<u64>,
+    stages: Stages,
     is_stopped: bool,
 }
 
@@ -147,8 +147,8 @@ impl Driver {
     /// # Errors
     /// The ring's: see [`Ring::new`].
     pub fn new(setup: Setup) -> std::io::Result<Self> {
-        let mut clock = Clock::new();
-        let now = clock.now();
+        let clock = Clock::new();
+        let now = clock.at(now_us());
         let held_bytes_max = held_bytes_max(&setup.limits, setup.genesis.shards);
         let mut ring = Ring::new(setup.ring)?;
         ring.watch_doorbell(&setup.inbox.bell);
@@ -186,8 +186,7 @@ impl Driver {
             text: Vec::new(),
             admin_waiting: HashMap::default(),
             admin_tokens: 0,
-            turn_time: microseconds(),
-            wake_time: microseconds(),
+            stages: Stages::new(),
             is_stopped: false,
         })
     }
@@ -208,8 +207,10 @@ impl Driver {
 
     /// One turn. True when there was something to do.
     fn turn(&mut self) -> std::io::Result<bool> {
-        let began = Instant::now();
-        self.now = self.clock.now();
+        let began_us = now_us();
+        self.now = self.clock.at(began_us);
+        self.stages.begin(began_us);
+        self.engine.note_clock(began_us);
         self.ring.submit()?;
         self.conns.bury();
         let mut is_busy = self.harvest();
@@ -218,10 +219,10 @@ impl Driver {
         is_busy |= self.go_on_unparked();
         is_busy |= self.serve_deadlines();
         self.submit_appends();
+        self.stages.before_flush();
         self.flush();
         if is_busy {
-            let turn_us = began.elapsed().as_micros() as u64;
-            self.turn_time.saturating_record(turn_us);
+            self.stages.end();
             self.engine.stats_mut().turns += 1;
         }
         Ok(is_busy)
@@ -229,11 +230,16 @@ impl Driver {
 
     fn harvest(&mut self) -> bool {
         let mut harvested = 0;
+        let frames_before = self.engine.stats_mut().frames_in;
         while harvested < RING_BUDGET
             && let Some(completion) = self.ring.next()
         {
             harvested += 1;
             self.on_completion(completion);
+        }
+        if harvested > 0 {
+            let has_frames = self.engine.stats_mut().frames_in > frames_before;
+            self.engine.note_clock(self.stages.on_harvested(has_frames));
         }
         harvested > 0
     }
@@ -254,7 +260,7 @@ impl Driver {
             Completion::Writable { key, .. } => self.on_writable(conn_key(key)),
             Completion::DoorbellRung => {
                 if let Some(time) = self.inbox.bell.take_wake_time() {
-                    self.wake_time.saturating_record(time.as_micros() as u64);
+                    self.stages.on_woken(time.as_micros() as u64);
                 }
             }
             Completion::Cancelled { .. } | Completion::Connected { .. } => {}
@@ -267,8 +273,13 @@ impl Driver {
             && let Ok(event) = self.inbox.log.try_recv()
         {
             applied += 1;
+            if let StoreEvent::Batch(batch) = &event {
+                let answers = batch.outcomes.get(usize::from(self.id.0)).map_or(0, Vec::len);
+                self.stages.on_batch(&batch.stamps, answers);
+            }
             self.handle(Input::Store(event));
         }
+        self.stages.on_applied();
         applied > 0
     }
 
@@ -334,10 +345,14 @@ impl Driver {
             return;
         }
         let batch = std::mem::take(&mut self.appends);
+        let appends = batch.len();
         if let Err(batch) = self.log.submit(batch) {
             // The engine keeps its own count below the store's bound, so this is a store that has
             // stopped; the appends stay and are offered again.
             self.appends = batch;
+            self.stages.on_not_taken();
+        } else {
+            self.stages.on_submitted(appends);
         }
     }
 
@@ -394,10 +409,7 @@ impl Driver {
         stats.outbox_bytes = outboxes().map(|outbox| outbox.bytes() as u64).sum();
         stats.outboxes_blocked = self.conns.iter().filter(|conn| conn.is_blocked).count() as u64;
         stats.outbox_bytes_held = self.held_bytes as u64;
-        stats.turn_time = LatencySummary::from(&self.turn_time);
-        stats.wake_latency = LatencySummary::from(&self.wake_time);
-        self.turn_time.reset();
-        self.wake_time.reset();
+        self.stages.write(&mut stats);
         stats
     }
 
@@ -417,24 +429,19 @@ fn held_bytes_max(limits: &Limits, shards: u16) -> usize {
     usize::try_from(share).unwrap_or(usize::MAX)
 }
 
-/// A histogram of up to a minute in microseconds, two digits exact.
-fn microseconds() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000, 2).expect("bounds are valid")
-}
-
 /// Wall-clock milliseconds that never go backwards: the time at the start plus a monotonic clock.
 struct Clock {
-    began: Instant,
+    began_us: u64,
     offset_ms: UnixMillis,
 }
 
 impl Clock {
     fn new() -> Self {
         let offset_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        Self { began: Instant::now(), offset_ms }
+        Self { began_us: now_us(), offset_ms }
     }
 
-    fn now(&mut self) -> UnixMillis {
-        self.offset_ms + self.began.elapsed().as_millis() as u64
+    fn at(&self, now_us: u64) -> UnixMillis {
+        self.offset_ms + now_us.saturating_sub(self.began_us) / 1_000
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`driver`] (the turn), [`accept`] (socket to session), [`read`] (bytes to engine),
 //! [`write`] (engine to bytes), [`conn`] (the table of sockets), [`mail`] (how other threads reach a
-//! shard), then what lies below: [`ring`] (one thread's I/O), [`buffers`] (memory lent to the
+//! shard), [`stages`] (where the time goes), then what lies below: [`ring`] (one thread's I/O), [`buffers`] (memory lent to the
 //! kernel), [`doorbell`] (waking a thread), [`socket`] (listeners and options), [`probe`] (may this
 //! process do it?).
 
@@ -19,4 +19,5 @@ pub mod probe;
 mod read;
 pub mod ring;
 pub mod socket;
+mod stages;
 mod write;

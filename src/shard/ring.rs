@@ -38,8 +38,8 @@ use super::socket::{sockaddr_in, socklen};
 pub struct RingConfig {
     /// Operations that can be queued before a system call becomes necessary: 1–32,768.
     pub entries: u32,
-    /// Receive buffers: a power of two, at most 32,768. When all are in use, receives end with
-    /// [`Ended::NoBuffers`].
+    /// Receive buffers at most: a power of two up to 32,768. The ring begins with few and adds more
+    /// as they are missed: when all are in use, receives end with [`Ended::NoBuffers`].
     pub buffers: u16,
     /// Bytes of each receive buffer.
     pub buffer_bytes: u32,
@@ -405,7 +405,10 @@ impl Ring {
                 }
                 let reason = match -result {
                     0 => Ended::Eof,
-                    libc::ENOBUFS => Ended::NoBuffers,
+                    libc::ENOBUFS => {
+                        self.buffers.on_shortage();
+                        Ended::NoBuffers
+                    }
                     libc::ECANCELED => Ended::Cancelled,
                     errno => Ended::Error(errno),
                 };

@@ -11,17 +11,18 @@
 //! whole, and told apart when its authors try again.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use super::dead::{self, NewLetter};
 use super::facts::SqlFacts;
 use super::stats::Counters;
 use super::transaction;
-use super::writer::{Writer, unix_ms, unknown_outcome};
+use super::writer::{Writer, now_ms, unix_ms, unknown_outcome};
+use crate::clock::now_us;
 use crate::engine::dead::{DeadAct, DeadFilter, DeadKind, LetterId, REASON_BYTES_MAX, entry_payload, name_of, user_of};
 use crate::engine::event::{Append, CommittedBatch, Entry};
 use crate::engine::inbox::{InboxChange, Removal};
 use crate::engine::sequencer::{Decided, Facts as _};
+use crate::engine::stages::Stamps;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::RoomKey;
 
@@ -71,11 +72,11 @@ fn is_about_values(error: &rusqlite::Error) -> bool {
 impl Writer {
     /// Commits a batch, or finds out why not.
     pub(super) fn commit_turn(&mut self, lists: Vec<Vec<Append>>, count: usize) {
-        let is_copied = count <= COPIED_MAX || self.now_ms() < self.careful_until_ms;
+        let is_copied = count <= COPIED_MAX || now_ms() < self.careful_until_ms;
         let copies: Option<Vec<Append>> = is_copied.then(|| lists.iter().flatten().cloned().collect());
         let Err(failure) = self.attempt(lists.into_iter().flatten(), count) else { return };
         if failure.is_poison() {
-            self.careful_until_ms = self.now_ms() + CAREFUL_MS;
+            self.careful_until_ms = now_ms() + CAREFUL_MS;
             if let Some(appends) = copies {
                 tracing::warn!(error = %failure.error, count, "store: a batch is committed entry by entry");
                 return self.isolate(appends);
@@ -92,7 +93,7 @@ impl Writer {
 
     /// One transaction: begin, decide, write, commit, publish.
     fn attempt(&mut self, appends: impl Iterator<Item = Append>, count: usize) -> Result<(), Box<Failure>> {
-        let began = Instant::now();
+        let began_us = now_us();
         if let Err(error) = self.execute("BEGIN IMMEDIATE") {
             let refused = self.sequencer.refuse(appends, &unknown_outcome());
             return Err(Box::new(Failure { error, refused, held: None, is_undone: false }));
@@ -113,7 +114,7 @@ impl Writer {
             let held = (!is_undone).then_some(failed.held);
             return Err(Box::new(Failure { error, refused: failed.refused, held, is_undone }));
         }
-        self.on_committed(decided, began, count);
+        self.on_committed(decided, began_us, count);
         Ok(())
     }
 
@@ -133,14 +134,15 @@ impl Writer {
         self.faults.after_commit().map_err(begun)
     }
 
-    fn on_committed(&mut self, decided: Decided, began: Instant, count: usize) {
-        let (took, rows, is_written) = (began.elapsed(), decided.rows.len() as u64, !decided.is_empty());
+    fn on_committed(&mut self, decided: Decided, began_us: u64, count: usize) {
+        let committed_us = now_us();
+        let (rows, is_written) = (decided.rows.len() as u64, !decided.is_empty());
         let has_letters = touches_letters(&decided);
         let transitions = decided.presence.iter().map(|news| news.transitions.len() as u64).sum();
         Counters::add(&self.counters.transitions_written, transitions);
-        let batch = self.sequencer.commit(decided);
+        let mut batch = self.sequencer.commit(decided);
         if is_written {
-            self.counters.commit_us.record(took.as_micros() as u64);
+            self.counters.commit_us.record(committed_us - began_us);
             self.count_commit(rows, batch.bytes.len() as u64);
             self.breaker.on_success();
         }
@@ -153,7 +155,9 @@ impl Writer {
         self.counters.items_evicted.store(evicted, Relaxed);
         self.counters.items_expired.store(expired, Relaxed);
         let waiting = self.drain();
-        self.window.on_committed(count, waiting, self.now_us());
+        let published_us = now_us();
+        self.window.on_committed(count, waiting, published_us);
+        batch.stamps = Stamps { taken_us: self.taken_us, began_us, committed_us, published_us };
         self.publish(batch);
     }
 

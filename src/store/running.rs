@@ -130,7 +130,7 @@ impl RunningLog {
             help,
             abandoned,
             fatal: config.fatal.clone(),
-            origin: Instant::now(),
+            taken_us: 0,
             held: None,
             lists: Vec::new(),
             upkeep: Upkeep::new(config.presence_days, Instant::now()),

@@ -23,6 +23,7 @@ use super::stats::Counters;
 use super::upkeep::Upkeep;
 use super::window::CommitWindow;
 use super::{FatalHook, LogListener, is_fatal, presence};
+use crate::clock::now_us;
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
 use crate::engine::sequencer::{Facts as _, LogEnd, Sequencer};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -58,7 +59,8 @@ pub(super) struct Writer {
     /// The owner was dropped without a stop: end at once, as in a crash.
     pub abandoned: Arc<AtomicBool>,
     pub fatal: FatalHook,
-    pub origin: Instant,
+    /// When the appends at hand were turned to, µs of the process's clock.
+    pub taken_us: u64,
     /// A batch whose commit failed and which may stand in the log all the same.
     pub held: Option<CommittedBatch>,
     /// Appends that are at hand, in the order they came.
@@ -132,7 +134,7 @@ impl Writer {
                 self.gather();
                 return Wake::Appends;
             }
-            let message = match self.breaker.gate(self.now_ms()) {
+            let message = match self.breaker.gate(now_ms()) {
                 _ if self.is_stopping => self.inbox.try_recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
                 // Its readers wait for what may stand: they are not to wait for somebody's next word.
                 Gate::Pass if self.held.is_some() => self.inbox.recv_timeout(SETTLE_AFTER),
@@ -153,13 +155,14 @@ impl Writer {
 
     /// Takes what waits, up to the bound, and more while the window says that waiting pays.
     fn gather(&mut self) {
-        self.window.open(self.now_us());
+        self.taken_us = now_us();
+        self.window.open(self.taken_us);
         loop {
             let count = self.drain();
             if self.is_stopping || count >= self.batch_appends_max || self.breaker.is_open() {
                 return;
             }
-            let wait_us = self.window.wait_us(count, self.now_us());
+            let wait_us = self.window.wait_us(count, now_us());
             if wait_us == 0 {
                 return;
             }
@@ -192,7 +195,7 @@ impl Writer {
         let count: usize = lists.iter().map(Vec::len).sum();
         self.counters.batch_appends.record(count as u64);
         Counters::add(&self.counters.appends, count as u64);
-        if let Gate::Refuse { .. } | Gate::Probe = self.breaker.gate(self.now_ms()) {
+        if let Gate::Refuse { .. } | Gate::Probe = self.breaker.gate(now_ms()) {
             let refused = self.sequencer.refuse(lists.into_iter().flatten(), &self.closed_refusal());
             self.publish_refused(refused, count);
         } else if let Err(trouble) = self.settle_held() {
@@ -322,7 +325,7 @@ impl Writer {
             Trouble::Sql(error) => error,
         };
         tracing::error!(%error, "store: a write failed; its outcome is unknown");
-        if self.breaker.on_failure(self.now_ms()) {
+        if self.breaker.on_failure(now_ms()) {
             tracing::error!("store: too many failed writes in a row; writes are refused until a probe succeeds");
             self.set_degraded(true);
         }
@@ -414,21 +417,18 @@ impl Writer {
     }
 
     fn closed_refusal(&self) -> Refusal {
-        let retry_after_ms = match self.breaker.gate(self.now_ms()) {
+        let retry_after_ms = match self.breaker.gate(now_ms()) {
             Gate::Refuse { retry_after_ms } => retry_after_ms,
             Gate::Probe | Gate::Pass => 1,
         };
         Refusal::new(ErrorCode::Degraded, "the store takes no writes at the moment")
             .retry_after(u32::try_from(retry_after_ms).unwrap_or(u32::MAX).max(1))
     }
+}
 
-    pub(super) fn now_ms(&self) -> u64 {
-        self.origin.elapsed().as_millis() as u64
-    }
-
-    pub(super) fn now_us(&self) -> u64 {
-        self.origin.elapsed().as_micros() as u64
-    }
+/// The breaker's clock.
+pub(super) fn now_ms() -> u64 {
+    now_us() / 1_000
 }
 
 pub(super) fn unknown_outcome() -> Refusal {

@@ -1,10 +1,13 @@
 //! Sending, acks, the order of fan-out, audiences, history.
 
+use std::sync::Arc;
+
 use antiphon::engine::event::{Entry, NewMessage};
+use antiphon::engine::stages::Stamps;
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::ids::{Priority, RoomKey, RoomName};
 
-use crate::harness::{Table, user};
+use crate::harness::{Given, Table, user};
 
 fn two_in_general() -> Table {
     let mut table = Table::new();
@@ -291,4 +294,29 @@ fn read_marks_are_told_once_for_many_and_only_forward() {
         "#,
     );
     table.passes(1_000).gives_nothing();
+}
+
+#[test]
+fn who_asks_for_it_is_told_where_the_time_went() {
+    let mut table = two_in_general();
+    table.engine.note_clock(1_000);
+    table.says("a", r#"{"type":"message:send","id":1,"room":"general","body":"1","timing":true}"#).whatever();
+    table.says("b", r#"{"type":"message:send","id":1,"room":"general","body":"2"}"#).whatever();
+    // While the core gathers already.
+    table.engine.note_clock(1_170);
+    table.says("b", r#"{"type":"message:send","id":2,"room":"general","body":"3","timing":true}"#).whatever();
+    let mut batch = table.commit_only();
+    let stamps = Stamps { taken_us: 1_150, began_us: 1_180, committed_us: 1_900, published_us: 1_910 };
+    Arc::get_mut(&mut batch).unwrap().stamps = stamps;
+    table.engine.note_clock(2_000);
+    let given = table.apply(batch);
+    assert!(!given.0.iter().any(|line| line.contains("message:created") && line.contains("timing")), "{given:?}");
+    let acks = Given(given.lines("\"ok\""));
+    acks.gives(
+        r#"
+        a ! {"type":"ok","id":1,"room":"general","seq":3,"ts":1000000,"duplicate":false,"trace":"*","timing":{"queue_us":150,"gather_us":30,"commit_us":720,"fanout_us":100,"total_us":1000}}
+        b ! {"type":"ok","id":1,"room":"general","seq":4,"ts":1000000,"duplicate":false,"trace":"*"}
+        b ! {"type":"ok","id":2,"room":"general","seq":5,"ts":1000000,"duplicate":false,"trace":"*","timing":{"queue_us":0,"gather_us":10,"commit_us":720,"fanout_us":100,"total_us":830}}
+        "#,
+    );
 }

@@ -111,7 +111,8 @@ fn metrics_are_in_the_text_format() {
         let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
         let bare = name.split('{').next().unwrap();
         assert!(bare.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{line}");
-        assert!(typed.contains(bare.strip_suffix("_total").unwrap_or(bare)), "no type before {line}");
+        let family = ["_total", "_sum", "_count", "_bucket"].iter().find_map(|suffix| bare.strip_suffix(suffix));
+        assert!(typed.contains(family.unwrap_or(bare)), "no type before {line}");
         values.push((name, value.parse().unwrap_or_else(|_| panic!("{line}"))));
     }
     let sum =

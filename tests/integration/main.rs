@@ -37,4 +37,5 @@ mod ring;
 mod rooms;
 mod slow;
 mod start;
+mod timing;
 mod tokens;

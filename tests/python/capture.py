@@ -156,7 +156,8 @@ AHEAD = {"token_expires_ts": 3_600_000, "expires_ts": 604_800_000}
 TIMES = {"ts", "token_expires_ts", "expires_ts", "edited_ts", "last_seen", "last_activity", "first_seen", "from_ts",
          "failed_ts", "dead_ts"}
 #: What a run measures: lengths of time, and tries, of which a stalled machine makes more.
-LENGTHS = {"online_ms": 5_000, "took_ms": 5, "attempt": 1}
+LENGTHS = {"online_ms": 5_000, "took_ms": 5, "attempt": 1,
+           "queue_us": 150, "gather_us": 30, "commit_us": 720, "fanout_us": 100, "total_us": 1_000}
 #: Numbers that name something: the n-th one that the page shows gets the n-th of these.
 NAMES = {"session": "5e551000000000{:02x}", "epoch": "9ad1c7805ec97e{:02x}", "trace": "8d3f0000000000{:02x}",
          "hash": "b7e1516200000{:03x}"}

@@ -70,6 +70,7 @@ impl Shard {
             only_devices: Vec::new(),
             meta: meta.as_ref().map(|meta| meta.to_string()),
             read: false,
+            timing: false,
         };
         let trace = self.cx.rng.next_u64();
         let entry = NewMessage {

@@ -13,6 +13,7 @@ use super::super::event::{
 use super::super::rooms::RoomIdx;
 use super::super::session::State;
 use super::super::shard::Shard;
+use super::super::stages::{Stamps, Timing};
 use super::super::stats::Stats;
 use super::super::sync::{self, RecentRun};
 use super::super::timers::Timer;
@@ -70,7 +71,7 @@ impl Shard {
         }
         batch.revocations.iter().for_each(|revocation| self.on_revocation(revocation));
         if let Some(outcomes) = batch.outcomes.get(usize::from(self.cx.shard.0)) {
-            outcomes.iter().for_each(|outcome| self.on_outcome(outcome));
+            outcomes.iter().for_each(|outcome| self.on_outcome(outcome, &batch.stamps));
         }
     }
 
@@ -248,14 +249,17 @@ impl Shard {
         }
     }
 
-    fn on_outcome(&mut self, outcome: &Outcome) {
+    fn on_outcome(&mut self, outcome: &Outcome, stamps: &Stamps) {
         let Some(waiting) = self.pending.take(outcome.token) else { return };
         self.cx.appends -= 1;
         if outcome.result.is_ok() {
             self.forgive(waiting.conn());
         }
         match (waiting, &outcome.result) {
-            (Waiting::Ack { call, room, trace }, Ok(committed)) => self.acknowledge(&call, &room, trace, committed),
+            (Waiting::Ack { call, room, trace, asked_us }, Ok(committed)) => {
+                let timing = asked_us.map(|asked_us| Timing::new(asked_us, stamps, self.cx.clock_us));
+                self.acknowledge(&call, &room, trace, committed, timing);
+            }
             (Waiting::Join { call, room, since, filter }, Ok(_)) => {
                 self.on_joined(call, &room, since, filter);
             }
@@ -332,7 +336,7 @@ impl Shard {
         }
     }
 
-    fn acknowledge(&mut self, call: &Call, room: &RoomName, trace: u64, committed: &Committed) {
+    fn acknowledge(&mut self, call: &Call, room: &RoomName, trace: u64, committed: &Committed, timing: Option<Timing>) {
         self.cx.stats.acks += 1;
         self.cx.stats.duplicates += u64::from(committed.duplicate);
         if self.cx.notes_messages {
@@ -346,6 +350,9 @@ impl Shard {
             out.extend_from_slice(b",\"trace\":\"");
             super::message::write_trace(out, trace);
             out.push(b'"');
+            if let Some(timing) = timing {
+                super::message::write_timing(out, &timing);
+            }
         });
     }
 

@@ -7,10 +7,11 @@ use super::super::auth::Want;
 use super::super::event::{Audience, ConnKey, Entry, NewMessage};
 use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
+use super::super::stages::Timing;
 use super::{Call, Waiting};
 use crate::protocol::audience::RoleSet;
 use crate::protocol::command::{CommandId, MessageSend};
-use crate::protocol::encode::{field_integer, field_raw, field_string, string};
+use crate::protocol::encode::{field_integer, field_raw, field_string, integer, string};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{DeviceId, Priority, RoomKey, Seq, UserId};
 
@@ -42,7 +43,8 @@ impl Shard {
             reads: message.read,
         };
         let call = Call { conn, id: id.cloned() };
-        let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace });
+        let asked_us = message.timing.then_some(self.cx.clock_us);
+        let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace, asked_us });
         self.cx.stats.messages_submitted += 1;
         self.cx.stats.count_event_in(message.priority);
         self.cx.append(token, Entry::Message(entry));
@@ -148,6 +150,17 @@ fn field_list(out: &mut Vec<u8>, key: &str, list: &[&str]) {
 pub(super) fn write_trace(out: &mut Vec<u8>, trace: u64) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     out.extend((0..16).rev().map(|nibble| HEX[(trace >> (4 * nibble)) as usize & 15]));
+}
+
+/// Appends `,"timing":{…}`.
+pub(super) fn write_timing(out: &mut Vec<u8>, timing: &Timing) {
+    out.extend_from_slice(b",\"timing\":{\"queue_us\":");
+    integer(out, timing.queue_us);
+    field_integer(out, "gather_us", timing.gather_us);
+    field_integer(out, "commit_us", timing.commit_us);
+    field_integer(out, "fanout_us", timing.fanout_us);
+    field_integer(out, "total_us", timing.total_us());
+    out.push(b'}');
 }
 
 fn users(list: &[&str]) -> Result<Box<[UserId]>, Refusal> {

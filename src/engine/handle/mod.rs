@@ -37,8 +37,8 @@ pub(super) const SWEEP_MS: u64 = 5_000;
 /// What an answer (of the core, a reader, the token verifier) will be about.
 #[derive(Debug)]
 pub enum Waiting {
-    /// A message's commit.
-    Ack { call: Call, room: RoomName, trace: u64 },
+    /// A message's commit; with the turn's clock when its times are to be told.
+    Ack { call: Call, room: RoomName, trace: u64, asked_us: Option<u64> },
     /// A join's commit; the connection is parked.
     Join { call: Call, room: RoomName, since: Option<OwnedCursor>, filter: Option<Arc<Filter>> },
     /// The commit of a create, leave, invite, kick, ban or role; the connection is parked.

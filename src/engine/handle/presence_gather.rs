@@ -253,7 +253,8 @@ impl Shard {
         self.gathers.snapshots.remove(&gather);
         self.gathers.behind.push((gather, call, what));
         let oldest = self.gathers.snapshots.first().copied().unwrap_or(u64::MAX);
-        let ready: Vec<_> = self.gathers.behind.extract_if(.., |(gather, ..)| *gather < oldest).collect();
+        let mut ready: Vec<_> = self.gathers.behind.extract_if(.., |(gather, ..)| *gather < oldest).collect();
+        ready.sort_unstable_by_key(|(gather, ..)| *gather);
         for (gather, call, what) in ready {
             self.gathers.forget(gather, call.conn);
             self.answer_gather(&call, what);

@@ -14,6 +14,7 @@ use crate::engine::event::{
 };
 use crate::engine::inbox::InboxChange;
 use crate::engine::presence::history::News;
+use crate::engine::stages::Stamps;
 use crate::engine::tally::Tally;
 use crate::protocol::encode::{EventKind, LoggedEvent, frame_text};
 use crate::protocol::error::Refusal;
@@ -208,6 +209,8 @@ impl Decided {
             revocations: self.revocations,
             inbox: self.inbox,
             outcomes: self.outcomes,
+            // Whoever drives the sequencer has the clock.
+            stamps: Stamps::default(),
         }
     }
 }

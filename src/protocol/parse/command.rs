@@ -151,6 +151,7 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         only_devices: only_devices(frame)?,
         meta,
         read: frame.flag("read")?,
+        timing: frame.flag("timing")?,
     })))
 }
 

@@ -202,6 +202,75 @@ fn running_out_of_buffers_loses_nothing() {
 }
 
 #[test]
+fn buffers_are_added_when_they_are_missed_and_nothing_is_lost() {
+    const SOCKETS: u32 = 300;
+    for mode in MODES {
+        let mut ring = ring(mode, 1_024, 1_024, 64);
+        let mut pairs: Vec<_> = (0..SOCKETS).map(|_| UnixStream::pair().unwrap()).collect();
+        for (slot, (ours, _)) in (0..).zip(&pairs) {
+            ring.receive_multi(ours.as_raw_fd(), Key::new(slot, 1));
+        }
+        ring.submit().unwrap();
+        assert_eq!(ring.buffers.offered(), 128);
+        let mut shortages = [0; 4];
+        for (round, shortages) in (0_u8..).zip(&mut shortages) {
+            for (slot, (_, theirs)) in (0_u8..=255).cycle().zip(&mut pairs) {
+                theirs.write_all(&[round, slot]).unwrap();
+            }
+            let mut heard = vec![0; SOCKETS as usize];
+            while heard.iter().sum::<u32>() < SOCKETS {
+                let (held, ended) = gather(&mut ring, round, &mut heard);
+                held.into_iter().for_each(|buffer| ring.release(buffer));
+                *shortages += ended.len();
+                for key in ended {
+                    ring.receive_multi(pairs[key.slot() as usize].0.as_raw_fd(), key);
+                }
+            }
+            assert!(heard.iter().all(|count| *count == 1), "round {round}");
+        }
+        assert_eq!(ring.buffers.offered(), 512, "more than 300 at once");
+        assert!(shortages[0] > 0 && shortages[3] == 0, "missed at first, and then they suffice: {shortages:?}");
+    }
+}
+
+/// Takes all that comes and gives no buffer back, until all are heard or nothing more comes: the
+/// buffers, and who found none.
+fn gather(ring: &mut Ring, round: u8, heard: &mut [u32]) -> (Vec<BufferId>, Vec<Key>) {
+    let (mut held, mut ended) = (Vec::new(), Vec::new());
+    while heard.contains(&0) {
+        let completion = ring.next().or_else(|| {
+            ring.wait(Some(Duration::from_millis(50))).unwrap();
+            ring.next()
+        });
+        match completion {
+            Some(Completion::Received { key, buffer, len, armed: true }) => {
+                assert_eq!(ring.buffer(&buffer, len), [round, key.slot() as u8]);
+                heard[key.slot() as usize] += 1;
+                held.push(buffer);
+            }
+            Some(Completion::ReceiveEnded { key, reason: Ended::NoBuffers }) => ended.push(key),
+            Some(other) => panic!("{other:?}"),
+            None => break,
+        }
+    }
+    (held, ended)
+}
+
+#[test]
+fn who_asks_little_is_lent_little() {
+    for mode in MODES {
+        let mut ring = ring(mode, 8, 1_024, 64);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ring.receive_multi(ours.as_raw_fd(), Key::new(1, 1));
+        for round in 0..1_000_u32 {
+            theirs.write_all(&round.to_le_bytes()).unwrap();
+            assert_eq!(received(&mut ring, Key::new(1, 1)), (round.to_le_bytes().to_vec(), true));
+        }
+        assert_eq!(ring.buffers.offered(), 128);
+    }
+}
+
+#[test]
 fn cancelling_a_receive_ends_it_and_only_it() {
     for mode in MODES {
         let mut ring = ring(mode, 8, 8, 64);
