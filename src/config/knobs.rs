@@ -249,6 +249,8 @@ section! {
         recent_bytes_max: u64 = "16777216" in 0 to 17179869184, "recent-bytes-max" "ANTIPHON_RECENT_BYTES_MAX" [hide_short_help = true];
         /// How long a shard keeps them, milliseconds
         recent_ttl_ms: u32 = "120000" in 0 to 86400000, "recent-ttl-ms" "ANTIPHON_RECENT_TTL_MS" [hide_short_help = true];
+        /// Rooms each shard compares with the store a second, in the background; 0 = none
+        consistency_rooms_per_s: u32 = "4" in 0 to 1000, "consistency-rooms-per-s" "ANTIPHON_CONSISTENCY_ROOMS_PER_S" [hide_short_help = true];
         /// Rooms and users without connections leave memory after, milliseconds
         idle_unload_ms: u32 = "60000" in 0 to 86400000, "idle-unload-ms" "ANTIPHON_IDLE_UNLOAD_MS" [hide_short_help = true];
         /// read:advanced waits for a later one, milliseconds

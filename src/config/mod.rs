@@ -250,6 +250,7 @@ fn limits(settings: &Settings) -> Limits {
         auto_create: l.auto_create.0,
         recent_bytes_max: usize::try_from(l.recent_bytes_max).unwrap_or(usize::MAX),
         recent_ttl_ms: l.recent_ttl_ms,
+        consistency_rooms_per_s: l.consistency_rooms_per_s,
         idle_unload_ms: l.idle_unload_ms,
         read_coalesce_ms: l.read_coalesce_ms,
         idle_after_ms: l.idle_after_ms,

@@ -232,6 +232,7 @@ pub fn name_of(entry: &Entry) -> &'static str {
         Entry::PresenceNews(_) => "presence_news",
         Entry::InboxDead { .. } => "inbox_dead",
         Entry::Dead(_) => "dead_letters",
+        Entry::Mend { .. } => "mend",
     }
 }
 
@@ -250,7 +251,7 @@ pub fn user_of(entry: &Entry) -> Option<&UserId> {
         Entry::Manage { by, .. } => Some(by),
         Entry::Amend(amend) => Some(&amend.by),
         Entry::Notify { item, .. } => Some(&item.user),
-        Entry::Revoke(_) | Entry::Dead(_) | Entry::PresenceNews(_) => None,
+        Entry::Revoke(_) | Entry::Dead(_) | Entry::PresenceNews(_) | Entry::Mend { .. } => None,
     }
 }
 

@@ -19,6 +19,7 @@ use bytes::Bytes;
 pub use super::audience::{Audience, Viewer};
 pub use reading::{DELETED_MAX, DELIVERED_MAX, HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
 
+use super::consistency::Witness;
 use super::dead::{DeadAct, DeadFilter, DeadLetter, LetterId};
 use super::inbox::{InboxChange, ItemId, NewItem};
 use super::presence::history::{Analytics, News};
@@ -171,6 +172,15 @@ pub enum Entry {
     PresenceNews(Arc<News>),
     /// Dead letters are replayed or thrown away.
     Dead(DeadAct),
+    /// A room was found not to be the same everywhere. The core counts its last entries again and puts
+    /// right what is wrong (the outcome's `value` is then 1), or refuses with `conflict` and from then on
+    /// every write to the room.
+    Mend {
+        /// The room.
+        room: RoomKey,
+        /// How the shard remembers it.
+        witness: Witness,
+    },
 }
 
 /// A message, as its author's shard hands it over.
@@ -816,6 +826,25 @@ pub enum Note {
         room: RoomKey,
         /// Seq.
         seq: Seq,
+    },
+    /// A room was not the same everywhere, and is again.
+    Repaired {
+        /// Room.
+        room: RoomKey,
+        /// What was wrong.
+        what: &'static str,
+    },
+    /// The entries of a room do not add up (ERROR): it takes no writes.
+    Diverged {
+        /// Room.
+        room: RoomKey,
+        /// How.
+        reason: Box<str>,
+    },
+    /// A room that had diverged adds up again.
+    WellAgain {
+        /// Room.
+        room: RoomKey,
     },
 }
 

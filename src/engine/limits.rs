@@ -48,6 +48,8 @@ pub struct Limits {
     pub recent_bytes_max: usize,
     /// How long a shard keeps a batch for resumes, ms.
     pub recent_ttl_ms: u32,
+    /// Rooms that a shard compares with the store each second; 0: none.
+    pub consistency_rooms_per_s: u32,
     /// How long a room or user without connections stays loaded, ms.
     pub idle_unload_ms: u32,
     /// `read:advanced` waits so long for a later one of the same user and room, ms.
@@ -123,6 +125,7 @@ impl Default for Limits {
             auto_create: true,
             recent_bytes_max: 16 * 1024 * 1024,
             recent_ttl_ms: 120_000,
+            consistency_rooms_per_s: 4,
             idle_unload_ms: 60_000,
             read_coalesce_ms: 200,
             idle_after_ms: 300_000,

@@ -5,6 +5,7 @@
 
 pub mod audience;
 pub mod auth;
+pub mod consistency;
 mod cx;
 pub mod dead;
 pub mod edits;

@@ -240,6 +240,14 @@ impl Rooms {
         self.absent.contains(name)
     }
 
+    /// The first loaded room from this index on, going round at the end.
+    pub fn at_or_after(&self, idx: RoomIdx) -> Option<RoomIdx> {
+        let start = (idx.0 as usize).min(self.slots.len());
+        let (before, after) = self.slots.split_at(start);
+        let found = after.iter().position(Option::is_some).map(|at| start + at);
+        found.or_else(|| before.iter().position(Option::is_some)).map(|at| RoomIdx(at as u32))
+    }
+
     /// Those that nobody has been interested in since before `before`.
     pub fn idle_since(&self, before: UnixMillis) -> Vec<RoomIdx> {
         let is_idle = |room: &Room| room.is_idle() && room.idle_since < before;

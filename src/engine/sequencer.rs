@@ -28,14 +28,15 @@ mod inbox;
 mod losses;
 mod membership;
 pub mod memory;
+mod mend;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 
-pub use batch::{Decided, MemberRow, ReactionRow, Row, StateRow};
+pub use batch::{Decided, HeadRow, MemberRow, ReactionRow, Row, StateRow};
 use dedupe::{Dedupe, First};
 pub use facts::{Facts, Reacted, Target};
 use inbox::Inboxes;
@@ -118,6 +119,8 @@ pub struct Sequencer {
     dedupe: Dedupe,
     losses: Losses,
     inboxes: Inboxes,
+    /// Rooms whose entries do not add up: they take no writes.
+    diverged: AHashSet<RoomKey>,
     end: LogEnd,
     /// Number of the batch that is being decided, or was last.
     batch: u64,
@@ -164,6 +167,7 @@ impl Sequencer {
             config,
             rooms: AHashMap::new(),
             names: AHashMap::new(),
+            diverged: AHashSet::new(),
             end,
             batch: 0,
             duplicates: 0,
@@ -386,6 +390,7 @@ impl<F: Facts> Turn<'_, F> {
                 Entry::PresenceNews(news) => self.presence(news),
                 Entry::InboxDead { user, items } => self.inbox_ack(user, &items, Removal::Dead),
                 Entry::Dead(act) => self.dead(act),
+                Entry::Mend { room, witness } => self.mend(room, witness),
             }
         };
         let result = match verdict {
@@ -415,6 +420,7 @@ impl<F: Facts> Turn<'_, F> {
         if !self.load(key)? {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
         }
+        self.check_whole(key)?;
         if self.is_doubtful(key, &author, seen) {
             let role = self.role(key, &author)?;
             if !may_write(self.room(key).kind, role) {
@@ -448,6 +454,7 @@ impl<F: Facts> Turn<'_, F> {
         if !self.load(key)? {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
         }
+        self.check_whole(key)?;
         let pair = (key, user, device);
         let known = self.changes.cursors.get(&pair).copied();
         let stands = match known {
@@ -536,10 +543,12 @@ impl<F: Facts> Turn<'_, F> {
     /// The key of the room of that name, loaded.
     fn find(&mut self, name: &RoomName) -> Result<Option<RoomKey>, Stop<F::Error>> {
         if let Some(key) = self.core.names.get(name).copied() {
+            self.check_whole(key)?;
             return Ok(self.load(key)?.then_some(key));
         }
-        let row = self.facts.room_by_name(name).map_err(Stop::Facts)?;
-        Ok(row.map(|row| self.keep(row)))
+        let Some(row) = self.facts.room_by_name(name).map_err(Stop::Facts)? else { return Ok(None) };
+        self.check_whole(row.key)?;
+        Ok(Some(self.keep(row)))
     }
 
     fn keep(&mut self, row: RoomRow) -> RoomKey {

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::auth::Revoked;
+use super::consistency::Consistency;
 use super::cx::Cx;
 use super::event::{AdminAnswer, ConnKey, Genesis, Input, Output, Outputs, Token};
 use super::handle::Waiting;
@@ -46,6 +47,8 @@ pub struct Shard {
     pub(super) reads_due: HashMap<(RoomKey, UserId, Option<DeviceId>), Seq, ahash::RandomState>,
     /// Where the `meta` of the entries at hand lie; kept for its memory.
     pub(super) filter_metas: Vec<Option<std::ops::Range<usize>>>,
+    /// Where the background check is in its rounds.
+    pub(super) consistency: Consistency,
     pub(super) presence: Presence,
     /// Questions of presence that other shards have a part of.
     pub(super) gathers: Gathers,
@@ -60,6 +63,9 @@ impl Shard {
         genesis.revocations.iter().for_each(|revocation| revoked.add(revocation));
         let mut timers = Timers::default();
         timers.set(now + super::handle::SWEEP_MS, Timer::Sweep);
+        if limits.consistency_rooms_per_s > 0 {
+            timers.set(now + super::handle::consistency::ROUND_MS, Timer::Consistency);
+        }
         Self {
             cx: Cx {
                 shard: genesis.shard,
@@ -87,6 +93,7 @@ impl Shard {
             loading: HashMap::default(),
             reads_due: HashMap::default(),
             filter_metas: Vec::new(),
+            consistency: Consistency::default(),
             presence: Presence::new(genesis.shard, genesis.shards, genesis.seed),
             gathers: Gathers::default(),
             draining: None,
@@ -155,6 +162,7 @@ impl Shard {
         stats.reads_pending = u64::from(self.cx.reads);
         stats.presence_watches = self.presence.watching.watches() as u64;
         stats.presence_cards = self.presence.watching.cards() as u64;
+        stats.rooms_diverged = self.consistency.diverged.len() as u64;
         stats.presence_unwritten = self.presence.recorder.unwritten() as u64;
         stats.recent_bytes = self.recent.bytes() as u64;
         stats

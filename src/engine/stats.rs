@@ -68,6 +68,8 @@ readings!(
         Gauge users_loaded;
         /// Rooms that are in memory.
         Gauge rooms_loaded;
+        /// Rooms whose entries in the store do not add up, as this shard knows: they take no writes.
+        Gauge rooms_diverged;
         /// Room subscriptions of all connections.
         Gauge subscriptions;
         /// Bytes that wait in outboxes to be sent.
@@ -235,6 +237,11 @@ readings!(
         Counter dead_replayed;
         /// Dead letters that the admin API threw away through this shard.
         Counter dead_purged;
+
+        /// Rooms that the background check compared with the store.
+        Counter rooms_checked;
+        /// Rooms that it found to differ and that were reloaded or put right.
+        Counter rooms_repaired;
 
         /// Commands that were refused for their rate.
         Counter rate_limited;

@@ -21,6 +21,8 @@ pub enum Timer {
     Inbox(UserIdx),
     /// Rooms and users without connections are unloaded, old batches dropped.
     Sweep,
+    /// A few rooms are compared with the store.
+    Consistency,
     /// A gone device of this user counts no longer.
     Grace(UserIdx),
     /// Changes of presence go out.

@@ -27,5 +27,10 @@ pub fn log(shard: ShardId, note: &Note) {
         Note::Committed { trace, room, seq } => {
             tracing::trace!(shard, trace = %format_args!("{trace:016x}"), room = room.0, seq, "message committed");
         }
+        Note::Repaired { room, what } => tracing::warn!(shard, room = room.0, "room repaired: {what}"),
+        Note::Diverged { room, reason } => {
+            tracing::error!(shard, room = room.0, "room diverged, its writes are refused: {reason}");
+        }
+        Note::WellAgain { room } => tracing::warn!(shard, room = room.0, "room adds up again, it takes writes"),
     }
 }

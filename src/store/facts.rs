@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 
 use super::columns::{integer, role, room_columns, room_row, room_tables, signed};
 use super::{edits, tallies};
+use crate::engine::consistency::{Audit, Broken};
 use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::event::{Revocation, RoomRow};
 use crate::engine::inbox::{Head, ItemId};
@@ -63,6 +64,10 @@ impl Facts for SqlFacts<'_> {
 
     fn tally_at(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<Option<Tally>> {
         tallies::at(self.0, room, seq)
+    }
+
+    fn audit(&mut self, room: RoomKey, seq: Seq) -> rusqlite::Result<Result<Audit, Broken>> {
+        super::audit::stretch(self.0, room, seq)
     }
 
     fn members(&mut self, room: RoomKey) -> rusqlite::Result<Vec<UserId>> {

@@ -73,6 +73,11 @@ impl Heads {
         Ok((last.position, next))
     }
 
+    /// Takes over where a room was found to stand.
+    pub fn put(&mut self, room: RoomKey, head: Head) {
+        self.known.insert(room, head);
+    }
+
     /// The rooms that moved and where they stand now, ascending by room: neighbours share pages.
     pub fn moved(&mut self) -> impl Iterator<Item = (RoomKey, Head)> {
         self.moved.sort_unstable();

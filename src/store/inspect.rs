@@ -77,6 +77,7 @@ pub fn inspect(dir: &Path, thorough: bool) -> Result<Report, OpenError> {
     if thorough {
         check_integrity(&snapshot, &mut report.faults)?;
         check_density(&snapshot, &report.rooms, &mut report.faults)?;
+        check_heads(&snapshot, &mut report.faults)?;
         check_members(&snapshot, &report.rooms, &mut report.faults)?;
         check_messages(&snapshot, &mut report.faults)?;
         if has_tallies(&report) {
@@ -167,6 +168,20 @@ fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>)
         if seq != room.head {
             faults.push(format!("room {}: the last seq is {seq} where {} is noted", room.key.0, room.head));
         }
+    }
+    Ok(())
+}
+
+/// Heads point at the entries that they name.
+fn check_heads(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Result<()> {
+    let mut statement = conn.prepare(
+        "SELECT h.room, h.seq, h.position FROM heads h LEFT JOIN log l ON l.position = h.position
+         WHERE l.room IS NOT h.room OR l.seq IS NOT h.seq LIMIT 20",
+    )?;
+    let rows = statement.query_map([], |row| Ok((integer(row, 0)?, integer(row, 1)?, row.get::<_, i64>(2)?)))?;
+    for row in rows {
+        let (room, seq, position) = row?;
+        faults.push(format!("room {room}: its head {seq} is not at position {position}"));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@
 //! `history`, `checkpoint`, [`breaker`], [`window`], [`inspect`].
 
 mod affinity;
+mod audit;
 pub mod breaker;
 mod checkpoint;
 mod columns;

@@ -5,7 +5,7 @@ use rusqlite::{Connection, Row};
 use super::columns::{ROOM_COLUMNS, integer, role, room_columns, room_row, room_tables, signed, user};
 use super::facts::SqlFacts;
 use super::history::{self, Ask};
-use super::tallies;
+use super::{audit, tallies};
 use crate::engine::event::{DELIVERED_MAX, Membership, Page, Query, RoomRow};
 use crate::engine::sequencer::Facts as _;
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UserId};
@@ -45,6 +45,7 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
             let at = of.iter().map(|(room, seq)| tallies::at(&snapshot, *room, *seq));
             Page::Tallies(at.collect::<rusqlite::Result<_>>()?)
         }
+        Query::Audit { room, seq } => Page::Audit(audit::stretch(&snapshot, *room, *seq)?),
         Query::DeadLetters { filter, after, limit } => {
             let (letters, more) = super::dead::page(&snapshot, filter, *after, (*limit).clamp(1, LIMIT_MAX))?;
             Page::DeadLetters { letters, more }

@@ -3,9 +3,9 @@
 use rusqlite::{Connection, Statement};
 
 use super::columns::{hash_bits, priority_number, role_number, room_kind_number, signed};
-use super::edits;
 use super::heads::Heads;
 use super::schema::ANCHOR_EVERY;
+use super::{audit, edits};
 use crate::engine::event::{Audience, Revocation};
 use crate::engine::sequencer::{Decided, Row};
 use crate::protocol::ids::{Position, UnixMillis, UserId};
@@ -15,6 +15,7 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.rooms.is_empty() {
         write_rooms(conn, decided)?;
     }
+    audit::write(conn, heads, &decided.mended)?;
     if !decided.rows.is_empty() {
         write_log(conn, heads, decided)?;
     }

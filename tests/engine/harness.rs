@@ -113,7 +113,16 @@ impl Table {
         Self::laid(limits, SequencerConfig { shards, seed: 1, ..SequencerConfig::default() })
     }
 
+    /// With the background check of rooms, which would put its questions between those of other scenarios.
+    pub fn checking(limits: Limits) -> Self {
+        Self::begun(limits, SequencerConfig { seed: 1, ..SequencerConfig::default() })
+    }
+
     fn laid(limits: Limits, config: SequencerConfig) -> Self {
+        Self::begun(Limits { consistency_rooms_per_s: 0, ..limits }, config)
+    }
+
+    fn begun(limits: Limits, config: SequencerConfig) -> Self {
         let log = TestLog::new(config);
         let engine = Shard::new(log.genesis(0, 1), Arc::new(limits), DAWN);
         Self {
@@ -529,6 +538,7 @@ fn entry_text(entry: &Entry) -> String {
         Entry::PresenceNews(news) => format!("news of presence {}", news.transitions.len()),
         Entry::InboxDead { user, items } => format!("inbox dead {user} {items:?}"),
         Entry::Dead(act) => format!("dead {act:?}"),
+        Entry::Mend { room, witness } => format!("mend {} {}", room.0, witness.seq),
     }
 }
 
@@ -548,6 +558,7 @@ fn query_text(query: &Query) -> String {
             let of: Vec<String> = of.iter().map(|(room, seq)| format!("{}/{seq}", room.0)).collect();
             format!("tallies {}", of.join(" "))
         }
+        Query::Audit { room, seq } => format!("audit {}/{seq}", room.0),
         Query::DeadLetters { after, limit, .. } => format!("dead after {after} {limit}"),
     }
 }

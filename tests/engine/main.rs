@@ -4,6 +4,7 @@
 
 mod admin;
 mod bounds;
+mod consistency;
 mod edits;
 mod events;
 mod filters;

@@ -18,6 +18,7 @@ macro_rules! with_1_2_4_shards {
 
 mod admin;
 mod broadcast;
+mod consistency;
 mod crowd;
 mod dead;
 mod disk;

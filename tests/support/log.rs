@@ -111,6 +111,7 @@ impl TestLog {
                 Page::Room { at, room }
             }
             Query::Tallies(of) => Page::Tallies(of.iter().map(|(room, seq)| self.kept.tally(*room, *seq)).collect()),
+            Query::Audit { room, seq } => Page::Audit(self.kept.audit(*room, *seq)),
             Query::History { .. } => self.history(query),
             Query::PresenceHistory(ask) => Page::PresenceHistory(self.kept.presence.history(ask)),
             // Numbers for the operator are the database's own.

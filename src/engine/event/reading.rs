@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::{Restricted, ShardId, Token};
+use crate::engine::consistency::{Audit, Broken};
 use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
 use crate::engine::presence::history::{Analytics, Ask, History};
@@ -89,6 +90,13 @@ pub enum Query {
     },
     /// What the entries of rooms come to at some seq each.
     Tallies(Vec<(RoomKey, Seq)>),
+    /// The stretch of a room's entries around `seq`, counted again.
+    Audit {
+        /// The room.
+        room: RoomKey,
+        /// The entry.
+        seq: Seq,
+    },
 }
 
 /// The answer to one [`ReadRequest`].
@@ -158,6 +166,8 @@ pub enum Page {
     },
     /// For [`Query::Tallies`], in its order; none: no such entry.
     Tallies(Vec<Option<Tally>>),
+    /// For [`Query::Audit`]: the stretch, or how it does not add up.
+    Audit(Result<Audit, Broken>),
 }
 
 /// Tombstones of a room that are known one by one when unread messages are counted: the newest ones.

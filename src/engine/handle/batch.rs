@@ -289,6 +289,7 @@ impl Shard {
             (Waiting::PresenceNews, result) => self.on_news_answered(result.as_ref().err()),
             (Waiting::InboxTakeAway { user, items }, Err(_)) => self.on_not_taken_away(&user, &items),
             (Waiting::InboxUpkeep | Waiting::InboxTakeAway { .. }, _) => {}
+            (Waiting::Mend { room, witness, reload }, result) => self.on_mended(room, witness, reload, result),
             (Waiting::AdminNotify { token }, Ok(committed)) => {
                 self.admin_reply(token, Ok(AdminAnswer::Notified(committed.seq)));
             }
@@ -327,6 +328,8 @@ impl Shard {
                 | Waiting::AdminAnalytics { .. }
                 | Waiting::Check { .. }
                 | Waiting::AdminDeadLetters { .. }
+                | Waiting::Audit { .. }
+                | Waiting::Reload { .. }
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "an outcome answers an append"),

@@ -64,6 +64,8 @@ impl Shard {
                 self.on_members_page(call, members, more);
             }
             (Waiting::AdminDeadLetters { token }, result) => self.on_dead_letters(token, result),
+            (Waiting::Audit { room, witness }, result) => self.on_audit(room, witness, result),
+            (Waiting::Reload { room, what }, result) => self.on_reload(room, what, result),
             (Waiting::Rooms { call }, Ok(Page::Rooms { rooms, more })) => self.on_rooms_page(&call, &rooms, more),
             (Waiting::PresenceHistory { call }, Ok(Page::PresenceHistory(history))) => {
                 self.on_presence_history_page(&call, &history);
@@ -102,6 +104,7 @@ impl Shard {
                 | Waiting::InboxTakeAway { .. }
                 | Waiting::InboxUpkeep
                 | Waiting::PresenceNews
+                | Waiting::Mend { .. }
                 | Waiting::Refresh { .. },
                 _,
             ) => debug_assert!(false, "a read reply answers a read"),
@@ -223,17 +226,22 @@ impl Shard {
 
     /// Adds a room as it stood at `at`, and brings it up to the shard's position.
     pub(super) fn add_room(&mut self, row: RoomRow, at: Position) -> RoomIdx {
-        let key = row.key;
         let idx = self.rooms.add(row, at, self.cx.now);
         let deletions: Vec<Arc<CommittedBatch>> =
             self.recent.after(at).filter(|batch| !batch.deleted.is_empty()).cloned().collect();
         deletions.iter().for_each(|batch| self.note_deleted(batch));
+        self.catch_up_room(idx, at);
+        idx
+    }
+
+    /// Entries that were applied here after the snapshot at `at`.
+    pub(super) fn catch_up_room(&mut self, idx: RoomIdx, at: Position) {
+        let key = self.rooms.get(idx).key;
         let later: Vec<(Arc<CommittedBatch>, u32)> =
             self.recent.after(at).filter_map(|batch| Some((batch.clone(), sync::run_of(batch, key)?))).collect();
         for (batch, run) in later {
             self.apply_run(idx, &batch, run);
         }
-        idx
     }
 
     /// Unloads what has been idle long enough, and drops old batches.

@@ -3,6 +3,7 @@
 mod admin;
 mod batch;
 mod command;
+pub(super) mod consistency;
 mod dead;
 mod edits;
 mod ephemeral;
@@ -22,6 +23,7 @@ mod sync_check;
 
 use std::sync::Arc;
 
+use super::consistency::Witness;
 use super::event::{ConnKey, Token};
 use super::inbox::ItemId;
 use super::users::UserIdx;
@@ -83,6 +85,12 @@ pub enum Waiting {
     Rooms { call: Call },
     /// What rooms come to at some seqs; the connection is parked.
     Check { call: Call, checks: Vec<sync_check::Check> },
+    /// A stretch of a room's entries; nobody waits.
+    Audit { room: RoomKey, witness: Witness },
+    /// A room whose memory was wrong; nobody waits.
+    Reload { room: RoomKey, what: &'static str },
+    /// The core looks at a room; nobody waits.
+    Mend { room: RoomKey, witness: Witness, reload: Option<&'static str> },
     /// A new token; the connection is parked.
     Refresh { call: Call },
 }
@@ -114,6 +122,9 @@ impl Waiting {
             | Self::InboxTakeAway { .. }
             | Self::InboxUpkeep
             | Self::PresenceNews
+            | Self::Audit { .. }
+            | Self::Reload { .. }
+            | Self::Mend { .. }
             | Self::User(_)
             | Self::Room(_) => None,
         }

@@ -202,6 +202,7 @@ impl Shard {
                 Timer::PresenceRecord => self.on_record_timer(),
                 Timer::Gather(gather) => self.on_gather_late(gather),
                 Timer::Inbox(user) => self.on_inbox_timer(user, due),
+                Timer::Consistency => self.on_consistency_timer(),
                 Timer::Sweep => {
                     self.sweep();
                     self.timers.set(self.cx.now + SWEEP_MS, Timer::Sweep);

@@ -15,6 +15,7 @@ use crate::engine::event::{
 use crate::engine::inbox::InboxChange;
 use crate::engine::presence::history::News;
 use crate::engine::stages::Stamps;
+use crate::engine::tally::Tally;
 use crate::protocol::encode::{EventKind, LoggedEvent, frame_text};
 use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Position, Priority, Role, RoomKey, Seq, UnixMillis, UserId};
@@ -53,6 +54,19 @@ pub struct MemberRow {
     pub user: UserId,
     /// None: the row is to be deleted.
     pub role: Option<Role>,
+}
+
+/// Where a room's last entry stands, counted again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadRow {
+    /// The room.
+    pub room: RoomKey,
+    /// Its last entry.
+    pub seq: Seq,
+    /// Where that is.
+    pub position: Position,
+    /// What the entries come to there.
+    pub tally: Tally,
 }
 
 /// How a message stands after an edit, a deletion, or its first reaction. Rows of one message follow
@@ -121,6 +135,8 @@ pub struct Decided {
     pub presence: Vec<Arc<News>>,
     /// What is done with dead letters, in order. Items that die are in `inbox`.
     pub dead: Vec<DeadChange>,
+    /// Heads that are put right, before any of `rows`.
+    pub mended: Vec<HeadRow>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
     pub(super) losses: Vec<(Position, RoomKey, UserId)>,
 }
@@ -142,6 +158,7 @@ impl Decided {
             inbox: Vec::new(),
             presence: Vec::new(),
             dead: Vec::new(),
+            mended: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
         }
@@ -155,6 +172,7 @@ impl Decided {
             && self.inbox.is_empty()
             && self.presence.is_empty()
             && self.dead.is_empty()
+            && self.mended.is_empty()
     }
 
     /// Position of the last row; `first - 1` without rows.

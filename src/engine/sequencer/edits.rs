@@ -33,6 +33,7 @@ impl<F: Facts> Turn<'_, F> {
         if !self.load(key)? {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
         }
+        self.check_whole(key)?;
         if self.is_doubtful(key, &by, seen) {
             let role = self.role(key, &by)?;
             let is_free = by_admin && role != Some(Role::Banned);

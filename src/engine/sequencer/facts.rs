@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::engine::consistency::{Audit, Broken};
 use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, RoomRow};
@@ -78,6 +79,12 @@ pub trait Facts {
     /// # Errors
     /// The source could not answer.
     fn tally_at(&mut self, room: RoomKey, seq: Seq) -> Result<Option<Tally>, Self::Error>;
+
+    /// The stretch of a room's entries that `seq` is in, counted again, or how it does not add up.
+    ///
+    /// # Errors
+    /// The source could not answer.
+    fn audit(&mut self, room: RoomKey, seq: Seq) -> Result<Result<Audit, Broken>, Self::Error>;
 
     /// Members of `room` (bans do not count), in no order. Asked of direct rooms only.
     ///

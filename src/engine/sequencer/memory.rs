@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::{Decided, Facts, LogEnd, Reacted, Target};
+use crate::engine::consistency::{Audit, Broken};
 use crate::engine::dead::{DeadChange, DeadFilter, DeadKind, DeadLetter, LetterId, NOT_ACKNOWLEDGED, item_payload};
 use crate::engine::edits::MessageState;
 use crate::engine::event::{Audience, Revocation, RoomRow};
@@ -91,6 +92,10 @@ impl MemoryLog {
                 room.key,
                 RoomRow { head: 0, members: 0, tally: Tally::start(room.name.as_str()), ..room.clone() },
             );
+        }
+        for mended in &decided.mended {
+            let room = self.rooms.get_mut(&mended.room).expect("heads are of rooms that exist");
+            (room.head, room.tally) = (mended.seq, mended.tally);
         }
         for (row, position) in decided.rows.iter().zip(decided.first..) {
             assert_eq!(position, self.rows.len() as Position + 1, "positions are dense");
@@ -206,6 +211,28 @@ impl MemoryLog {
         Some(tally)
     }
 
+    /// All the entries of a room as one stretch, counted again.
+    ///
+    /// # Errors
+    /// They are not dense.
+    pub fn audit(&self, key: RoomKey, seq: Seq) -> Result<Audit, Broken> {
+        let room = self.rooms.get(&key).ok_or(Broken { seq: 0, what: "the room is missing" })?;
+        let (mut counted, mut last) = (Tally::start(room.name.as_str()), (0, 0));
+        let mut here = (seq == 0).then_some(counted);
+        for row in self.rows.iter().filter(|row| row.room == key) {
+            if row.seq != last.0 + 1 {
+                return Err(Broken { seq: last.0 + 1, what: "an entry is missing" });
+            }
+            last = (row.seq, row.position);
+            counted.add(row.seq, row.ts, row.kind);
+            if row.seq == seq {
+                here = Some(counted);
+            }
+        }
+        let noted = (room.head == last.0).then_some(room.tally);
+        Ok(Audit { is_head: true, noted, last, counted, here })
+    }
+
     /// Tombstones of a room behind `seq`.
     pub fn deleted_after(&self, room: RoomKey, seq: Seq) -> Vec<Seq> {
         let behind = self.states.range((room, seq + 1)..(RoomKey(room.0 + 1), 0));
@@ -275,6 +302,10 @@ impl Facts for MemoryLog {
 
     fn tally_at(&mut self, room: RoomKey, seq: Seq) -> Result<Option<Tally>, Infallible> {
         Ok(self.tally(room, seq))
+    }
+
+    fn audit(&mut self, room: RoomKey, seq: Seq) -> Result<Result<Audit, Broken>, Infallible> {
+        Ok(MemoryLog::audit(self, room, seq))
     }
 
     fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Infallible> {

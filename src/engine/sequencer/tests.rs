@@ -389,6 +389,14 @@ fn facts_that_fail_refuse_the_whole_batch() {
         fn tally_at(&mut self, room: RoomKey, seq: Seq) -> Result<Option<crate::engine::tally::Tally>, Self::Error> {
             self.ask(|log| log.tally_at(room, seq))
         }
+        fn audit(
+            &mut self,
+            room: RoomKey,
+            seq: Seq,
+        ) -> Result<Result<crate::engine::consistency::Audit, crate::engine::consistency::Broken>, Self::Error>
+        {
+            self.ask(|log| Facts::audit(log, room, seq))
+        }
         fn members(&mut self, room: RoomKey) -> Result<Vec<UserId>, Self::Error> {
             self.ask(|log| log.members(room))
         }
