@@ -317,3 +317,24 @@ impl super::Sequencer {
         self.config.inbox
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_never_thrown_out_whole() {
+        let head = |id| Head { id, priority: Priority::Normal, bytes: 10, expires_ts: 1 };
+        let mut inboxes = Inboxes::after(0);
+        for user in 0..3_000 {
+            let queue = Held::of((0..1_000).map(|id| head(id + 1)));
+            inboxes.held.insert(UserId::parse(&format!("u{user}")).unwrap(), queue);
+        }
+        for _ in 1..COUNT_EVERY {
+            inboxes.shrink(1_000);
+        }
+        assert_eq!(inboxes.held.len(), 3_000, "not counted yet");
+        inboxes.shrink(1_000);
+        assert_eq!(inboxes.held.len(), HEADS_MAX / 2 / 1_000);
+    }
+}
