@@ -1,7 +1,7 @@
 //! The simulation: shards with the real engine, sequencer and outbox, a store, a mesh, a network and
 //! clients that fail by the dice, on one thread with a virtual clock. First safety, then healing.
 //!
-//! `ANTIPHON_SIM_SEEDS=n` runs that many seeds (500 when not set); `ANTIPHON_SIM_FROM=n` begins at
+//! `ANTIPHON_SIM_SEEDS=n` runs that many seeds (2,000 when not set); `ANTIPHON_SIM_FROM=n` begins at
 //! another one; `ANTIPHON_SIM_SEED=n` runs just one. A seed that fails is run once more to print its
 //! last steps.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails loudly, which is what a test is for")]
@@ -244,7 +244,7 @@ fn seeds() {
         Some(seed) => seed..seed + 1,
         None => {
             let from = number("ANTIPHON_SIM_FROM").unwrap_or(0);
-            from..from + number("ANTIPHON_SIM_SEEDS").unwrap_or(500)
+            from..from + number("ANTIPHON_SIM_SEEDS").unwrap_or(2_000)
         }
     };
     let is_many = seeds.end - seeds.start >= 100;

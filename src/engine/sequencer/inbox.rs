@@ -28,6 +28,8 @@ pub(super) struct Inboxes {
     /// The highest number given so far; not taken back when a batch fails.
     pub last_id: ItemId,
     expired_at: UnixMillis,
+    /// Batches since the queues were last counted.
+    uncounted: u32,
     /// Items that were refused or left out because a queue was full, since the start.
     pub refused: u64,
     /// Items that were thrown out of a full queue, since the start.
@@ -36,10 +38,13 @@ pub(super) struct Inboxes {
     pub expired: u64,
 }
 
-/// Heads in memory beyond which all are let go: 40 bytes each.
-const HEADS_MAX: usize = 262_144;
+/// Heads in memory, of some 50 bytes each, beyond which half of the queues are let go. To look at a
+/// queue again costs a read of all its heads, so this is far above what is filled at one time.
+const HEADS_MAX: usize = 2_097_152;
 /// Users likewise.
 const USERS_MAX: usize = 65_536;
+/// Batches between two counts: looking at every queue is not for each of them.
+const COUNT_EVERY: u32 = 64;
 
 impl Inboxes {
     /// Nothing looked at yet, and numbers given up to `last_id`.
@@ -51,15 +56,26 @@ impl Inboxes {
         self.held.clear();
     }
 
-    /// Keeps the memory bounded. Looks at every queue only when there are many.
+    /// Keeps the memory bounded. Looks at every queue only when there are many, and then seldom.
     pub fn shrink(&mut self, items_max: u32) {
-        let users_sure = HEADS_MAX / (items_max as usize).max(1);
-        if self.held.len() <= users_sure {
+        let users_sure = (HEADS_MAX / (items_max as usize).max(1)).min(USERS_MAX);
+        self.uncounted += 1;
+        if self.held.len() <= users_sure || self.uncounted < COUNT_EVERY {
             return;
         }
-        let heads: usize = self.held.values().map(Held::len).sum();
-        if heads > HEADS_MAX || self.held.len() > USERS_MAX {
-            self.held.clear();
+        self.uncounted = 0;
+        let mut heads: usize = self.held.values().map(Held::len).sum();
+        let mut users = self.held.len();
+        if heads > HEADS_MAX || users > USERS_MAX {
+            // Whichever come first in a hash map: nobody can have all of theirs thrown out each time.
+            self.held.retain(|_, held| {
+                let stays = heads <= HEADS_MAX / 2 && users <= USERS_MAX / 2;
+                if !stays {
+                    heads -= held.len();
+                    users -= 1;
+                }
+                stays
+            });
         }
     }
 }
@@ -299,5 +315,26 @@ impl super::Sequencer {
     /// The bounds of everybody's inbox.
     pub fn inbox_bounds(&self) -> Bounds {
         self.config.inbox
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_never_thrown_out_whole() {
+        let head = |id| Head { id, priority: Priority::Normal, bytes: 10, expires_ts: 1 };
+        let mut inboxes = Inboxes::after(0);
+        for user in 0..3_000 {
+            let queue = Held::of((0..1_000).map(|id| head(id + 1)));
+            inboxes.held.insert(UserId::parse(&format!("u{user}")).unwrap(), queue);
+        }
+        for _ in 1..COUNT_EVERY {
+            inboxes.shrink(1_000);
+        }
+        assert_eq!(inboxes.held.len(), 3_000, "not counted yet");
+        inboxes.shrink(1_000);
+        assert_eq!(inboxes.held.len(), HEADS_MAX / 2 / 1_000);
     }
 }
