@@ -179,6 +179,8 @@ fn check_quiet(world: &mut World) {
         assert_eq!(engine.unanswered(), 0, "shard {shard} waits for ever");
         let stats = engine.stats();
         assert_eq!((stats.appends_pending, stats.reads_pending), (0, 0));
+        let found = (stats.rooms_repaired, stats.rooms_diverged);
+        assert_eq!(found, (0, 0), "shard {shard} found rooms to differ that nobody meddled with");
     }
 }
 

@@ -51,6 +51,9 @@ impl Shard {
             self.cx.stats.rooms_checked += 1;
             return self.mend(key, witness, Some("the recent entries did not add up"));
         }
+        if self.cx.reads >= self.cx.limits.reads_max {
+            return self.consistency.look_again(key);
+        }
         let token = self.pending.insert(Waiting::Audit { room: key, witness });
         self.consistency.in_flight += 1;
         self.cx.read(token, Query::Audit { room: key, seq: witness.seq });
@@ -77,6 +80,9 @@ impl Shard {
     /// Asks the store where a room stands.
     fn reload_room(&mut self, key: RoomKey, what: &'static str) {
         let Some(room) = self.rooms.get_key_mut(key) else { return };
+        if self.cx.reads >= self.cx.limits.reads_max {
+            return self.consistency.look_again(key);
+        }
         let name = room.name.clone();
         let token = self.pending.insert(Waiting::Reload { room: key, what });
         self.consistency.in_flight += 1;
