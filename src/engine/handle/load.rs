@@ -265,7 +265,10 @@ impl Shard {
             self.tell_store();
         }
         for room in self.rooms.idle_since(before) {
-            self.rooms.remove(room);
+            // A watched room must be known to grow past the size up to which it is told in detail.
+            if !self.presence.watching.rooms.contains_key(&self.rooms.get(room).key) {
+                self.rooms.remove(room);
+            }
         }
     }
 }
