@@ -92,5 +92,9 @@ impl World {
             link.stalled_until = 0;
             link.window = 1 << 20;
         }
+        // No token ends while it is looked at whether everybody has everything.
+        for client in &mut self.clients {
+            client.wants_refresh = true;
+        }
     }
 }

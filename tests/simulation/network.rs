@@ -22,7 +22,9 @@ impl World {
         if self.dice.chance(self.plan.client_stalls) {
             self.links[link].stalled_until = self.now + self.dice.between(100, 6_000);
         }
-        self.clients[client].wants_refresh = !self.heals && self.dice.chance(20);
+        if !self.heals {
+            self.clients[client].wants_refresh = self.dice.chance(20);
+        }
         let frames = self.with_client(client, Client::act);
         self.say(link, frames);
     }
