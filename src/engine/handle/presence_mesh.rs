@@ -359,6 +359,10 @@ impl Shard {
         let card = entry.card.clone();
         let told = self.presence.watching.apply(owner, entry);
         for room in told.left {
+            // Told in detail when the room was not counted yet; the count says it now.
+            if self.presence.watching.rooms.get(&room).is_some_and(|room| room.is_counted) {
+                continue;
+            }
             let gone = Card { status: Status::Offline, custom: None, cause: None, ..(*card).clone() };
             news.rooms.entry(room).or_default().push(Arc::new(gone));
         }
