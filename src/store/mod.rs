@@ -167,3 +167,8 @@ fn is_fatal(error: &rusqlite::Error) -> bool {
     matches!(error.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
         || matches!(primary, ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB)
 }
+
+/// Runs a statement without parameters or rows, from the connection's cache of statements.
+fn run(conn: &rusqlite::Connection, sql: &str) -> rusqlite::Result<()> {
+    conn.prepare_cached(sql)?.raw_execute().map(|_| ())
+}

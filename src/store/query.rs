@@ -15,13 +15,13 @@ const LIMIT_MAX: u32 = 10_000;
 
 /// Answers one question from one snapshot.
 pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
-    // One deferred transaction: everything below sees the same commit.
-    let snapshot = conn.unchecked_transaction()?;
-    let page = match query {
-        Query::User(user) => user_page(&snapshot, user)?,
+    let snapshot = Snapshot::open(conn)?;
+    let snapshot = &*snapshot;
+    Ok(match query {
+        Query::User(user) => user_page(snapshot, user)?,
         Query::Room(name) => {
-            let at = position(&snapshot)?;
-            Page::Room { at, room: SqlFacts(&snapshot).room_by_name(name)? }
+            let at = position(snapshot)?;
+            Page::Room { at, room: SqlFacts(snapshot).room_by_name(name)? }
         }
         Query::History { room, after, before, newest, thread, current, limit, bytes_max } => {
             let ask = Ask {
@@ -34,26 +34,52 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
                 limit: (*limit).clamp(1, LIMIT_MAX),
                 bytes_max: *bytes_max,
             };
-            history::page(&snapshot, &ask)?
+            history::page(snapshot, &ask)?
         }
-        Query::Members { room, after, limit } => members(&snapshot, *room, after.as_ref(), *limit)?,
-        Query::PresenceHistory(ask) => Page::PresenceHistory(super::presence::history(&snapshot, ask)?),
+        Query::Members { room, after, limit } => members(snapshot, *room, after.as_ref(), *limit)?,
+        Query::PresenceHistory(ask) => Page::PresenceHistory(super::presence::history(snapshot, ask)?),
         Query::PresenceAnalytics { now, hours } => {
-            Page::PresenceAnalytics(Box::new(super::presence::analytics(&snapshot, *now, *hours)?))
+            Page::PresenceAnalytics(Box::new(super::presence::analytics(snapshot, *now, *hours)?))
         }
         Query::Tallies(of) => {
-            let at = of.iter().map(|(room, seq)| tallies::at(&snapshot, *room, *seq));
+            let at = of.iter().map(|(room, seq)| tallies::at(snapshot, *room, *seq));
             Page::Tallies(at.collect::<rusqlite::Result<_>>()?)
         }
-        Query::Audit { room, seq } => Page::Audit(audit::stretch(&snapshot, *room, *seq)?),
+        Query::Audit { room, seq } => Page::Audit(audit::stretch(snapshot, *room, *seq)?),
         Query::DeadLetters { filter, after, limit } => {
-            let (letters, more) = super::dead::page(&snapshot, filter, *after, (*limit).clamp(1, LIMIT_MAX))?;
+            let (letters, more) = super::dead::page(snapshot, filter, *after, (*limit).clamp(1, LIMIT_MAX))?;
             Page::DeadLetters { letters, more }
         }
-        Query::Rooms { user, kind, after, limit } => rooms(&snapshot, user, *kind, after.as_ref(), *limit)?,
-    };
-    snapshot.finish()?;
-    Ok(page)
+        Query::Rooms { user, kind, after, limit } => rooms(snapshot, user, *kind, after.as_ref(), *limit)?,
+    })
+}
+
+/// One deferred transaction, within which everything sees the same commit. Its statements are kept like
+/// all others: to parse them anew costs as much as a small answer.
+struct Snapshot<'a>(&'a Connection);
+
+impl<'a> Snapshot<'a> {
+    fn open(conn: &'a Connection) -> rusqlite::Result<Self> {
+        super::run(conn, "BEGIN DEFERRED")?;
+        Ok(Self(conn))
+    }
+}
+
+impl std::ops::Deref for Snapshot<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0
+    }
+}
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        // Nothing was written: whatever became of the question, there is nothing to take back.
+        if let Err(error) = super::run(self.0, "COMMIT") {
+            tracing::warn!(%error, "store: a snapshot could not be ended");
+        }
+    }
 }
 
 fn position(conn: &Connection) -> rusqlite::Result<Position> {

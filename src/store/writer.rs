@@ -208,7 +208,7 @@ impl Writer {
     }
 
     pub(super) fn execute(&self, sql: &'static str) -> rusqlite::Result<()> {
-        self.conn.prepare_cached(sql)?.raw_execute().map(|_| ())
+        super::run(&self.conn, sql)
     }
 
     /// Ends the transaction, if SQLite has not done so by itself. False when it could not be ended.
