@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::Shared;
 use crate::config::Config;
 use crate::engine::event::RoomRow;
+use crate::engine::presence::history::date_of;
 use crate::exit::{Exit, StartError};
 use crate::store::inspect::{Report, inspect};
 
@@ -134,15 +135,7 @@ fn as_text(data_dir: &str, report: &Report, rooms: &[&RoomRow], left_out: usize)
 fn utc(ts: u64) -> String {
     let seconds = ts / 1_000;
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    // Days to a date of the Gregorian calendar, in eras of 400 years that begin on 1 March.
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = 400 * era + year_of_era + u64::from(month <= 2);
+    let (year, month, day) = date_of(days);
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", of_day / 3_600, of_day / 60 % 60, of_day % 60)
 }
 
