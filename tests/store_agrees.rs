@@ -240,17 +240,7 @@ fn compare(store: &Store, log: &MemoryLog) {
         };
         let kept = log.roles.iter().filter(|((room, _), role)| room == key && role.is_member());
         assert_eq!(members, kept.map(|((_, user), role)| (user.clone(), *role)).collect::<Vec<_>>());
-        let all = Query::History {
-            room: *key,
-            after: 0,
-            before: u64::MAX,
-            newest: false,
-            thread: None,
-            current: false,
-            limit: 10_000,
-            bytes_max: u32::MAX,
-        };
-        let Page::History { json, entries, .. } = store.page(all) else { panic!("history") };
+        let (json, entries) = store.every_entry(*key);
         let rows: Vec<_> = log.rows.iter().filter(|row| row.room == *key).collect();
         assert_eq!(entries.len(), rows.len());
         for (entry, row) in entries.iter().zip(rows) {

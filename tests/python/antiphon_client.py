@@ -89,11 +89,15 @@ class Client:
             received = end.rcvd
             raise Closed(received.code if received else 1006, received.reason if received else "") from None
         frame = json.loads(text)
+        self._heard(text, frame)
         if isinstance(frame, list):
             self.arrays += 1
             self._batch.extend(frame)
             frame = self._batch.popleft()
         return frame
+
+    def _heard(self, text, frame):
+        """For those who look at frames as they came."""
 
     def _advance(self, entry):
         cursor = self.cursors.get(entry["room"])

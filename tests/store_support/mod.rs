@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use antiphon::engine::event::{
-    Append, Committed, CommittedBatch, Entry, NewMessage, Outcome, Page, Query, ReadReply, ReadRequest, ShardId,
-    StoreEvent, Token,
+    Append, Committed, CommittedBatch, Entry, HistoryEntry, NewMessage, Outcome, Page, Query, ReadReply, ReadRequest,
+    ShardId, StoreEvent, Token,
 };
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::error::Refusal;
@@ -159,6 +159,22 @@ impl Store {
         let reply = self.replies[0].recv_timeout(PATIENCE).expect("every question is answered");
         assert_eq!(reply.token, token);
         reply.result
+    }
+
+    /// Every entry of a room as it was said: their JSON back to back, and where each lies.
+    pub fn every_entry(&self, room: RoomKey) -> (Vec<u8>, Vec<HistoryEntry>) {
+        let all = Query::History {
+            room,
+            after: 0,
+            before: u64::MAX,
+            newest: false,
+            thread: None,
+            current: false,
+            limit: 10_000,
+            bytes_max: u32::MAX,
+        };
+        let Page::History { json, entries, .. } = self.page(all) else { panic!("history") };
+        (json, entries)
     }
 
     /// The head of a room that is there, as a reader sees it.
