@@ -100,6 +100,31 @@ fn a_page_older_than_the_shard_is_brought_up_to_date() {
 }
 
 #[test]
+fn who_comes_in_past_the_entry_that_shuts_them_out_is_cut_off() {
+    let mut table = with(Limits::default());
+    table.has("b", "bob");
+    let room = RoomName::parse("general").unwrap();
+    table.elsewhere(Entry::Manage { room, by: user("zoe"), by_admin: false, user: user("alice"), act: Manage::Ban });
+    let banned = table.commit_only();
+    for conn in ["a", "b"] {
+        table.says(conn, SUBSCRIBE).whatever();
+    }
+    table.answer().whatever();
+    for conn in ["a", "b"] {
+        assert!(table.comes_again(conn).has(r#""seq":2"#), "the room is ahead of the shard");
+    }
+    table.apply(banned).only(&["a", "b"]).gives("a close 4202 gap: a room was lost while it was entered");
+    table.has("a2", "alice");
+    assert!(table.says("a2", SUBSCRIBE).has(r#""code":103"#));
+    table.elsewhere(say(1, "zoe", "next"));
+    table.commit().gives(
+        r#"
+        b general 3 {"type":"message:created","room":"general","seq":3,"ts":1000000,"author":"zoe","body":"next"}
+        "#,
+    );
+}
+
+#[test]
 fn a_page_newer_than_the_shard_makes_it_skip_what_it_has_seen() {
     let mut table = with(Limits::default());
     table.elsewhere(say(1, "zoe", "early"));

@@ -238,6 +238,16 @@ fn run_or_explain(seed: u64) -> Done {
     }
 }
 
+/// Seeds that once found a fault, of the server or of this harness.
+const FOUND: [u64; 9] = [199, 400, 493, 819, 6_105, 8_653, 50_145, 55_010, 67_483];
+
+#[test]
+fn seeds_that_found_something() {
+    for seed in FOUND {
+        run_or_explain(seed);
+    }
+}
+
 #[test]
 fn seeds() {
     let seeds = match number("ANTIPHON_SIM_SEED") {

@@ -21,7 +21,7 @@ use super::load::row_before;
 use super::subscribe::viewer;
 use super::{Call, Waiting};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
-use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{DeviceId, Position, RoomName, Seq};
 
 impl Shard {
@@ -77,13 +77,11 @@ impl Shard {
 
     fn on_run(&mut self, batch: &Arc<CommittedBatch>, at: u32) {
         let run = &batch.runs[at as usize];
-        let live = match self.rooms.find_key(run.room) {
-            Some(idx) => self.apply_run(idx, batch, at).then_some(idx),
-            None => {
-                self.rooms.remove_absent(&run.name);
-                None
-            }
-        };
+        let loaded = self.rooms.find_key(run.room);
+        if loaded.is_none() {
+            self.rooms.remove_absent(&run.name);
+        }
+        let live = loaded.filter(|idx| self.apply_run(*idx, batch, at));
         if live.is_some_and(|idx| !self.rooms.get(idx).subscribers.is_empty()) {
             self.cx.stats.fanouts += 1;
         }
@@ -97,7 +95,11 @@ impl Shard {
                 sent = upto;
                 self.unsubscribe_user(change.user.as_str(), idx);
             }
-            if self.is_news(change, entry.position) {
+            let is_news = self.is_news(change, entry.position);
+            if let Some(idx) = loaded.filter(|_| live.is_none() && is_news && ends_membership(change)) {
+                self.cut_off(change.user.as_str(), idx);
+            }
+            if is_news {
                 self.apply_change(batch, run, entry.seq, change);
             }
         }
@@ -202,6 +204,18 @@ impl Shard {
         let Some(user) = self.users.find(user) else { return };
         for conn in self.users.get(user).conns.clone() {
             self.unsubscribe(conn, idx);
+        }
+    }
+
+    /// The room was loaded ahead of this shard, with the entry that shuts the user out, and they came in
+    /// before the shard knew: they are past that entry and would not hear it. Their connections come back,
+    /// and are refused.
+    fn cut_off(&mut self, user: &str, idx: RoomIdx) {
+        let Some(user) = self.users.find(user) else { return };
+        for conn in self.users.get(user).conns.clone() {
+            if self.sessions.get(conn).is_some_and(|session| session.subscriptions.contains(&idx)) {
+                self.end(conn, Some((CloseCode::Gap, "a room was lost while it was entered".into())));
+            }
         }
     }
 

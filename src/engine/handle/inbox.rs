@@ -176,7 +176,9 @@ impl Shard {
                 let inbox = user.inbox.get_or_insert_default();
                 items.iter().for_each(|id| inbox.remove_early(*id));
             }
-            InboxChange::Tried { .. } => {}
+            // Whoever is loaded has counted it when it was sent.
+            InboxChange::Tried { .. } if is_loaded => {}
+            InboxChange::Tried { items, .. } => user.inbox.get_or_insert_default().try_early(items),
         }
         if is_loaded && user.inbox.as_ref().is_some_and(|inbox| inbox.is_empty()) {
             user.inbox = None;

@@ -4,7 +4,8 @@
 //! it ignored for what was not loaded then: they are taken from the recent batches. Or the page is
 //! ahead of the shard: what it has seen is then skipped when it comes. A room that is loaded ahead
 //! can be read up to its head by someone whom an entry in between bans from it; to hold the room back
-//! until the shard has caught up could hold it for long, since a batch in doubt is published late.
+//! until the shard has caught up could hold it for long, since a batch in doubt is published late. They
+//! are cut off when that entry comes (`batch.rs`).
 
 use std::sync::Arc;
 

@@ -45,6 +45,8 @@ pub struct Inbox {
     fresh: Vec<(Priority, ItemId)>,
     /// Removed while the user was being read: the page may still have them.
     gone: HashSet<ItemId, ahash::RandomState>,
+    /// Attempts put on record while the user was being read: the page may not have counted them.
+    tried: Vec<ItemId>,
     /// The one deadline that counts; 0: none is set.
     pub timer_at: UnixMillis,
 }
@@ -87,11 +89,12 @@ impl Inbox {
         self.each_of(items, |waiting| waiting.is_leaving = true);
     }
 
-    /// It could not: those that are still there wait like any other, from now on.
+    /// It could not: those that are still there wait like any other, from now on. For what this process
+    /// has not sent that counts as the first attempt, which no record is made of.
     pub fn stay(&mut self, items: &[ItemId], now: UnixMillis) {
         self.each_of(items, |waiting| {
             waiting.is_leaving = false;
-            waiting.attempts = waiting.attempts.max(1);
+            waiting.attempts = waiting.attempts.max(waiting.item.attempts + 1);
             waiting.next_at = now + RETRY_FIRST_MS;
         });
     }
@@ -112,11 +115,18 @@ impl Inbox {
         self.gone.insert(id);
     }
 
-    /// The user was read: `page` is what the store had.
+    /// Counts an attempt that is put on record while the user is being read.
+    pub fn try_early(&mut self, items: &[ItemId]) {
+        self.tried.extend_from_slice(items);
+    }
+
+    /// The user was read: `page` is what the store had. Whether it counts an attempt that was put on
+    /// record meanwhile is not known; counted twice, the item is dead one attempt early, never late.
     pub fn fill(&mut self, page: impl IntoIterator<Item = Item>) {
-        let gone = std::mem::take(&mut self.gone);
-        for item in page {
+        let (gone, tried) = (std::mem::take(&mut self.gone), std::mem::take(&mut self.tried));
+        for mut item in page {
             if !gone.contains(&item.id) {
+                item.attempts += tried.iter().filter(|id| **id == item.id).count() as u32;
                 self.insert(Arc::new(item));
             }
         }
@@ -308,5 +318,22 @@ mod tests {
         assert_eq!(inbox.len(), 1);
         assert_eq!(inbox.due(100, 0).expired, 1);
         assert!(inbox.is_empty());
+    }
+
+    #[test]
+    fn attempts_of_an_earlier_process_count_for_what_stays() {
+        let mut inbox = Inbox::default();
+        inbox.fill([Item { attempts: 3, ..item(1, Priority::Normal, 1_000_000) }]);
+        inbox.leave(&[1]);
+        inbox.stay(&[1], 100);
+        assert_eq!(ids(&inbox.due(1_100, 0).again), [(1, 5)], "the fourth is the one that stayed");
+    }
+
+    #[test]
+    fn attempts_on_record_while_loading_count() {
+        let mut inbox = Inbox::default();
+        inbox.try_early(&[1, 7]);
+        inbox.fill([item(1, Priority::Normal, 100), item(2, Priority::Normal, 100)]);
+        assert_eq!(ids(&inbox.greet(10, 0)), [(1, 2), (2, 1)]);
     }
 }
