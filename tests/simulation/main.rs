@@ -205,6 +205,13 @@ fn check_answered(world: &World) {
 
 /// When everybody has left, all that was taken is given back.
 fn check_given_back(world: &mut World) {
+    // Whoever finds no room comes again and again, and may be about to be read at the very end.
+    for _ in 0..5_000 {
+        if world.shards.iter_mut().all(|shard| shard.engine.stats().reads_pending == 0) {
+            break;
+        }
+        world.run(world.now + 1);
+    }
     for link in 0..world.links.len() {
         let (shard, key) = (world.links[link].shard, world.links[link].key);
         if world.links[link].phase == link::Phase::Open && world.link_of(shard, key) == Some(link) {
@@ -239,7 +246,7 @@ fn run_or_explain(seed: u64) -> Done {
 }
 
 /// Seeds that once found a fault, of the server or of this harness.
-const FOUND: [u64; 9] = [199, 400, 493, 819, 6_105, 8_653, 50_145, 55_010, 67_483];
+const FOUND: [u64; 10] = [199, 400, 493, 819, 6_105, 8_653, 50_145, 55_010, 67_483, 77_676];
 
 #[test]
 fn seeds_that_found_something() {
