@@ -77,28 +77,7 @@ fn a_database_from_before_edits_is_brought_up_to_date() {
     let key = store.committed(join("general", "alice")).room;
     let sent = store.committed(numbered(key, "alice", 1));
     store.stop();
-    let database = dir.path().join(antiphon::store::schema::DATABASE_FILE);
-    let old = rusqlite::Connection::open(&database).unwrap();
-    const OF_VERSION_1: &str = "'meta','rooms','log','heads','anchors','members','cursors','revocations','probe'";
-    let newer: Vec<String> = old
-        .prepare(&format!("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT IN ({OF_VERSION_1})"))
-        .unwrap()
-        .query_map([], |row| row.get(0))
-        .unwrap()
-        .collect::<Result<_, _>>()
-        .unwrap();
-    assert!(newer.contains(&"message_state".to_owned()));
-    for table in newer {
-        old.execute_batch(&format!("DROP TABLE {table}")).unwrap();
-    }
-    old.execute_batch(
-        "ALTER TABLE heads DROP COLUMN messages; ALTER TABLE heads DROP COLUMN hash;
-         ALTER TABLE anchors DROP COLUMN messages; ALTER TABLE anchors DROP COLUMN hash;
-         ALTER TABLE cursors DROP COLUMN counted; ALTER TABLE revocations DROP COLUMN expires_ts;
-         PRAGMA user_version = 1",
-    )
-    .unwrap();
-    drop(old);
+    older::downgrade(&dir, 1);
     let report = antiphon::store::inspect::inspect(dir.path(), true).unwrap();
     assert!(report.faults.is_empty(), "{:?}", report.faults);
     let store = Store::open(&config);

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use ahash::{AHashMap, AHashSet};
 
-pub use batch::{Decided, HeadRow, MemberRow, ReactionRow, Row, StateRow};
+pub use batch::{Begun, Decided, HeadRow, MemberRow, ReactionRow, Row, StateRow};
 use dedupe::{Dedupe, First};
 pub use facts::{Facts, Reacted, Target};
 use inbox::Inboxes;
@@ -301,7 +301,11 @@ impl Sequencer {
             let counts = roles.chunk_by(|a, b| a.0.0 == b.0.0).map(|of_room| of_room[0].0.0);
             draft.counts = counts.map(|key| (key, self.rooms[&key].members)).collect();
         }
-        draft.members = roles.into_iter().map(|((room, user), role)| MemberRow { room, user, role }).collect();
+        let members = roles.into_iter().map(|(pair, role)| {
+            let begun = changes.begun.get(&pair).copied();
+            MemberRow { room: pair.0, user: pair.1, role, begun }
+        });
+        draft.members = members.collect();
         draft
     }
 
@@ -348,6 +352,7 @@ type Verdict<E> = Result<Committed, Stop<E>>;
 #[derive(Default)]
 struct Changes {
     roles: AHashMap<(RoomKey, UserId), Option<Role>>,
+    begun: AHashMap<(RoomKey, UserId), Begun>,
     /// Memberships won (or lost) by user.
     memberships: AHashMap<UserId, i64>,
     /// Index into [`Decided::cursors`].
@@ -468,8 +473,10 @@ impl<F: Facts> Turn<'_, F> {
             }
             .map_err(Stop::Facts)?,
         };
-        let begun = self.draft.joined.iter().filter(|begun| (begun.room, &begun.user) == (key, &pair.1));
-        let stands = begun.map(|begun| begun.seq).fold(stands, Seq::max);
+        let stands = match self.changes.begun.is_empty() {
+            true => stands,
+            false => self.changes.begun.get(&(key, pair.1.clone())).map_or(stands, |begun| stands.max(begun.seq)),
+        };
         let cursor = seq.min(self.room(key).head).max(stands);
         if cursor > stands {
             let counted = if pair.2.is_none() { self.counted_at(key, cursor)? } else { 0 };

@@ -56,7 +56,7 @@ impl Facts for SqlFacts<'_> {
     fn read_cursor(&mut self, room: RoomKey, user: &UserId) -> rusqlite::Result<Seq> {
         let read = self
             .0
-            .prepare_cached("SELECT read FROM cursors WHERE user = ?1 AND room = ?2")?
+            .prepare_cached("SELECT read FROM members WHERE user = ?1 AND room = ?2")?
             .query_row((user.as_str(), signed(room.0)), |row| integer(row, 0))
             .optional()?;
         Ok(read.unwrap_or(0))

@@ -8,6 +8,7 @@
 //! - What is too old goes in small slices ([`prune`]) while the writer has nothing else to do.
 //! - Counts are sums that only grow while their period lasts, so that reading them costs their rows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -62,12 +63,20 @@ fn is_new(conn: &Connection, news: &News) -> rusqlite::Result<bool> {
 }
 
 fn write_one(conn: &Connection, news: &News) -> rusqlite::Result<()> {
-    let mut shown_ms = std::collections::BTreeMap::<u64, [u64; 3]>::new();
+    let mut shown_ms = BTreeMap::<u64, [u64; 3]>::new();
+    let mut firsts = Firsts::new();
     for transition in &news.transitions {
-        write_transition(conn, transition)?;
+        write_transition(conn, transition, &mut firsts)?;
         if let Some(at) = crate::engine::presence::history::present_index(transition.was) {
             shown_ms.entry(transition.ts / HOUR_MS).or_default()[at] += transition.was_ms;
         }
+    }
+    let mut count = conn.prepare_cached(
+        "INSERT INTO presence_active (period, at, users) VALUES (?1, ?2, ?3)
+         ON CONFLICT (period, at) DO UPDATE SET users = users + excluded.users",
+    )?;
+    for ((period, at), users) in firsts {
+        count.execute((period, signed(at), users))?;
     }
     let hour = news.ts / HOUR_MS;
     write_peak(conn, hour)?;
@@ -86,7 +95,10 @@ fn write_one(conn: &Connection, news: &News) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn write_transition(conn: &Connection, transition: &Transition) -> rusqlite::Result<()> {
+/// Users who were seen for the first time in a period: its kind, which one, how many.
+type Firsts = BTreeMap<(u8, u64), u32>;
+
+fn write_transition(conn: &Connection, transition: &Transition, firsts: &mut Firsts) -> rusqlite::Result<()> {
     let Transition { user, ts, status, cause, device, .. } = transition;
     let mut insert = conn.prepare_cached(
         "INSERT OR REPLACE INTO presence_log (user, ts, status, cause, device) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -103,15 +115,11 @@ fn write_transition(conn: &Connection, transition: &Transition) -> rusqlite::Res
          day = max(day, excluded.day), month = max(month, excluded.month)",
     )?;
     upsert.execute((user.as_str(), status_number(*status), signed(*ts), signed(day), signed(month)))?;
-    let mut count = conn.prepare_cached(
-        "INSERT INTO presence_active (period, at, users) VALUES (?1, ?2, 1)
-         ON CONFLICT (period, at) DO UPDATE SET users = users + 1",
-    )?;
     if day > was_day {
-        count.execute((PERIOD_DAY, signed(day)))?;
+        *firsts.entry((PERIOD_DAY, day)).or_default() += 1;
     }
     if month > was_month {
-        count.execute((PERIOD_MONTH, signed(month)))?;
+        *firsts.entry((PERIOD_MONTH, month)).or_default() += 1;
     }
     Ok(())
 }

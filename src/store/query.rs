@@ -91,9 +91,8 @@ fn user_page(conn: &Connection, user: &UserId) -> rusqlite::Result<Page> {
     let mut statement = conn.prepare_cached(concat!(
         "SELECT ",
         room_columns!(),
-        ", m.role, coalesce(c.read, 0), coalesce(c.counted, 0)
+        ", m.role, m.read, m.counted
          FROM members m JOIN rooms r ON r.key = m.room LEFT JOIN heads h ON h.room = r.key
-         LEFT JOIN cursors c ON c.user = m.user AND c.room = m.room
          WHERE m.user = ?1 ORDER BY m.room"
     ))?;
     let rows = statement.query_map([user.as_str()], |row| {
@@ -116,8 +115,8 @@ fn user_page(conn: &Connection, user: &UserId) -> rusqlite::Result<Page> {
 /// What the user's devices have beyond what is read.
 fn delivered(conn: &Connection, user: &UserId) -> rusqlite::Result<Vec<(RoomKey, DeviceId, Seq)>> {
     let mut statement = conn.prepare_cached(
-        "SELECT d.room, d.device, d.seq FROM delivered d LEFT JOIN cursors c ON c.user = d.user AND c.room = d.room
-         WHERE d.user = ?1 AND d.seq > coalesce(c.read, 0) ORDER BY d.room DESC LIMIT ?2",
+        "SELECT d.room, d.device, d.seq FROM delivered d LEFT JOIN members m ON m.user = d.user AND m.room = d.room
+         WHERE d.user = ?1 AND d.seq > coalesce(m.read, 0) ORDER BY d.room DESC LIMIT ?2",
     )?;
     let rows = statement.query_map((user.as_str(), DELIVERED_MAX), |row| {
         let device = DeviceId::parse(row.get_ref(1)?.as_str()?)

@@ -31,7 +31,7 @@ pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 const APPLICATION_ID: i64 = 0x416e_7469;
 
 /// Step `n` takes a database from version `n` to `n + 1`. Steps are never changed once released.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rooms (
@@ -145,6 +145,14 @@ CREATE TABLE presence_devices (
 -- `period` 0: days, 1: months.
 CREATE TABLE presence_active (
     period INTEGER NOT NULL, at INTEGER NOT NULL, users INTEGER NOT NULL, PRIMARY KEY (period, at)) WITHOUT ROWID;
+",
+    "
+-- The read cursor stands with the membership: who comes in has one, who leaves needs none.
+ALTER TABLE members ADD COLUMN read INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE members ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+UPDATE members SET read = c.read, counted = c.counted FROM cursors c
+    WHERE c.user = members.user AND c.room = members.room;
+DROP TABLE cursors;
 ",
 ];
 

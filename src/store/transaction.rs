@@ -22,7 +22,7 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     if !decided.members.is_empty() {
         write_members(conn, decided)?;
     }
-    if !decided.cursors.is_empty() || !decided.joined.is_empty() {
+    if !decided.cursors.is_empty() {
         write_cursors(conn, decided)?;
     }
     edits::write(conn, decided)?;
@@ -95,16 +95,13 @@ fn insert_row(
 }
 
 fn write_cursors(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
-    let mut read = conn.prepare_cached(
-        "INSERT INTO cursors (user, room, read, counted) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (user, room) DO UPDATE SET read = excluded.read, counted = excluded.counted
-         WHERE excluded.read > read",
-    )?;
+    let mut read =
+        conn.prepare_cached("UPDATE members SET read = ?3, counted = ?4 WHERE room = ?2 AND user = ?1 AND read < ?3")?;
     let mut delivered = conn.prepare_cached(
         "INSERT INTO delivered (user, room, device, seq) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (user, room, device) DO UPDATE SET seq = excluded.seq",
     )?;
-    for cursor in decided.joined.iter().chain(&decided.cursors) {
+    for cursor in &decided.cursors {
         let (user, room, seq) = (cursor.user.as_str(), signed(cursor.room.0), signed(cursor.seq));
         match &cursor.device {
             None => read.execute((user, room, seq, signed(cursor.counted)))?,
@@ -133,14 +130,18 @@ fn write_rooms(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
 
 fn write_members(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
     let mut upsert = conn.prepare_cached(
-        "INSERT INTO members (room, user, role) VALUES (?1, ?2, ?3)
-         ON CONFLICT (room, user) DO UPDATE SET role = excluded.role",
+        "INSERT INTO members (room, user, role, read, counted) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (room, user) DO UPDATE SET role = excluded.role, read = max(read, excluded.read),
+         counted = max(counted, excluded.counted)",
     )?;
     let mut delete = conn.prepare_cached("DELETE FROM members WHERE room = ?1 AND user = ?2")?;
     for member in &decided.members {
         let (room, user) = (signed(member.room.0), member.user.as_str());
         match member.role {
-            Some(role) => upsert.execute((room, user, role_number(role)))?,
+            Some(role) => {
+                let (read, counted) = member.begun.map_or((0, 0), |begun| (begun.seq, begun.counted));
+                upsert.execute((room, user, role_number(role), signed(read), signed(counted)))?
+            }
             None => delete.execute((room, user))?,
         };
     }

@@ -64,7 +64,7 @@ fn letters_are_paged_filtered_replayed_and_purged_in_bulk() {
         alice.refused(json!({"type": "message:send", "room": "room", "body": format!("poison {number}")}), 108);
     }
     // What cannot be replayed: a cursor.
-    meddle(&server, "CREATE TRIGGER stuck BEFORE INSERT ON cursors BEGIN SELECT RAISE(ABORT, 'stuck'); END");
+    meddle(&server, "CREATE TRIGGER stuck BEFORE UPDATE OF read ON members BEGIN SELECT RAISE(ABORT, 'stuck'); END");
     alice.refused(json!({"type": "message:read", "room": "room", "seq": last}), 108);
     let (_, page) = server.admin("GET", "/admin/dead-letters?limit=3", "");
     assert_eq!((page["letters"].as_array().unwrap().len(), &page["next"]), (3, &json!(3)));

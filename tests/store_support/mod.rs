@@ -2,6 +2,8 @@
 //! short ways to say an append or a question.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod older;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

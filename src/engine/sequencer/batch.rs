@@ -54,6 +54,18 @@ pub struct MemberRow {
     pub user: UserId,
     /// None: the row is to be deleted.
     pub role: Option<Role>,
+    /// Where their reading begins, when they came in by the batch.
+    pub begun: Option<Begun>,
+}
+
+/// Where a new member begins to read: what was said before is not unread to them, and where they had
+/// read to in an earlier membership is no matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// The entry by which they came in.
+    pub seq: Seq,
+    /// Messages before it.
+    pub counted: u64,
 }
 
 /// Where a room's last entry stands, counted again.
@@ -118,11 +130,8 @@ pub struct Decided {
     pub counts: Vec<(RoomKey, u32)>,
     /// Changed roles, ascending by room and user; each pair once.
     pub members: Vec<MemberRow>,
-    /// Cursors that moved; each pair once.
+    /// Cursors that moved; each pair once. A read cursor never moves behind where its member began.
     pub cursors: Vec<ReadAdvance>,
-    /// Where the read cursors of new members begin, which nobody is told. Of these and `cursors` the
-    /// furthest of each pair holds.
-    pub joined: Vec<ReadAdvance>,
     /// Messages that now stand otherwise.
     pub states: Vec<StateRow>,
     /// Reactions that came or went.
@@ -151,7 +160,6 @@ impl Decided {
             counts: Vec::new(),
             members: Vec::new(),
             cursors: Vec::new(),
-            joined: Vec::new(),
             states: Vec::new(),
             reactions: Vec::new(),
             revocations: Vec::new(),

@@ -19,13 +19,13 @@
 //! - Whoever is a member already (or banned, or has the role) gets "committed" with the room's head
 //!   and leaves no entry.
 
-use super::{Facts, MembershipChange, Row, Stop, Turn, Verdict, may_write, refuse};
-use crate::engine::event::{Committed, ReadAdvance, RoomRow};
+use super::{Begun, Facts, MembershipChange, Row, Stop, Turn, Verdict, may_write, refuse};
+use crate::engine::event::{Committed, RoomRow};
 use crate::engine::tally::Tally;
 use crate::protocol::command::Manage;
 use crate::protocol::encode::EventKind;
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, Seq, UserId};
+use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, RoomName, UserId};
 
 /// One change of a membership: whose, by whom, from what to what.
 struct Change<'a> {
@@ -252,16 +252,9 @@ impl<F: Facts> Turn<'_, F> {
             change: Some(Box::new(MembershipChange { user: user.clone(), role: new, counted })),
         });
         if !was && is {
-            self.begin_reading(key, user, committed.seq, counted);
+            self.changes.begun.insert((key, user.clone()), Begun { seq: committed.seq, counted });
         }
         committed
-    }
-
-    /// What was said before somebody came in is not unread to them, and where they had read to in an
-    /// earlier membership is no matter.
-    fn begin_reading(&mut self, room: RoomKey, user: &UserId, seq: Seq, counted: u64) {
-        let begin = ReadAdvance { room, user: user.clone(), device: None, seq, counted };
-        self.draft.joined.push(begin);
     }
 }
 

@@ -119,22 +119,32 @@ impl MemoryLog {
         }
         for member in &decided.members {
             let pair = (member.room, member.user.clone());
-            match member.role {
-                Some(role) => self.roles.insert(pair, role),
-                None => self.roles.remove(&pair),
-            };
+            match (member.role, member.begun) {
+                (Some(role), Some(begun)) => {
+                    self.check_counted(member.room, begun.seq, begun.counted);
+                    self.cursors.insert(pair.clone(), (begun.seq, begun.counted));
+                    self.roles.insert(pair, role);
+                }
+                (Some(role), None) => drop(self.roles.insert(pair, role)),
+                (None, _) => {
+                    self.cursors.remove(&pair);
+                    self.roles.remove(&pair);
+                }
+            }
         }
         for (key, members) in &decided.counts {
             self.rooms.get_mut(key).expect("counts are of rooms that exist").members = *members;
         }
-        for cursor in decided.joined.iter().chain(&decided.cursors) {
+        for cursor in &decided.cursors {
             let (room, user) = (cursor.room, cursor.user.clone());
             match cursor.device.clone() {
                 None => {
-                    let tally = self.tally(room, cursor.seq).expect("cursors stand at entries");
-                    assert_eq!(tally.messages, cursor.counted, "a cursor counts the messages before it");
-                    let read = self.cursors.entry((room, user)).or_default();
-                    *read = (*read).max((cursor.seq, cursor.counted));
+                    self.check_counted(room, cursor.seq, cursor.counted);
+                    // Who left by the same batch has none.
+                    if self.roles.contains_key(&(room, user.clone())) {
+                        let read = self.cursors.entry((room, user)).or_default();
+                        *read = (*read).max((cursor.seq, cursor.counted));
+                    }
                 }
                 Some(device) => {
                     self.delivered.insert((room, user, device), cursor.seq);
@@ -209,6 +219,11 @@ impl MemoryLog {
         let entries = self.rows.iter().filter(|row| row.room == room && row.seq <= seq);
         entries.for_each(|row| tally.add(row.seq, row.ts, row.kind));
         Some(tally)
+    }
+
+    fn check_counted(&self, room: RoomKey, seq: Seq, counted: u64) {
+        let tally = self.tally(room, seq).expect("cursors stand at entries");
+        assert_eq!(tally.messages, counted, "a cursor counts the messages before it");
     }
 
     /// All the entries of a room as one stretch, counted again.
