@@ -7,18 +7,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use antiphon::engine::rng::Rng;
-use antiphon::shard::ring::{BufferId, Completion, Ended, Key, Ring, RingConfig};
+use antiphon::shard::socket;
 
 use crate::body::Filler;
 use crate::client::{Client, News, Shared, Stage};
 use crate::conductor::{Conductor, Phase};
 use crate::dialect::Dialect;
+use crate::links::{Came, Links, Received};
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, ns};
 use crate::tally::{RoomEnd, Tally};
@@ -38,23 +38,6 @@ pub struct ThreadEnd {
     pub connected_ns: u64,
 }
 
-/// A client's socket.
-#[derive(Default)]
-struct Link {
-    fd: Option<OwnedFd>,
-    generation: u32,
-    /// Bytes of the client's output that the socket has taken.
-    sent: usize,
-    /// Waits for the socket to take more.
-    is_polling: bool,
-    /// Listed to be flushed.
-    is_dirty: bool,
-    /// A receive is in flight.
-    is_armed: bool,
-    /// Does not read at the moment.
-    is_stalled: bool,
-}
-
 /// How far the plan's one event (an absence or a stall) has come.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
 enum Act {
@@ -69,9 +52,8 @@ pub struct Driver {
     plan: Arc<Plan>,
     conductor: Arc<Conductor>,
     thread: u32,
-    ring: Ring,
+    links: Links,
     clients: Vec<Client>,
-    links: Vec<Link>,
     /// Rooms with members here, and each one's ledger.
     rooms: Vec<u32>,
     ledgers: Vec<Ledger>,
@@ -84,11 +66,6 @@ pub struct Driver {
     news: Vec<News>,
     schedule: Schedule,
     sending: Option<Sending>,
-    dirty: Vec<u32>,
-    /// Slots that are to connect, and how many may be at it at once.
-    queue: VecDeque<u32>,
-    connecting: u32,
-    connecting_max: u32,
     /// Slots that are to enter their room, and how many are at it.
     entrants: VecDeque<u32>,
     entering: u32,
@@ -129,16 +106,13 @@ impl Driver {
             clients.push(client);
         }
         let each = (LEDGER_ENTRIES / rooms.len().max(1)).clamp(LEDGER_ENTRIES_MIN, LEDGER_ENTRIES_MAX);
-        let buffers = clients.len().next_power_of_two().clamp(64, 1_024) as u16;
-        let ring = Ring::new(RingConfig { entries: 1_024, buffers, buffer_bytes: 4_096 })?;
+        let mut links = Links::new(clients.len(), plan.connecting)?;
+        (0..clients.len() as u32).for_each(|slot| links.enqueue(slot));
         Ok(Self {
-            links: clients.iter().map(|_| Link::default()).collect(),
-            queue: (0..clients.len() as u32).collect(),
             ledgers: rooms.iter().map(|_| Ledger::new(each)).collect(),
             meters: Meters::new(plan.windows()),
             rng: Rng::new(world.seed ^ u64::from(thread) << 32),
             filler: Filler::new(plan.body_bytes),
-            connecting_max: plan.connecting,
             phase_since_ns: world.now_ns(),
             now_ns: world.now_ns(),
             tally: Tally::default(),
@@ -146,8 +120,6 @@ impl Driver {
             stock: Vec::new(),
             schedule: Schedule::default(),
             sending: None,
-            dirty: Vec::new(),
-            connecting: 0,
             entrants: VecDeque::new(),
             entering: 0,
             creating: 0,
@@ -161,7 +133,7 @@ impl Driver {
             plan,
             conductor,
             thread,
-            ring,
+            links,
             clients,
             rooms,
         })
@@ -174,13 +146,13 @@ impl Driver {
     pub fn run(mut self) -> io::Result<ThreadEnd> {
         while !(self.phase == Phase::Close && self.has_arrived || self.conductor.has_given_up()) {
             let is_polling = self.world.busy_poll && self.phase == Phase::Traffic;
-            self.ring.wait(Some(if is_polling { Duration::ZERO } else { self.pause() }))?;
+            self.links.wait(if is_polling { Duration::ZERO } else { self.pause() })?;
             self.now_ns = self.world.now_ns();
             let (woke_ns, sent) = (self.now_ns, self.tally.sent);
             let mut is_busy = false;
-            while let Some(completion) = self.ring.next() {
+            while let Some((slot, came)) = self.links.next() {
                 is_busy = true;
-                self.on_completion(completion);
+                self.on(slot, came);
             }
             self.follow_phase();
             self.play();
@@ -206,47 +178,20 @@ impl Driver {
     // --------------------------------------------------------------------------------------------
     // What comes
 
-    fn on_completion(&mut self, completion: Completion) {
-        match completion {
-            Completion::Received { key, buffer, len, armed } => self.on_received(key, buffer, len, armed),
-            Completion::ReceiveEnded { key, reason } => {
-                let Some(slot) = self.slot_of(key) else { return };
-                self.links[slot as usize].is_armed = false;
-                match reason {
-                    Ended::NoBuffers | Ended::Cancelled => self.arm(slot),
-                    Ended::Eof => self.on_closed(slot, 0),
-                    Ended::Error(errno) => self.on_closed(slot, -i64::from(errno)),
-                }
+    fn on(&mut self, slot: u32, came: Came) {
+        match came {
+            Came::Bytes(received) => self.on_received(slot, received),
+            Came::Connected(Ok(())) => {
+                self.clients[slot as usize].start(&self.world);
+                self.links.arm(slot);
+                self.mark_dirty(slot);
             }
-            Completion::Writable { key, .. } => {
-                if let Some(slot) = self.slot_of(key) {
-                    self.links[slot as usize].is_polling = false;
-                    self.mark_dirty(slot);
-                }
-            }
-            Completion::Connected { key, result } => {
-                let Some(slot) = self.slot_of(key) else { return };
-                match result {
-                    Ok(()) => {
-                        self.clients[slot as usize].start(&self.world);
-                        self.arm(slot);
-                        self.mark_dirty(slot);
-                    }
-                    Err(errno) => self.on_connect_failure(slot, &io::Error::from_raw_os_error(errno)),
-                }
-            }
-            Completion::Accepted(_)
-            | Completion::AcceptFailed(_)
-            | Completion::Cancelled { .. }
-            | Completion::DoorbellRung => {}
+            Came::Connected(Err(errno)) => self.on_connect_failure(slot, &io::Error::from_raw_os_error(errno)),
+            Came::Ended(code) => self.on_closed(slot, code),
         }
     }
 
-    fn on_received(&mut self, key: Key, buffer: BufferId, len: usize, armed: bool) {
-        let Some(slot) = self.slot_of(key) else {
-            self.ring.release(buffer);
-            return;
-        };
+    fn on_received(&mut self, slot: u32, received: Received) {
         self.now_ns = self.world.now_ns();
         self.last_bytes_ns = self.now_ns;
         let mut shared = Shared {
@@ -260,12 +205,9 @@ impl Driver {
             news: &mut self.news,
             now_ns: self.now_ns,
         };
-        self.clients[slot as usize].on_bytes(self.ring.buffer(&buffer, len), &mut shared);
-        self.ring.release(buffer);
-        self.links[slot as usize].is_armed = armed;
-        if !armed {
-            self.arm(slot);
-        }
+        self.clients[slot as usize].on_bytes(self.links.bytes(&received), &mut shared);
+        self.links.release(received);
+        self.links.arm(slot);
         if !self.news.is_empty() {
             let mut news = std::mem::take(&mut self.news);
             news.drain(..).for_each(|news| self.on_news(slot, news));
@@ -301,7 +243,7 @@ impl Driver {
     }
 
     fn on_greeted(&mut self, slot: u32) {
-        self.connecting -= 1;
+        self.links.made(slot);
         if self.clients[slot as usize].has_cursor() || self.plan.setup == Setup::JoinEach {
             self.entrants.push_back(slot);
         } else {
@@ -320,7 +262,7 @@ impl Driver {
 
     /// The server, or the network, ended a connection.
     fn on_closed(&mut self, slot: u32, code: i64) {
-        if self.links[slot as usize].fd.is_none() {
+        if !self.links.has_socket(slot) {
             return;
         }
         let stage = self.clients[slot as usize].stage;
@@ -338,20 +280,15 @@ impl Driver {
             }
         }
         self.drop_link(slot);
-        match stage {
-            Stage::Handshake | Stage::Hello => self.connecting -= 1,
-            Stage::Subscribing => self.entering -= 1,
-            Stage::Closed | Stage::Ready | Stage::Live => {}
-        }
+        self.entering -= u32::from(stage == Stage::Subscribing);
         // A slow reader that was cut comes back, as a client should.
         if self.clients[slot as usize].is_slow && self.act == Act::After && self.phase <= Phase::Drain {
-            self.queue.push_back(slot);
+            self.links.enqueue(slot);
         }
     }
 
     fn on_connect_failure(&mut self, slot: u32, error: &io::Error) {
         self.tally.connect_failures += 1;
-        self.connecting -= 1;
         self.drop_link(slot);
         self.conductor.give_up(format!("cannot connect to {}: {error}", self.world.target));
     }
@@ -392,14 +329,12 @@ impl Driver {
     fn is_phase_done(&self) -> bool {
         let since_ns = self.now_ns - self.phase_since_ns;
         match self.phase {
-            Phase::Connect => {
-                self.queue.is_empty() && self.connecting == 0 && self.entrants.is_empty() && self.entering == 0
-            }
+            Phase::Connect => self.links.pending() == 0 && self.entrants.is_empty() && self.entering == 0,
             Phase::Create => self.creating == 0,
             Phase::Subscribe => self.entrants.is_empty() && self.entering == 0,
             Phase::Traffic => self.now_ns >= self.schedule.to_ns,
             Phase::Drain => self.is_drained(since_ns),
-            Phase::Close => self.links.iter().all(|link| link.fd.is_none()) || since_ns > ns(1.0),
+            Phase::Close => self.links.is_empty() || since_ns > ns(1.0),
         }
     }
 
@@ -464,7 +399,7 @@ impl Driver {
     // What is due
 
     fn enter_more(&mut self) {
-        while self.entering < self.connecting_max.saturating_mul(4) {
+        while self.entering < self.links.making_max.saturating_mul(4) {
             let Some(slot) = self.entrants.pop_front() else { return };
             let client = &mut self.clients[slot as usize];
             if client.stage == Stage::Ready {
@@ -506,13 +441,60 @@ impl Driver {
     }
 
     // --------------------------------------------------------------------------------------------
+    // Sockets
+
+    fn connect_more(&mut self) {
+        while let Some(slot) = self.links.in_line() {
+            if let Err(error) = self.connect(slot) {
+                return self.on_connect_failure(slot, &error);
+            }
+        }
+    }
+
+    fn connect(&mut self, slot: u32) -> io::Result<()> {
+        let client = &mut self.clients[slot as usize];
+        let socket = socket::client(self.world.source_of(client.user))?;
+        if let Some(stall) = self.plan.stall.filter(|_| client.is_slow) {
+            socket::set_receive_buffer(&socket, stall.receive_buffer)?;
+        }
+        client.started_ns = self.now_ns;
+        self.links.connect(slot, socket, self.world.target);
+        Ok(())
+    }
+
+    fn mark_dirty(&mut self, slot: u32) {
+        if !self.clients[slot as usize].out.is_empty() {
+            self.links.mark_dirty(slot);
+        }
+    }
+
+    fn flush(&mut self) {
+        let dirty = self.links.take_dirty();
+        for slot in &dirty {
+            if let Err(code) = self.links.send(*slot, &mut self.clients[*slot as usize].out) {
+                self.on_closed(*slot, code);
+            }
+        }
+        self.links.sent_all(dirty);
+    }
+
+    /// Ends a connection from our side, at once.
+    fn drop_link(&mut self, slot: u32) {
+        self.links.cut(slot);
+        // Nobody will answer these: their room owes others instead.
+        let room = self.clients[slot as usize].local_room;
+        let lost = self.clients[slot as usize].end().count();
+        (0..lost).for_each(|_| self.on_done(room));
+    }
+
+    // --------------------------------------------------------------------------------------------
     // What is told
 
     fn publish(&self) {
         let gauges = &self.conductor.gauges[self.thread as usize];
         let ready = match self.phase {
             Phase::Connect => self.meters.connect.len() as u32,
-            _ => self.clients.len() as u32 - self.connecting - self.entering,
+            _ => self.clients.len() as u32 - self.links.making() - self.entering,
         };
         gauges.ready.store(ready, Ordering::Relaxed);
         gauges.sent.store(self.tally.sent, Ordering::Relaxed);
@@ -544,4 +526,3 @@ impl Driver {
 }
 
 mod play;
-mod sockets;

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`cli`] (what can be asked), [`scenario`] (what it means), [`plan`] (as data),
 //! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
-//! (a thread's sockets), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
+//! (a thread's part, over its [`links`]), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
 //! [`scan`] (bytes), [`body`] (what is sent), [`verify`] (what was promised), [`tally`] (the books),
 //! [`measure`], [`sampler`], [`stages`] and [`mod@proc`] (numbers), [`watch`] and [`control`] (the server from outside), [`report`] and what is
 //! made of it: [`figures`] by name, [`assert`](mod@assert), [`compare`], [`hgrm`], [`html`]. Scripted scenarios: [`play`], on a [`stage`].
@@ -37,6 +37,7 @@ mod figures;
 mod frame;
 mod hgrm;
 mod html;
+mod links;
 mod measure;
 mod plan;
 mod play;

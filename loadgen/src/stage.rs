@@ -5,19 +5,17 @@
 //! To be driven over and over by [`Stage::turn`] (or [`Stage::until`]): it sleeps until something
 //! comes, hands the script each [`Event`], and sends what the script has said in one send a connection.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use antiphon::engine::rng::Rng;
-use antiphon::shard::ring::{Completion, Ended, Key, Ring, RingConfig, SendError, send_slices};
 use antiphon::shard::socket;
 
 use crate::client::{is_upgraded, push_upgrade};
 use crate::dialect::Dialect;
 use crate::frame::{FrameReader, Opcode, push_masked};
+use crate::links::{Came, Links};
 use crate::world::World;
 
 /// What a connection hears.
@@ -78,20 +76,15 @@ enum State {
     Open,
 }
 
+/// What a connection has come to.
 #[derive(Default)]
-struct Link {
-    fd: Option<OwnedFd>,
-    generation: u32,
+struct Actor {
     state: State,
     started_ns: u64,
     reader: FrameReader,
     /// The response's head as far as it has come.
     head: Vec<u8>,
     out: Vec<u8>,
-    sent: usize,
-    is_polling: bool,
-    is_dirty: bool,
-    is_armed: bool,
     /// Its user may do everything (claim `admin`).
     is_admin: bool,
 }
@@ -108,22 +101,15 @@ pub struct Stage {
     pub books: Books,
     /// From the start of connecting to `hello`, ns.
     pub connect: hdrhistogram::Histogram<u64>,
-    /// Connections that may be in the making at a time.
-    pub making_max: u32,
-    making: u32,
-    queue: VecDeque<u32>,
-    ring: Ring,
-    links: Vec<Link>,
-    dirty: Vec<u32>,
-    /// Closed by us; the ring may still hold a queued operation on the number until its next wait.
-    grave: Vec<OwnedFd>,
+    links: Links,
+    actors: Vec<Actor>,
     scratch: Vec<u8>,
 }
 
 /// Longest response head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
-/// Output buffers above this are given back when empty.
-const KEEP_BYTES: usize = 4_096;
+/// Connections that may be in the making at a time, unless a script says otherwise.
+const MAKING_MAX: u32 = 64;
 
 impl Stage {
     /// A stage of `slots` connections, none of them made. To be made and used in one thread.
@@ -131,19 +117,13 @@ impl Stage {
     /// # Errors
     /// The ring's.
     pub fn new(world: Arc<World>, slots: u32) -> io::Result<Self> {
-        let buffers = slots.next_power_of_two().clamp(64, 1_024) as u16;
         Ok(Self {
             now_ns: world.now_ns(),
             rng: Rng::new(world.seed),
             books: Books::default(),
             connect: crate::measure::histogram(),
-            making_max: 64,
-            making: 0,
-            queue: VecDeque::new(),
-            ring: Ring::new(RingConfig { entries: 1_024, buffers, buffer_bytes: 4_096 })?,
-            links: (0..slots).map(|_| Link::default()).collect(),
-            dirty: Vec::new(),
-            grave: Vec::new(),
+            links: Links::new(slots as usize, MAKING_MAX)?,
+            actors: (0..slots).map(|_| Actor::default()).collect(),
             scratch: Vec::new(),
             world,
         })
@@ -152,56 +132,53 @@ impl Stage {
     // --------------------------------------------------------------------------------------------
     // What a script does
 
-    /// Connects when its turn comes (see [`Stage::making_max`]).
+    /// Connects when its turn comes (see [`Stage::make_at_once`]).
     pub fn open(&mut self, slot: u32) {
-        self.queue.push_back(slot);
+        self.links.enqueue(slot);
+    }
+
+    /// So many connections may be in the making at a time.
+    pub fn make_at_once(&mut self, connections: u32) {
+        self.links.making_max = connections;
     }
 
     /// The same with the claim `admin` in its token.
     pub fn open_admin(&mut self, slot: u32) {
-        self.links[slot as usize].is_admin = true;
-        self.queue.push_back(slot);
+        self.actors[slot as usize].is_admin = true;
+        self.links.enqueue(slot);
     }
 
     /// True between `hello` and the end.
     pub fn is_open(&self, slot: u32) -> bool {
-        self.links[slot as usize].state == State::Open
+        self.actors[slot as usize].state == State::Open
     }
 
     /// When the connection was begun, ns.
     pub fn started_ns(&self, slot: u32) -> u64 {
-        self.links[slot as usize].started_ns
+        self.actors[slot as usize].started_ns
     }
 
     /// Connections that wait for their turn or are in the making.
     pub fn pending(&self) -> usize {
-        self.queue.len() + self.making as usize
+        self.links.pending()
     }
 
     /// Says one command. Nothing happens on a connection that is not open.
     pub fn say(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
-        let link = &mut self.links[slot as usize];
-        if link.state != State::Open {
+        let actor = &mut self.actors[slot as usize];
+        if actor.state != State::Open {
             return;
         }
         self.books.frames_out += 1;
-        push_masked(&mut link.out, Opcode::Text, self.rng.next_u64() as u32, write);
-        self.mark_dirty(slot);
+        push_masked(&mut actor.out, Opcode::Text, self.rng.next_u64() as u32, write);
+        self.links.mark_dirty(slot);
     }
 
     /// Ends a connection with a reset: as a broken network does. No event follows.
     pub fn cut(&mut self, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        self.making -= u32::from((State::Connecting..=State::Greeting).contains(&link.state));
-        if let Some(fd) = link.fd.take() {
-            // Where it fails the connection is gone already.
-            let _ = socket::reset_on_close(&fd);
-            // Operations in flight hold the socket, and end by this.
-            socket::shutdown(fd.as_raw_fd());
-            self.grave.push(fd);
-        }
-        let (generation, is_dirty, is_admin) = (link.generation.wrapping_add(1), link.is_dirty, link.is_admin);
-        *link = Link { generation, is_dirty, is_admin, ..Link::default() };
+        self.links.cut(slot);
+        let is_admin = self.actors[slot as usize].is_admin;
+        self.actors[slot as usize] = Actor { is_admin, ..Actor::default() };
     }
 
     /// One round: what has come, what is to connect, what is to be sent.
@@ -209,25 +186,21 @@ impl Stage {
     /// # Errors
     /// The ring's: nothing can go on without it.
     pub fn turn<P: Play>(&mut self, play: &mut P, pause: Duration) -> io::Result<()> {
-        let pause = if self.dirty.is_empty() { pause } else { Duration::ZERO };
-        self.ring.wait(Some(pause))?;
-        self.grave.clear();
+        self.links.wait(pause)?;
         self.now_ns = self.world.now_ns();
-        while let Some(completion) = self.ring.next() {
-            self.on_completion(play, completion);
+        while let Some((slot, came)) = self.links.next() {
+            self.on(play, slot, came);
         }
-        while self.making < self.making_max {
-            let Some(slot) = self.queue.pop_front() else { break };
+        while let Some(slot) = self.links.in_line() {
             self.connect(play, slot);
         }
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for slot in dirty.drain(..) {
-            self.links[slot as usize].is_dirty = false;
-            self.flush(play, slot);
+        let dirty = self.links.take_dirty();
+        for slot in &dirty {
+            if let Err(code) = self.links.send(*slot, &mut self.actors[*slot as usize].out) {
+                self.end(play, *slot, code);
+            }
         }
-        if self.dirty.is_empty() {
-            self.dirty = dirty;
-        }
+        self.links.sent_all(dirty);
         Ok(())
     }
 
@@ -265,123 +238,50 @@ impl Stage {
     // Sockets
 
     fn connect<P: Play>(&mut self, play: &mut P, slot: u32) {
-        if self.links[slot as usize].state != State::Closed {
+        let actor = &mut self.actors[slot as usize];
+        if actor.state != State::Closed {
             return;
         }
-        self.making += 1;
-        let link = &mut self.links[slot as usize];
-        link.state = State::Connecting;
-        link.started_ns = self.now_ns;
+        actor.state = State::Connecting;
+        actor.started_ns = self.now_ns;
         match socket::client(self.world.source_of(slot)) {
-            Ok(socket) => {
-                self.ring.connect(socket.as_raw_fd(), Key::new(slot, link.generation), self.world.target);
-                link.fd = Some(socket);
-            }
+            Ok(socket) => self.links.connect(slot, socket, self.world.target),
             Err(error) => self.end(play, slot, -i64::from(error.raw_os_error().unwrap_or(0))),
-        }
-    }
-
-    fn slot_of(&self, key: Key) -> Option<u32> {
-        let link = self.links.get(key.slot() as usize)?;
-        (link.fd.is_some() && link.generation == key.generation()).then_some(key.slot())
-    }
-
-    fn arm(&mut self, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        if let Some(fd) = link.fd.as_ref().filter(|_| !link.is_armed) {
-            self.ring.receive_multi(fd.as_raw_fd(), Key::new(slot, link.generation));
-            link.is_armed = true;
-        }
-    }
-
-    fn mark_dirty(&mut self, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        if !link.is_dirty && !link.is_polling {
-            link.is_dirty = true;
-            self.dirty.push(slot);
-        }
-    }
-
-    fn flush<P: Play>(&mut self, play: &mut P, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        let Some(fd) = link.fd.as_ref().map(AsRawFd::as_raw_fd) else { return };
-        while link.sent < link.out.len() {
-            match send_slices(fd, &[IoSlice::new(&link.out[link.sent..])]) {
-                Ok(sent) => link.sent += sent,
-                Err(SendError::WouldBlock) => {
-                    link.is_polling = true;
-                    return self.ring.poll_writable(fd, Key::new(slot, link.generation));
-                }
-                Err(SendError::Gone(errno)) => return self.end(play, slot, -i64::from(errno)),
-            }
-        }
-        link.sent = 0;
-        link.out.clear();
-        if link.out.capacity() > KEEP_BYTES {
-            link.out = Vec::new();
         }
     }
 
     /// The server, or the network, ended it.
     fn end<P: Play>(&mut self, play: &mut P, slot: u32, code: i64) {
-        if self.links[slot as usize].state != State::Closed {
+        if self.actors[slot as usize].state != State::Closed {
             self.cut(slot);
             play.on(self, slot, Event::Ended(code));
         }
     }
 
-    fn on_completion<P: Play>(&mut self, play: &mut P, completion: Completion) {
-        match completion {
-            Completion::Received { key, buffer, len, armed } => {
+    fn on<P: Play>(&mut self, play: &mut P, slot: u32, came: Came) {
+        match came {
+            Came::Bytes(received) => {
                 let mut bytes = std::mem::take(&mut self.scratch);
                 bytes.clear();
-                bytes.extend_from_slice(self.ring.buffer(&buffer, len));
-                self.ring.release(buffer);
-                if let Some(slot) = self.slot_of(key) {
-                    self.links[slot as usize].is_armed = armed;
-                    self.on_bytes(play, slot, &bytes);
-                    if self.slot_of(key).is_some() {
-                        self.arm(slot);
-                    }
-                }
+                bytes.extend_from_slice(self.links.bytes(&received));
+                self.links.release(received);
+                self.on_bytes(play, slot, &bytes);
+                self.links.arm(slot);
                 self.scratch = bytes;
             }
-            Completion::ReceiveEnded { key, reason } => {
-                let Some(slot) = self.slot_of(key) else { return };
-                self.links[slot as usize].is_armed = false;
-                match reason {
-                    Ended::NoBuffers | Ended::Cancelled => self.arm(slot),
-                    Ended::Eof => self.end(play, slot, 0),
-                    Ended::Error(errno) => self.end(play, slot, -i64::from(errno)),
-                }
-            }
-            Completion::Writable { key, .. } => {
-                if let Some(slot) = self.slot_of(key) {
-                    self.links[slot as usize].is_polling = false;
-                    self.mark_dirty(slot);
-                }
-            }
-            Completion::Connected { key, result } => {
-                let Some(slot) = self.slot_of(key) else { return };
-                match result {
-                    Ok(()) => self.upgrade(slot),
-                    Err(errno) => self.end(play, slot, -i64::from(errno)),
-                }
-            }
-            Completion::Accepted(_)
-            | Completion::AcceptFailed(_)
-            | Completion::Cancelled { .. }
-            | Completion::DoorbellRung => {}
+            Came::Connected(Ok(())) => self.upgrade(slot),
+            Came::Connected(Err(errno)) => self.end(play, slot, -i64::from(errno)),
+            Came::Ended(code) => self.end(play, slot, code),
         }
     }
 
     fn upgrade(&mut self, slot: u32) {
-        let link = &mut self.links[slot as usize];
-        let token = if link.is_admin { self.world.admin_token(slot) } else { self.world.token(slot) };
-        push_upgrade(&mut link.out, &self.world, Dialect::Antiphon.query(), Some(&token));
-        link.state = State::Upgrading;
-        self.arm(slot);
-        self.mark_dirty(slot);
+        let actor = &mut self.actors[slot as usize];
+        let token = if actor.is_admin { self.world.admin_token(slot) } else { self.world.token(slot) };
+        push_upgrade(&mut actor.out, &self.world, Dialect::Antiphon.query(), Some(&token));
+        actor.state = State::Upgrading;
+        self.links.arm(slot);
+        self.links.mark_dirty(slot);
     }
 
     // --------------------------------------------------------------------------------------------
@@ -390,34 +290,34 @@ impl Stage {
     fn on_bytes<P: Play>(&mut self, play: &mut P, slot: u32, bytes: &[u8]) {
         self.now_ns = self.world.now_ns();
         self.books.bytes_in += bytes.len() as u64;
-        let link = &mut self.links[slot as usize];
-        if link.state != State::Upgrading {
+        let actor = &mut self.actors[slot as usize];
+        if actor.state != State::Upgrading {
             return self.on_frames(play, slot, bytes);
         }
-        link.head.extend_from_slice(bytes);
-        match link.head.windows(4).position(|four| four == b"\r\n\r\n") {
-            Some(end) if is_upgraded(&link.head[..end]) => {
-                let head = std::mem::take(&mut link.head);
-                link.state = State::Greeting;
+        actor.head.extend_from_slice(bytes);
+        match actor.head.windows(4).position(|four| four == b"\r\n\r\n") {
+            Some(end) if is_upgraded(&actor.head[..end]) => {
+                let head = std::mem::take(&mut actor.head);
+                actor.state = State::Greeting;
                 self.on_frames(play, slot, &head[end + 4..]);
             }
-            None if link.head.len() <= HEAD_BYTES_MAX => {}
+            None if actor.head.len() <= HEAD_BYTES_MAX => {}
             _ => self.end(play, slot, 0),
         }
     }
 
     fn on_frames<P: Play>(&mut self, play: &mut P, slot: u32, bytes: &[u8]) {
         let at = slot as usize;
-        let generation = self.links[at].generation;
+        let generation = self.links.generation(slot);
         // The reader lends payloads while everything else may change.
-        let mut reader = std::mem::take(&mut self.links[at].reader);
+        let mut reader = std::mem::take(&mut self.actors[at].reader);
         let result = reader.feed(bytes, |opcode, payload| {
-            if self.links[at].generation == generation {
+            if self.links.generation(slot) == generation {
                 self.on_frame(play, slot, opcode, payload);
             }
         });
-        if self.links[at].generation == generation {
-            self.links[at].reader = reader;
+        if self.links.generation(slot) == generation {
+            self.actors[at].reader = reader;
             if result.is_err() {
                 self.books.malformed += 1;
                 self.end(play, slot, 0);
@@ -429,22 +329,22 @@ impl Stage {
         match opcode {
             Opcode::Text => {
                 self.books.frames_in += 1;
-                let link = &mut self.links[slot as usize];
-                if link.state != State::Greeting {
+                let actor = &mut self.actors[slot as usize];
+                if actor.state != State::Greeting {
                     return play.on(self, slot, Event::Text(payload));
                 }
-                link.state = State::Open;
-                let took_ns = self.now_ns - link.started_ns;
+                actor.state = State::Open;
+                let took_ns = self.now_ns - actor.started_ns;
                 self.connect.saturating_record(took_ns);
-                self.making -= 1;
+                self.links.made(slot);
                 self.books.greeted += 1;
                 play.on(self, slot, Event::Hello(payload));
             }
             Opcode::Ping => {
                 self.books.pings += 1;
                 let mask = self.rng.next_u64() as u32;
-                push_masked(&mut self.links[slot as usize].out, Opcode::Pong, mask, |o| o.extend_from_slice(payload));
-                self.mark_dirty(slot);
+                push_masked(&mut self.actors[slot as usize].out, Opcode::Pong, mask, |o| o.extend_from_slice(payload));
+                self.links.mark_dirty(slot);
             }
             Opcode::Pong => {}
             Opcode::Close => {

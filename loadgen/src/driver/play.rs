@@ -1,7 +1,5 @@
 //! The plan's one event: readers that drop and return, or that stop reading and go on.
 
-use antiphon::shard::ring::Key;
-
 use super::{Act, Driver};
 use crate::conductor::Phase;
 use crate::plan::ns;
@@ -43,23 +41,18 @@ impl Driver {
     }
 
     fn return_readers(&mut self) {
-        self.connecting_max = u32::MAX;
-        self.queue = (0..self.clients.len() as u32).filter(|slot| self.is_absentee(*slot)).collect();
+        self.links.making_max = u32::MAX;
+        let absentees: Vec<u32> = (0..self.clients.len() as u32).filter(|slot| self.is_absentee(*slot)).collect();
+        absentees.into_iter().for_each(|slot| self.links.enqueue(slot));
     }
 
     fn stall_readers(&mut self) {
         for slot in (0..self.clients.len()).filter(|slot| self.clients[*slot].is_slow) {
-            self.links[slot].is_stalled = true;
-            if self.links[slot].is_armed {
-                self.ring.cancel_receive(Key::new(slot as u32, self.links[slot].generation));
-            }
+            self.links.stall(slot as u32);
         }
     }
 
     fn resume_readers(&mut self) {
-        for slot in 0..self.links.len() as u32 {
-            self.links[slot as usize].is_stalled = false;
-            self.arm(slot);
-        }
+        (0..self.clients.len() as u32).for_each(|slot| self.links.resume(slot));
     }
 }

@@ -295,7 +295,7 @@ fn play(theatre: &mut Theatre, args: HerdArgs) -> Result<Verdict, String> {
     wait(stage, &mut herd, args.away)?;
     theatre.say("the herd returns");
     let stage = &mut theatre.stage;
-    stage.making_max = u32::MAX;
+    stage.make_at_once(u32::MAX);
     herd.return_ns = stage.world.now_ns();
     (0..args.clients).for_each(|slot| stage.open(slot));
     let everybody = herd.places.len() as u32;

@@ -526,7 +526,7 @@ fn gather(theatre: &mut Theatre, storm: &mut Storm) -> Result<(), String> {
 fn drop_and_return(theatre: &mut Theatre, storm: &mut Storm) -> Result<u64, String> {
     let args = storm.args.clone();
     let stage = &mut theatre.stage;
-    stage.making_max = u32::MAX;
+    stage.make_at_once(u32::MAX);
     let start_ns = stage.world.now_ns();
     let at = |seconds: f64| start_ns + ns(seconds);
     let (mut dropped, mut returned) = (0, 0);

@@ -33,7 +33,7 @@ impl Play for Log {
 fn everybody_is_greeted_heard_and_answered() {
     let fake = Fake::start(Fault::None);
     let mut stage = Stage::new(Arc::new(world(40, 1, 1, fake.address)), 40).unwrap();
-    stage.making_max = 7;
+    stage.make_at_once(7);
     let mut log = Log::default();
     (0..40).for_each(|slot| stage.open(slot));
     stage.until(&mut log, 10.0, "answers", |log, _| log.texts.len() == 40).unwrap();
