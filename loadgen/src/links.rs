@@ -100,6 +100,7 @@ impl Links {
     }
 
     /// What has come, and to which slot.
+    #[inline]
     pub fn next(&mut self) -> Option<(u32, Came)> {
         while let Some(completion) = self.ring.next() {
             let came = match completion {
@@ -145,16 +146,19 @@ impl Links {
     }
 
     /// What was received.
+    #[inline]
     pub fn bytes(&self, received: &Received) -> &[u8] {
         self.ring.buffer(&received.buffer, received.len)
     }
 
     /// Gives the buffer back.
+    #[inline]
     pub fn release(&mut self, received: Received) {
         self.ring.release(received.buffer);
     }
 
     /// Goes on receiving, unless a receive is in flight or there is nothing to receive from.
+    #[inline]
     pub fn arm(&mut self, slot: u32) {
         let link = &mut self.links[slot as usize];
         if let Some(fd) = link.fd.as_ref().filter(|_| !link.is_armed && !link.is_stalled) {
@@ -179,6 +183,7 @@ impl Links {
     }
 
     /// The slot that a completion means, unless the connection is an earlier one.
+    #[inline]
     fn slot_of(&self, key: Key) -> Option<u32> {
         let link = self.links.get(key.slot() as usize)?;
         (link.fd.is_some() && link.generation == key.generation()).then_some(key.slot())
@@ -254,6 +259,7 @@ impl Links {
     // What is to be sent
 
     /// The owner has bytes for the connection.
+    #[inline]
     pub fn mark_dirty(&mut self, slot: u32) {
         let link = &mut self.links[slot as usize];
         if !link.is_dirty && !link.is_polling && link.fd.is_some() {

@@ -250,11 +250,11 @@ pub fn report(world: &World, plan: &Plan, outcome: &Outcome, notes: Vec<String>,
         settings: settings(world, plan),
         connect: Connect {
             seconds: outcome.connect_s,
-            per_second: f64::from(world.clients) / outcome.connect_s,
+            per_second: f64::from(outcome.connected) / outcome.connect_s.max(1e-9),
             latency: Latency::of(&outcome.meters.connect),
         },
         traffic,
-        server: server(world, outcome),
+        server: server(outcome),
         tool: tool(world, outcome),
         figures: Vec::new(),
         timeline: outcome.timeline.clone(),
@@ -307,11 +307,11 @@ fn settings(world: &World, plan: &Plan) -> Settings {
     }
 }
 
-fn server(world: &World, outcome: &Outcome) -> Option<Server> {
+fn server(outcome: &Outcome) -> Option<Server> {
     let used = outcome.server.as_ref()?;
-    let clients = f64::from(world.clients);
     let delivered = outcome.tally.delivered_in_window;
-    let each = |rss: u64| (rss as f64 - used.rss_start as f64) / clients;
+    // Of those that were there: a script may have places that nobody takes.
+    let each = |rss: u64, there: u32| (rss as f64 - used.rss_start as f64) / f64::from(there.max(1));
     Some(Server {
         cpu_s: used.window.total_s,
         cpu_user_s: used.window.user_s,
@@ -319,12 +319,12 @@ fn server(world: &World, outcome: &Outcome) -> Option<Server> {
         cpu_s_per_million_deliveries: (delivered > 0).then(|| used.window.total_s * 1e6 / delivered as f64),
         threads: used.window.threads.clone(),
         connect_cpu_s: used.connect.total_s,
-        connect_cpu_us_each: used.connect.total_s * 1e6 / clients,
+        connect_cpu_us_each: used.connect.total_s * 1e6 / f64::from(outcome.connected.max(1)),
         rss_start: used.rss_start,
         rss_ready: used.rss_ready,
         rss_end: used.rss_end,
-        rss_per_connection: each(used.rss_ready),
-        rss_per_connection_end: each(used.rss_end),
+        rss_per_connection: each(used.rss_ready, outcome.connected),
+        rss_per_connection_end: each(used.rss_end, outcome.connected_end),
     })
 }
 

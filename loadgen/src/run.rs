@@ -54,8 +54,12 @@ pub struct Outcome {
     pub meters: Meters,
     /// The times that were measured.
     pub schedule: Schedule,
+    /// Connections that were ready then.
+    pub connected: u32,
     /// Seconds from the first connect to the last connection ready.
     pub connect_s: f64,
+    /// Connections at the end of measuring.
+    pub connected_end: u32,
     /// Seconds between the samples around the measuring window.
     pub measured_s: f64,
     /// The server's CPU time and memory.
@@ -115,7 +119,7 @@ pub fn run(world: &Arc<World>, plan: &Arc<Plan>, options: &RunOptions) -> Result
     }
     let ends: Vec<ThreadEnd> = handles.into_iter().filter_map(|handle| handle.join().ok().flatten()).collect();
     match led {
-        Some(led) if ends.len() == world.threads as usize => Ok(put_together(plan, led, sampler, &ends)),
+        Some(led) if ends.len() == world.threads as usize => Ok(put_together(world, plan, led, sampler, &ends)),
         _ => Err(conductor.reason().unwrap_or("a driver thread failed").to_owned()),
     }
 }
@@ -237,7 +241,7 @@ impl Lead<'_> {
     }
 }
 
-fn put_together(plan: &Plan, led: Led, sampler: Sampler, ends: &[ThreadEnd]) -> Outcome {
+fn put_together(world: &World, plan: &Plan, led: Led, sampler: Sampler, ends: &[ThreadEnd]) -> Outcome {
     let mut tally = Tally::default();
     let mut meters = Meters::new(plan.windows());
     let mut rooms = Vec::new();
@@ -262,6 +266,8 @@ fn put_together(plan: &Plan, led: Led, sampler: Sampler, ends: &[ThreadEnd]) -> 
     Outcome {
         tally,
         meters,
+        connected: world.clients,
+        connected_end: world.clients,
         connect_s: connected_ns.saturating_sub(led.connect_start_ns) as f64 / 1e9,
         measured_s: seconds(&led.window),
         server,

@@ -153,6 +153,11 @@ impl Stage {
         self.actors[slot as usize].state == State::Open
     }
 
+    /// Connections that are open.
+    pub fn open_count(&self) -> u32 {
+        self.actors.iter().filter(|actor| actor.state == State::Open).count() as u32
+    }
+
     /// When the connection was begun, ns.
     pub fn started_ns(&self, slot: u32) -> u64 {
         self.actors[slot as usize].started_ns

@@ -270,7 +270,13 @@ fn pause_ns(stage: &mut Stage) -> u64 {
 /// One sentence why it could not be carried out.
 pub fn run(args: &HerdArgs) -> Result<Report, String> {
     args.check()?;
-    let crew = Crew { scenario: "herd", users: args.users(), rooms_of: args.rooms_of };
+    let crew = Crew {
+        scenario: "herd",
+        users: args.clients + args.rooms(),
+        spare: NEWCOMERS_MAX,
+        rooms_of: args.rooms_of,
+        rooms: args.rooms(),
+    };
     let script = args.clone();
     perform(&args.common, crew, move |theatre| play(theatre, script))
 }

@@ -377,7 +377,7 @@ fn find<'a>(object: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
 /// One sentence why it could not be carried out.
 pub fn run(args: &InboxArgs) -> Result<Report, String> {
     args.check()?;
-    let crew = Crew { scenario: "inbox", users: args.users + args.senders, rooms_of: 1 };
+    let crew = Crew { scenario: "inbox", users: args.users + args.senders, spare: 0, rooms_of: 1, rooms: 0 };
     let script = args.clone();
     perform(&args.common, crew, move |theatre| play(theatre, script))
 }

@@ -519,7 +519,7 @@ impl Play for Day {
 pub fn run(args: &MixedArgs, is_soak: bool) -> Result<Report, String> {
     args.check()?;
     let scenario = if is_soak { "soak" } else { "mixed" };
-    let crew = Crew { scenario, users: args.users, rooms_of: args.rooms_of };
+    let crew = Crew { scenario, users: args.users, spare: 0, rooms_of: args.rooms_of, rooms: args.rooms() };
     let control = args.common.control.as_deref().map(control::address).transpose()?;
     let script = args.clone();
     perform(&args.common, crew, move |theatre| {

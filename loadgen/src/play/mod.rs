@@ -67,20 +67,21 @@ pub struct Theatre {
     start: Edge,
     ready: Option<Edge>,
     window: [Option<Edge>; 2],
-    connect_s: f64,
     progress: bool,
 }
 
 #[derive(Debug, Clone)]
 struct Edge {
     at: Instant,
+    /// Connections that are open.
+    open: u32,
     server: Option<Sample>,
     tool: Sample,
 }
 
 impl Theatre {
     fn edge(&self) -> Result<Edge, String> {
-        edge(self.server_pid)
+        edge(self.server_pid, self.stage.open_count())
     }
 
     /// Everybody is there: what follows is no longer connecting.
@@ -88,9 +89,7 @@ impl Theatre {
     /// # Errors
     /// `/proc` cannot be read.
     pub fn is_ready(&mut self) -> Result<(), String> {
-        let edge = self.edge()?;
-        self.connect_s = (edge.at - self.start.at).as_secs_f64();
-        self.ready = Some(edge);
+        self.ready = Some(self.edge()?);
         Ok(())
     }
 
@@ -159,7 +158,9 @@ impl Theatre {
             tally,
             meters,
             schedule: Schedule::default(),
-            connect_s: self.connect_s,
+            connected: ready.open,
+            connect_s: (ready.at - self.start.at).as_secs_f64(),
+            connected_end: to.open,
             measured_s,
             server,
             tool: proc::spent(&from.tool, &to.tool),
@@ -170,11 +171,11 @@ impl Theatre {
     }
 }
 
-fn edge(server_pid: Option<u32>) -> Result<Edge, String> {
+fn edge(server_pid: Option<u32>, open: u32) -> Result<Edge, String> {
     let told = |error| format!("cannot read a process's /proc entry (--server-pid): {error}");
     let server = server_pid.map(proc::sample).transpose().map_err(told)?;
     let tool = proc::sample(std::process::id()).map_err(told)?;
-    Ok(Edge { at: Instant::now(), server, tool })
+    Ok(Edge { at: Instant::now(), open, server, tool })
 }
 
 /// Who a play needs.
@@ -184,8 +185,12 @@ pub struct Crew {
     pub scenario: &'static str,
     /// Connections.
     pub users: u32,
+    /// Places for more that may come.
+    pub spare: u32,
     /// Members of a room.
     pub rooms_of: u32,
+    /// Rooms.
+    pub rooms: u32,
 }
 
 /// Makes a stage, lets `script` run on it in a thread of its own, and reports what it came to.
@@ -201,10 +206,10 @@ where
     }
     let target = common.target()?;
     let world = Arc::new(World::new(WorldSpec {
-        clients: crew.users,
+        clients: crew.users + crew.spare,
         rooms_of: crew.rooms_of,
         threads: 1,
-        sources: common.sources(&target, crew.users, common.seed ^ u64::from(std::process::id()))?,
+        sources: common.sources(&target, crew.users + crew.spare, common.seed ^ u64::from(std::process::id()))?,
         target: target.address,
         host: target.host,
         path: target.path,
@@ -237,9 +242,9 @@ where
     S: FnOnce(&mut Theatre) -> Result<Verdict, String>,
 {
     let stage = Stage::new(world.clone(), world.clients).map_err(|error| format!("no ring: {error}"))?;
-    let start = edge(pid)?;
+    let start = edge(pid, 0)?;
     let mut theatre =
-        Theatre { stage, server_pid: pid, start, ready: None, window: [None, None], connect_s: 0.0, progress };
+        Theatre { stage, server_pid: pid, start, ready: None, window: [None, None], progress };
     let mut verdict = script(&mut theatre)?;
     verdict.forbid(theatre.stage.books.malformed, "frames the protocol does not allow");
     for slot in 0..world.clients {
@@ -263,6 +268,7 @@ fn put_together(world: &World, crew: Crew, verdict: Verdict, outcome: &Outcome) 
     };
     let mut report = report::report(world, &plan, outcome, verdict.notes, verdict.failures);
     report.settings.traffic = verdict.asked;
+    (report.settings.clients, report.settings.rooms) = (crew.users, crew.rooms);
     report.figures = verdict.figures;
     report
 }

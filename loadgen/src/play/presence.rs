@@ -406,7 +406,7 @@ impl<'a> Card<'a> {
 /// One sentence why it could not be carried out.
 pub fn run(args: &PresenceArgs) -> Result<Report, String> {
     args.check()?;
-    let crew = Crew { scenario: "presence", users: args.users, rooms_of: args.users };
+    let crew = Crew { scenario: "presence", users: args.users, spare: 0, rooms_of: args.users, rooms: 1 };
     let script = args.clone();
     perform(&args.common, crew, move |theatre| play(theatre, script))
 }
