@@ -243,8 +243,7 @@ where
 {
     let stage = Stage::new(world.clone(), world.clients).map_err(|error| format!("no ring: {error}"))?;
     let start = edge(pid, 0)?;
-    let mut theatre =
-        Theatre { stage, server_pid: pid, start, ready: None, window: [None, None], progress };
+    let mut theatre = Theatre { stage, server_pid: pid, start, ready: None, window: [None, None], progress };
     let mut verdict = script(&mut theatre)?;
     verdict.forbid(theatre.stage.books.malformed, "frames the protocol does not allow");
     for slot in 0..world.clients {
