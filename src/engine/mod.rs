@@ -30,14 +30,6 @@ pub mod users;
 use crate::protocol::ids::UserId;
 use event::ShardId;
 
-/// Makes room for one element in a list that has none: most users have one connection and few rooms, and
-/// a `Vec` would begin with room for four.
-fn reserve_first<T>(list: &mut Vec<T>) {
-    if list.capacity() == 0 {
-        list.reserve_exact(1);
-    }
-}
-
 /// The shard that owns `user`: where all of the user's connections, limits and cursors live.
 ///
 /// A fixed hash (64-bit FNV-1a, then the finalizer of MurmurHash3) modulo `shards`, so that every

@@ -92,7 +92,6 @@ impl User {
             }
             (Err(at), Some(role)) => {
                 self.standings.reserve_exact(1);
-                super::reserve_first(&mut self.standings);
                 self.standings.insert(at, Standing { room, role, read, counted });
                 1
             }

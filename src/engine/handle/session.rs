@@ -75,7 +75,6 @@ impl Shard {
         });
         let conns = &mut self.users.get_mut(user).conns;
         conns.reserve_exact(1);
-        super::super::reserve_first(conns);
         conns.push(conn);
         self.sessions.insert(session);
         self.arm(conn);

@@ -198,7 +198,6 @@ impl Shard {
         let room = self.rooms.get_mut(idx);
         if !session.is_subscribed(idx) {
             session.subscriptions.reserve_exact(1);
-            super::super::reserve_first(&mut session.subscriptions);
             session.subscriptions.push(idx);
             room.subscribe(call.conn, filter);
             self.cx.stats.subscriptions += 1;
