@@ -8,14 +8,14 @@ use std::hint::black_box;
 use antiphon::gateway::token::{NewToken, Rules, Verifier, mint};
 use antiphon::protocol::client::{ClientRequest, frame_text, masked_frame, write_request};
 use antiphon::protocol::command::CommandId;
-use antiphon::protocol::encode::{self, EventKind, LoggedEvent};
+use antiphon::protocol::encode;
 use antiphon::protocol::ids::UserId;
 use antiphon::protocol::parse::Parser;
 use antiphon::protocol::upgrade::{HeadLimits, Origins, read_head};
 use antiphon::protocol::websocket::Codec;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 
-use common::{Bench, message};
+use common::{Bench, event, fields, message};
 
 const NOW: u64 = 1_800_000_000_000;
 
@@ -53,16 +53,8 @@ fn websocket(bench: &mut Bench) {
 fn encode(bench: &mut Bench) {
     let mut out = Vec::new();
     for body in [128, 8_000] {
-        let fields = format!(r#""body":"{}","trace":"0123456789abcdef""#, "x".repeat(body));
-        let event = LoggedEvent {
-            kind: EventKind::MessageCreated,
-            room_json: "\"room-17\"",
-            seq: 123_456,
-            ts: NOW,
-            author: "alice",
-            client_id: Some("c-000123"),
-            fields: &fields,
-        };
+        let fields = fields(body);
+        let event = event(&fields);
         bench.run(&format!("encode message:created of {body} B"), || {
             out.clear();
             encode::frame_text(&mut out, |out| black_box(&event).write_json(out))

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use antiphon::engine::event::{Class, CommittedBatch, Frames};
 use antiphon::engine::limits::Limits;
 use antiphon::gateway::outbox::{Ladder, Outbox};
-use antiphon::protocol::encode::{self, EventKind, LoggedEvent};
+use antiphon::protocol::encode;
 use antiphon::protocol::ids::RoomKey;
 
-use common::Bench;
+use common::{Bench, event, fields};
 
 fn main() {
     common::main("fanout", &[fan_out]);
@@ -20,16 +20,8 @@ fn main() {
 
 fn fan_out(bench: &mut Bench) {
     let ladder = Ladder::of(&Limits::default());
-    let fields = format!(r#""body":"{}","trace":"0123456789abcdef""#, "x".repeat(128));
-    let event = LoggedEvent {
-        kind: EventKind::MessageCreated,
-        room_json: "\"room-17\"",
-        seq: 123_456,
-        ts: 1_800_000_000_000,
-        author: "alice",
-        client_id: Some("c-000123"),
-        fields: &fields,
-    };
+    let fields = fields(128);
+    let event = event(&fields);
     let class = Class::Log { room: RoomKey(17), first: event.seq, last: event.seq };
     for count in [10, 100, 1_000] {
         let mut outboxes: Vec<Outbox> = (0..count).map(|_| Outbox::default()).collect();

@@ -10,6 +10,7 @@ pub mod table;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use antiphon::protocol::encode::{EventKind, LoggedEvent};
 use criterion::Criterion;
 
 /// As in the server.
@@ -69,13 +70,12 @@ impl Bench {
     ) {
         let name = format!("{}/{name}", self.part);
         if let Some(criterion) = &mut self.criterion {
-            let timed = |state: &mut S| {
+            let mut timed = |state: &mut S| {
                 prepare(state);
                 let began = Instant::now();
                 routine(state);
                 began.elapsed()
             };
-            let mut timed = timed;
             criterion.bench_function(&name, |bencher| {
                 bencher.iter_custom(|rounds| (0..rounds).map(|_| timed(state)).sum());
             });
@@ -105,4 +105,22 @@ fn measured(routine: &mut dyn FnMut()) {
 pub fn message(room: &str, body_bytes: usize) -> String {
     let body = "x".repeat(body_bytes);
     format!(r#"{{"type":"message:send","id":123,"room":"{room}","body":"{body}","client_id":"c-000123"}}"#)
+}
+
+/// The rest of a logged message's fields, with a body of so many bytes.
+pub fn fields(body_bytes: usize) -> String {
+    format!(r#""body":"{}","trace":"0123456789abcdef""#, "x".repeat(body_bytes))
+}
+
+/// A message as it stands in the log.
+pub fn event(fields: &str) -> LoggedEvent<'_> {
+    LoggedEvent {
+        kind: EventKind::MessageCreated,
+        room_json: "\"room-17\"",
+        seq: 123_456,
+        ts: 1_800_000_000_000,
+        author: "alice",
+        client_id: Some("c-000123"),
+        fields,
+    }
 }
