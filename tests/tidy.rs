@@ -203,7 +203,7 @@ fn unsafe_stands_only_where_a_socket_or_memory_rule_needs_it() {
         ("src/shard/ring.rs", "the ring: submissions name memory that must live on"),
         ("src/shard/socket.rs", "socket calls that std does not have"),
         ("src/shard/doorbell.rs", "eventfd"),
-        ("src/store/affinity.rs", "pinning a thread to a core"),
+        ("src/store/thread.rs", "where a thread runs and how urgently"),
         ("src/cli/process.rs", "what a process asks of the kernel for itself"),
     ];
     let mut faults = Faults::default();

@@ -13,7 +13,6 @@
 //! done when an entry spoils it), `transaction`, `facts`, `query`,
 //! `history`, `checkpoint`, [`breaker`], [`window`], [`inspect`].
 
-mod affinity;
 mod audit;
 pub mod breaker;
 mod checkpoint;
@@ -26,6 +25,7 @@ mod heads;
 mod history;
 mod inbox;
 pub mod inspect;
+mod intake;
 mod isolate;
 mod open;
 mod presence;
@@ -35,6 +35,7 @@ mod running;
 pub mod schema;
 pub mod stats;
 mod tallies;
+mod thread;
 mod transaction;
 mod upkeep;
 pub mod window;
@@ -110,10 +111,8 @@ pub struct StoreConfig {
     pub reads_waiting_max: usize,
     /// Core that the writer is pinned to.
     pub core: Option<usize>,
-    /// Bytes of write-ahead log past which it is checkpointed.
-    pub wal_soft_bytes: u64,
-    /// Bytes of write-ahead log past which the writer helps.
-    pub wal_hard_bytes: u64,
+    /// Bytes of write-ahead log past which it is copied into the database and starts over.
+    pub wal_bytes: u64,
     /// How long transitions of presence are kept, days; 0: none are wanted, and those that are there go.
     pub presence_days: u32,
     /// When writes stop being tried.
@@ -138,8 +137,7 @@ impl StoreConfig {
             readers: 2,
             reads_waiting_max: 16_384,
             core: None,
-            wal_soft_bytes: 32 * 1_024 * 1_024,
-            wal_hard_bytes: 96 * 1_024 * 1_024,
+            wal_bytes: 16 * 1_024 * 1_024,
             presence_days: 30,
             breaker: BreakerConfig::default(),
             dead_letters_max: 10_000,

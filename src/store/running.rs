@@ -7,22 +7,23 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::breaker::Breaker;
-use super::checkpoint::{Checkpointer, WalBounds};
+use super::checkpoint::Checkpointer;
 use super::fault::Faults;
 use super::heads::Heads;
+use super::intake::{Submitter, intake};
 use super::open::{OpenError, OpenLog, Origin};
 use super::reader::{Reader, ToReader};
 use super::stats::{Counters, StoreStats};
 use super::upkeep::Upkeep;
 use super::window::CommitWindow;
-use super::writer::{ToWriter, Writer};
-use super::{FatalHook, LogListener, RoomLog, StoreConfig, affinity};
+use super::writer::Writer;
+use super::{FatalHook, LogListener, RoomLog, StoreConfig, thread};
 use crate::engine::event::{Append, ReadRequest};
 
 /// What shards submit to and ask. Cheap to share.
 #[derive(Debug)]
 pub struct SqliteLog {
-    writer: flume::Sender<ToWriter>,
+    writer: Submitter,
     readers: flume::Sender<ToReader>,
     /// Set by the stop: nothing more is taken.
     is_stopped: AtomicBool,
@@ -52,13 +53,7 @@ impl RoomLog for SqliteLog {
         if self.is_stopped.load(Relaxed) {
             return Err(appends);
         }
-        self.writer.try_send(ToWriter::Appends(appends)).map_err(|error| {
-            Counters::add(&self.counters.inbox_full, 1);
-            match error.into_inner() {
-                ToWriter::Appends(appends) => appends,
-                ToWriter::Stop => Vec::new(),
-            }
-        })
+        self.writer.submit(appends).inspect_err(|_| Counters::add(&self.counters.inbox_full, 1))
     }
 
     fn read(&self, request: ReadRequest) -> Result<(), ReadRequest> {
@@ -88,14 +83,19 @@ pub struct RunningLog {
 impl RunningLog {
     pub(super) fn start(open: OpenLog, listeners: Arc<[Box<dyn LogListener>]>) -> Result<Self, OpenError> {
         let OpenLog { config, conn, sequencer, lock } = open;
-        let (writer_inbox, from_shards) = flume::bounded(config.inbox_max.max(1));
+        let (writer_inbox, from_shards) = intake(config.inbox_max.max(1));
         let (reader_inbox, questions) = flume::bounded(config.reads_waiting_max.max(1));
         let (stop_checkpointer, stop) = flume::bounded(1);
         let counters = Arc::new(Counters::default());
         let (help, abandoned, faults) = (Arc::default(), Arc::default(), Arc::default());
-        let bounds = WalBounds { soft_bytes: config.wal_soft_bytes, hard_bytes: config.wal_hard_bytes };
-        let checkpointer =
-            Checkpointer::open(&config.dir, bounds, stop, Arc::clone(&help), counters.clone(), config.fatal.clone())?;
+        let checkpointer = Checkpointer::open(
+            &config.dir,
+            config.wal_bytes,
+            stop,
+            Arc::clone(&help),
+            counters.clone(),
+            config.fatal.clone(),
+        )?;
         let log = SqliteLog {
             writer: writer_inbox,
             readers: reader_inbox,
@@ -142,7 +142,7 @@ impl RunningLog {
         let core = config.core;
         running.writer = Some(spawn("antiphon-store".to_owned(), &config.fatal, move || {
             if let Some(core) = core
-                && let Err(error) = affinity::pin_to_core(core)
+                && let Err(error) = thread::pin_to_core(core)
             {
                 tracing::warn!(core, %error, "store: the writer could not be pinned");
             }
@@ -171,8 +171,8 @@ impl RunningLog {
     /// Listeners must still be drained while this runs.
     pub fn stop(mut self) {
         self.log.is_stopped.store(true, Relaxed);
-        // A full inbox is drained by the writer; an error means that it has ended already.
-        let _ = self.log.writer.send(ToWriter::Stop);
+        // A full inbox is drained by the writer.
+        self.log.writer.stop();
         self.join();
     }
 
@@ -196,7 +196,7 @@ impl Drop for RunningLog {
         }
         self.log.is_stopped.store(true, Relaxed);
         self.abandoned.store(true, Relaxed);
-        let _ = self.log.writer.try_send(ToWriter::Stop);
+        self.log.writer.try_stop();
         self.join();
     }
 }

@@ -11,7 +11,7 @@
 //!    on its way, so once as many have come again, nothing is left to wait for. A lone sender pays
 //!    no wait, however fast it is.
 //! 3. **Quiet** (fewer than two appends come in a window): commit now. Waiting would bring nobody.
-//! 4. Otherwise wait for the next append, until the window is over.
+//! 4. Otherwise wait until enough are here or the window is over.
 
 /// Gathers at most this many appends by waiting.
 const TARGET: usize = 256;
@@ -44,10 +44,15 @@ impl CommitWindow {
         self.until_us = now_us + self.window_us;
     }
 
-    /// Microseconds to wait for the next append now that `waiting` are at hand; 0: commit.
+    /// As many appends are not waited past, whatever the time.
+    pub fn enough(&self) -> usize {
+        TARGET.min(self.in_flight)
+    }
+
+    /// Microseconds to wait for [`enough`](Self::enough) now that `waiting` are at hand; 0: commit.
     pub fn wait_us(&self, waiting: usize, now_us: u64) -> u64 {
         let expected = self.recent_at(now_us) / MEMORY_US * self.window_us as f64;
-        if waiting >= TARGET || waiting >= self.in_flight || expected < PAYS_FROM {
+        if waiting >= self.enough() || expected < PAYS_FROM {
             return 0;
         }
         self.until_us.saturating_sub(now_us)

@@ -18,6 +18,7 @@ use super::checkpoint::checkpoint;
 use super::facts::{SqlFacts, is_revoked, log_end};
 use super::fault::Faults;
 use super::heads::Heads;
+use super::intake::{Intake, ToWriter};
 use super::schema::DirLock;
 use super::stats::Counters;
 use super::upkeep::Upkeep;
@@ -29,14 +30,6 @@ use crate::engine::sequencer::{Facts as _, LogEnd, Sequencer};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{RoomKey, UnixMillis};
 
-/// What the writer is told.
-#[derive(Debug)]
-pub(super) enum ToWriter {
-    Appends(Vec<Append>),
-    /// Finish what waits, then end.
-    Stop,
-}
-
 /// Bytes that a probe writes: as much as a batch of some size needs.
 const PROBE_BYTES: u32 = 64 * 1_024;
 /// How long a batch stays in doubt when nobody appends.
@@ -47,7 +40,7 @@ pub(super) struct Writer {
     pub conn: Connection,
     pub sequencer: Sequencer,
     pub heads: Heads,
-    pub inbox: flume::Receiver<ToWriter>,
+    pub inbox: Intake,
     pub listeners: Arc<[Box<dyn LogListener>]>,
     pub window: CommitWindow,
     pub breaker: Breaker,
@@ -166,11 +159,8 @@ impl Writer {
             if wait_us == 0 {
                 return;
             }
-            match self.inbox.recv_timeout(Duration::from_micros(wait_us)) {
-                Ok(ToWriter::Appends(list)) => self.lists.push(list),
-                Ok(ToWriter::Stop) => self.is_stopping = true,
-                Err(_) => return,
-            }
+            let enough = self.window.enough().min(self.batch_appends_max);
+            self.inbox.wait_for(enough - count, Duration::from_micros(wait_us));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Pins the calling thread to a core. `unsafe` for one system call; holds nothing.
+//! Where the calling thread runs, and how urgently. `unsafe` for two system calls; holds nothing.
 #![allow(unsafe_code)]
 
 /// Lets the calling thread run on `core` only.
@@ -16,5 +16,15 @@ pub(super) fn pin_to_core(core: usize) -> std::io::Result<()> {
         libc::CPU_SET(core, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
     };
+    if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Lets others go first: the calling thread's nice value becomes `nice` (0 to 19, higher is less urgent).
+///
+/// # Errors
+/// The kernel's answer; lowering is always allowed.
+pub(super) fn lower_priority(nice: i32) -> std::io::Result<()> {
+    // SAFETY: no pointers; on Linux PRIO_PROCESS with 0 is the calling thread.
+    let answer = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
     if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
