@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::report::{Report, thousands};
+use crate::report::{Report, tenths, thousands};
 use plot::{Frame, Line};
 
 mod plot;
@@ -35,6 +35,7 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
     write_latency(out, report)?;
     write_time(out, report)?;
     write_stages(out, report)?;
+    write_figures(out, report)?;
     if !report.notes.is_empty() {
         writeln!(out, "<h2>Notes</h2><ul>")?;
         report.notes.iter().try_for_each(|note| writeln!(out, "<li>{}</li>", escape(note)))?;
@@ -42,12 +43,12 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
     }
     writeln!(
         out,
-        "</main><footer><p>Run {run}, dialect {}: bodies of {} B, {} s warm-up, {} s measured, {} driver thread(s).</p>\
+        "</main><footer><p>Run {run}, dialect {}: {}{} s warm-up, {} s measured, {} driver thread(s).</p>\
          </footer></body></html>",
         escape(&s.dialect),
-        s.body_bytes,
-        s.warmup_s,
-        s.duration_s,
+        s.bodies(),
+        tenths(s.warmup_s),
+        tenths(s.duration_s),
         s.threads
     )
 }
@@ -202,6 +203,19 @@ fn write_stages(out: &mut String, report: &Report) -> fmt::Result {
     writeln!(out, "</table>")
 }
 
+/// What only this scenario has.
+fn write_figures(out: &mut String, report: &Report) -> fmt::Result {
+    if report.figures.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<h2>Figures of this scenario</h2>\n<div class=\"scroll\"><table>")?;
+    for figure in &report.figures {
+        let name = escape(&figure.name.replace('_', " "));
+        writeln!(out, "<tr><td>{name}</td><td>{}</td><td>{}</td></tr>", figure.number(), escape(&figure.unit))?;
+    }
+    writeln!(out, "</table></div>")
+}
+
 /// Text for HTML, within attributes too.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -210,6 +224,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Figure;
     use crate::report::tests::sample;
     use crate::sampler::Point;
     use crate::stages::Stage;
@@ -222,11 +237,13 @@ mod tests {
         report.tool.limit = Some("busy".to_owned());
         let point = |t_s| Point { t_s, delivered: 5, server_cpu_s: Some(t_s), server_rss: Some(1), ..Point::default() };
         report.timeline.points = vec![point(0.0), point(1.0), point(2.0)];
+        report.figures = vec![Figure { name: "all_back".into(), value: 0.75, unit: "s <in all>".into() }];
         report.stages = vec![Stage { name: "commit".to_owned(), p50_ms: Some(1.0), p99_ms: Some(2.0) }];
         let page = page(&report);
         let at = |words: &str| page.find(words).unwrap_or_else(|| panic!("no {words}"));
         assert!(at("Failed.") < at("1 deliveries &lt;lost&gt;") && at("was the limit: busy") < at("<dl>"));
         assert!(at("<dl>") < at("aria-label=\"Latency by percentile") && at("Memory of the server") < at("commit"));
+        assert!(at("commit") < at("<td>all back</td><td>0.75</td><td>s &lt;in all&gt;</td>"));
         assert_eq!(page.matches("<svg role=\"img\"").count(), 4);
         for outside in ["http://", "https://", "<script", "src=", "url("] {
             let found = page.replace("http://www.w3.org/2000/svg", "").contains(outside);

@@ -36,6 +36,12 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// One window of `seconds`, from now on.
+    pub fn whole(from_ns: u64, seconds: f64) -> Self {
+        let to_ns = from_ns + (seconds * 1e9) as u64;
+        Self { from_ns, to_ns, windows: vec![Window { name: "whole", from_ns, to_ns }] }
+    }
+
     /// True within the measuring window.
     pub fn is_measuring(&self, ns: u64) -> bool {
         (self.from_ns..self.to_ns).contains(&ns)

@@ -396,8 +396,11 @@ impl Report {
         )?;
         writeln!(
             out,
-            "             bodies of {} B, {} s warm-up, {} s measured, {} driver thread(s)",
-            s.body_bytes, s.warmup_s, s.duration_s, s.threads
+            "             {}{} s warm-up, {} s measured, {} driver thread(s)",
+            s.bodies(),
+            tenths(s.warmup_s),
+            tenths(s.duration_s),
+            s.threads
         )?;
         let c = &self.connect;
         writeln!(out, "  connected  in {:.2} s: {:.0}/s; each {}", c.seconds, c.per_second, quantiles(&c.latency))?;
@@ -447,8 +450,21 @@ impl Report {
     }
 }
 
+impl Settings {
+    /// "bodies of 128 B, "; nothing for scripts, whose bodies differ.
+    pub fn bodies(&self) -> String {
+        if self.body_bytes > 0 { format!("bodies of {} B, ", self.body_bytes) } else { String::new() }
+    }
+}
+
+/// Seconds with a tenth where there is one.
+pub fn tenths(seconds: f64) -> f64 {
+    (seconds * 10.0).round() / 10.0
+}
+
 impl Figure {
-    fn number(&self) -> String {
+    /// Its value for people.
+    pub fn number(&self) -> String {
         match self.value {
             value if value.fract() == 0.0 && value >= 0.0 => thousands(value as u64),
             value if value.abs() < 0.1 => format!("{value:.6}"),

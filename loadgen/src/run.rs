@@ -195,7 +195,7 @@ impl Lead<'_> {
         let done = conductor.wait_for(phase, limit, || {
             progress.tick(scenario, phase, conductor);
             if sampler::is_timed(phase) {
-                sampler.tick(world.now_ns(), conductor);
+                sampler.tick(world.now_ns(), || conductor.totals());
             }
         });
         if !done {
@@ -220,7 +220,7 @@ impl Lead<'_> {
                 return None;
             }
             self.progress.tick(self.plan.scenario, Phase::Traffic, self.conductor);
-            self.sampler.tick(self.world.now_ns(), self.conductor);
+            self.sampler.tick(self.world.now_ns(), || self.conductor.totals());
             std::thread::sleep(left.min(Duration::from_millis(50)));
         }
     }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::conductor::{Conductor, Phase};
+use crate::conductor::Phase;
 use crate::proc::{self, Spent};
 
 /// All samples of a run.
@@ -60,8 +60,9 @@ impl Sampler {
         Self { interval_ns: (interval_s * 1e9) as u64, due_ns: 0, server_pid, first: None, points: Vec::new() }
     }
 
-    /// Takes a sample if one is due. A process that cannot be read leaves its part out.
-    pub fn tick(&mut self, now_ns: u64, conductor: &Conductor) {
+    /// Takes a sample if one is due. A process that cannot be read leaves its part out. `totals`
+    /// are counts from the start of the run: connections in their rooms, sent, acknowledged, delivered, broken.
+    pub fn tick(&mut self, now_ns: u64, totals: impl FnOnce() -> [u64; 5]) {
         if now_ns < self.due_ns {
             return;
         }
@@ -70,7 +71,7 @@ impl Sampler {
         let Ok(tool) = proc::sample(std::process::id()) else { return };
         let (server_first, tool_first) = self.first.get_or_insert_with(|| (server.clone(), tool.clone()));
         let used = server.as_ref().zip(server_first.as_ref()).map(|(now, first)| proc::spent(first, now).total_s);
-        let [ready, _, acked, delivered, broken] = conductor.totals();
+        let [ready, _, acked, delivered, broken] = totals();
         let point = Point {
             t_s: 0.0,
             ready,
@@ -126,14 +127,14 @@ mod tests {
 
     #[test]
     fn samples_come_at_their_interval_and_have_measurings_time() {
-        let conductor = Conductor::new(1);
         let mut sampler = Sampler::new(1.0, Some(std::process::id()));
         for at_ms in (0..2_000).step_by(100) {
-            sampler.tick(at_ms * 1_000_000, &conductor);
+            sampler.tick(at_ms * 1_000_000, || [at_ms, 0, 0, 0, 0]);
         }
         let points = sampler.timeline(1_000_000_000).points;
         let times: Vec<f64> = points.iter().map(|p| p.t_s).collect();
         assert_eq!(times, [-1.0, -0.5, 0.0, 0.5]);
+        assert_eq!(points[3].ready, 1_500);
         assert!(points.iter().all(|p| p.server_rss.is_some_and(|rss| rss > 0) && p.server_cpu_s.is_some()));
         assert!(Sampler::new(6_000.0, None).interval_ns == 10_000_000_000);
     }

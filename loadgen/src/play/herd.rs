@@ -333,7 +333,7 @@ fn tell(args: &HerdArgs, herd: &Herd, took_s: f64) -> Verdict {
         "all {} drop at once and return after {} s; {} messages/s, {} new users/s",
         args.clients, args.away, args.rate, args.newcomers
     );
-    let mut verdict = Verdict { asked, ..Verdict::default() };
+    let mut verdict = Verdict { asked, tally: herd.tally.clone(), ..Verdict::default() };
     let back = Latency::of(&herd.back);
     verdict.figure("all_back", took_s, "s after the return began");
     verdict.figure("back_p50", back.p50_ms / 1e3, "s");

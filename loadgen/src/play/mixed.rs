@@ -7,14 +7,11 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use clap::Args;
-use hdrhistogram::Histogram;
-
 use super::roster::{Place, judge};
-use super::{Crew, Theatre, Verdict, assemble, command, perform, text};
+use super::{Crew, Messages, Theatre, Verdict, assemble, command, perform, text};
 use crate::cli::Common;
 use crate::control;
-use crate::measure::{Latency, Pacer, histogram};
+use crate::measure::{Latency, Meters, Pacer, Schedule};
 use crate::plan::ns;
 use crate::report::Report;
 use crate::scan::{self, Members, Value};
@@ -22,6 +19,7 @@ use crate::stage::{Event, Play, Stage};
 use crate::tally::Tally;
 use crate::verify::{Facts, Ledger, Seq, Sight};
 use crate::watch::{Seen, Watch};
+use clap::Args;
 
 /// `mixed` and `soak`
 #[derive(Debug, Clone, Args)]
@@ -150,10 +148,10 @@ struct Day {
     live: u32,
     ended: u64,
     pacer: Option<Pacer>,
-    measuring: bool,
-    ack: Histogram<u64>,
-    delivery: Histogram<u64>,
-    lag: Histogram<u64>,
+    /// What is measured; empty until then.
+    schedule: Schedule,
+    meters: Meters,
+    /// Events without a number.
     other_events: u64,
 }
 
@@ -172,10 +170,8 @@ impl Day {
             live: 0,
             ended: 0,
             pacer: None,
-            measuring: false,
-            ack: histogram(),
-            delivery: histogram(),
-            lag: histogram(),
+            schedule: Schedule::default(),
+            meters: Meters::new(1),
             other_events: 0,
             args,
         }
@@ -185,8 +181,8 @@ impl Day {
     fn go_on(&mut self, stage: &mut Stage) {
         let now_ns = stage.world.now_ns();
         while let Some(due_ns) = self.pacer.as_mut().and_then(|pacer| pacer.due(now_ns)) {
-            if self.measuring {
-                self.lag.saturating_record(now_ns - due_ns);
+            if self.schedule.is_measuring(due_ns) {
+                self.meters.late.saturating_record(now_ns - due_ns);
             }
             let first = stage.rng.below(self.args.users);
             let mut users = (first..self.args.users).chain(0..first);
@@ -380,9 +376,9 @@ impl Day {
                     self.ledgers[self.args.room_of(user) as usize].on_head(seq);
                     if let Some(at) = member.sends.iter().position(|(asked, _)| *asked == id)
                         && let Some((_, due_ns)) = member.sends.remove(at)
-                        && self.measuring
                     {
-                        self.ack.saturating_record(stage.now_ns.saturating_sub(due_ns));
+                        self.tally.acked_in_window += u64::from(self.schedule.is_measuring(due_ns));
+                        self.meters.record_ack(&self.schedule, due_ns, stage.now_ns);
                     }
                 }
                 Act::Notify => self.notified += 1,
@@ -407,9 +403,8 @@ impl Day {
         }
         if let Some(sent_ns) = self.compare(user, seq, payload) {
             self.tally.delivered += 1;
-            if self.measuring {
-                self.delivery.saturating_record(stage.now_ns.saturating_sub(sent_ns));
-            }
+            self.tally.delivered_in_window += u64::from(self.schedule.is_measuring(sent_ns));
+            self.meters.record_delivery(&self.schedule, sent_ns, stage.now_ns);
         }
     }
 
@@ -540,19 +535,18 @@ pub fn run(args: &MixedArgs, is_soak: bool) -> Result<Report, String> {
 
 fn play(theatre: &mut Theatre, day: &mut Day) -> Result<Verdict, String> {
     let args = day.args.clone();
-    let stage = &mut theatre.stage;
-    day.pacer = Some(Pacer::new(stage.world.now_ns(), args.rate));
-    wait(stage, day, args.common.warmup)?;
+    let begun_ns = theatre.stage.world.now_ns();
+    day.pacer = Some(Pacer::new(begun_ns, args.rate));
+    wait(theatre, day, begun_ns + ns(args.common.warmup))?;
     theatre.measure()?;
-    day.measuring = true;
-    wait(&mut theatre.stage, day, args.common.duration)?;
-    day.measuring = false;
+    day.schedule = Schedule::whole(theatre.stage.world.now_ns(), args.common.duration);
+    wait(theatre, day, day.schedule.to_ns)?;
     theatre.measured()?;
     // From here on nothing new is done; who is away comes back.
     day.pacer = Some(Pacer::new(u64::MAX / 2, 1.0));
     // What does not come now is counted below.
     let _ = theatre.stage.until(day, 15.0, "the rest", |day, _| day.stragglers() == 0 && day.items >= day.notified);
-    let mut verdict = tell(&args, day);
+    let mut verdict = tell(day);
     if let Some(cpu_s) = theatre.server_cpu_s() {
         let things = args.rate * args.common.duration;
         verdict.figure("server_cpu_per_thing", cpu_s * 1e6 / things, "µs, with all that follows from it");
@@ -560,18 +554,13 @@ fn play(theatre: &mut Theatre, day: &mut Day) -> Result<Verdict, String> {
     Ok(verdict)
 }
 
-fn tell(args: &MixedArgs, day: &Day) -> Verdict {
-    let asked = format!("{} things a second in {} rooms of {}", args.rate, args.rooms(), args.rooms_of);
+fn tell(day: &mut Day) -> Verdict {
+    let asked = format!("{} things a second", day.args.rate);
     let mut verdict = Verdict { asked, ..Verdict::default() };
     for ((_, name, weight), done) in DAY.iter().zip(day.done) {
         verdict.note(format!("{name}: {done} times (weight {weight} of 1,000)"));
     }
-    let (ack, delivery, lag) = (Latency::of(&day.ack), Latency::of(&day.delivery), Latency::of(&day.lag));
-    verdict.figure("ack_p50", ack.p50_ms, "ms from the intended time");
-    verdict.figure("ack_p99", ack.p99_ms, "ms");
-    verdict.figure("delivery_p50", delivery.p50_ms, "ms from the intended time");
-    verdict.figure("delivery_p99", delivery.p99_ms, "ms");
-    verdict.figure("messages_delivered", day.tally.delivered as f64, "");
+    let lag = Latency::of(&day.meters.late);
     verdict.figure("events_without_seq", day.other_events as f64, "typing, reads, presence …");
     verdict.figure("resumed", day.tally.recovered as f64, "connections that came back with a cursor");
     verdict.figure("inbox_items", day.items as f64, "received");
@@ -586,6 +575,11 @@ fn tell(args: &MixedArgs, day: &Day) -> Verdict {
     if day.tally.delivered == 0 {
         verdict.failures.push("no message was delivered".to_owned());
     }
+    verdict.tally = std::mem::take(&mut day.tally);
+    let of_sends = DAY.iter().find(|(act, ..)| *act == Act::Send).map_or(0, |(.., weight)| *weight);
+    let schedule = std::mem::take(&mut day.schedule);
+    let meters = std::mem::replace(&mut day.meters, Meters::new(0));
+    verdict.messages = Some(Messages { schedule, per_second: day.args.rate * f64::from(of_sends) / 1_000.0, meters });
     verdict
 }
 
@@ -633,10 +627,16 @@ fn flatness(verdict: &mut Verdict, args: &MixedArgs, seen: &Seen) {
     }
 }
 
-fn wait(stage: &mut Stage, day: &mut Day, seconds: f64) -> Result<(), String> {
-    let end_ns = stage.world.now_ns() + ns(seconds);
+fn wait(theatre: &mut Theatre, day: &mut Day, end_ns: u64) -> Result<(), String> {
+    let (stage, sampler) = (&mut theatre.stage, &mut theatre.sampler);
+    let seconds = end_ns.saturating_sub(stage.world.now_ns()) as f64 / 1e9;
     stage.until(day, seconds + 60.0, "the day", |day, stage| {
         day.go_on(stage);
+        sampler.tick(stage.now_ns, || {
+            let tally = &day.tally;
+            let broken = tally.lost + tally.doubled + tally.out_of_order + tally.differing;
+            [u64::from(day.live), tally.sent, tally.acked, tally.delivered, broken]
+        });
         stage.now_ns >= end_ns
     })
 }

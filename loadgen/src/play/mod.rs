@@ -14,8 +14,9 @@ use crate::plan::{Plan, Setup, Traffic};
 use crate::proc::{self, Sample};
 use crate::report::{self, Figure, Report};
 use crate::run::{Outcome, ServerUse};
-use crate::sampler::Timeline;
+use crate::sampler::Sampler;
 use crate::stage::{Play, Stage};
+use crate::stages;
 use crate::tally::Tally;
 use crate::world::{World, WorldSpec};
 
@@ -38,6 +39,21 @@ pub struct Verdict {
     pub notes: Vec<String>,
     /// Promises that did not hold.
     pub failures: Vec<String>,
+    /// What was counted and checked.
+    pub tally: Tally,
+    /// The messages that were sent at a rate, if any were.
+    pub messages: Option<Messages>,
+}
+
+/// Messages of a script: when, how many a second, how long they took.
+#[derive(Debug)]
+pub struct Messages {
+    /// When they were meant to be sent.
+    pub schedule: Schedule,
+    /// How many a second were meant.
+    pub per_second: f64,
+    /// Their latencies.
+    pub meters: Meters,
 }
 
 impl Verdict {
@@ -63,7 +79,13 @@ impl Verdict {
 pub struct Theatre {
     /// The connections.
     pub stage: Stage,
+    /// Figures over time: a script that lasts ticks it.
+    pub sampler: Sampler,
     server_pid: Option<u32>,
+    /// Where the server's metrics are.
+    metrics: Option<String>,
+    /// What they were when measuring began.
+    metrics_before: String,
     start: Edge,
     ready: Option<Edge>,
     window: [Option<Edge>; 2],
@@ -73,6 +95,8 @@ pub struct Theatre {
 #[derive(Debug, Clone)]
 struct Edge {
     at: Instant,
+    /// The same, since the run began.
+    at_ns: u64,
     /// Connections that are open.
     open: u32,
     server: Option<Sample>,
@@ -81,7 +105,12 @@ struct Edge {
 
 impl Theatre {
     fn edge(&self) -> Result<Edge, String> {
-        edge(self.server_pid, self.stage.open_count())
+        edge(&self.stage, self.server_pid)
+    }
+
+    /// The server's metrics; empty where they were not asked for.
+    fn scrape(&self) -> Result<String, String> {
+        Ok(self.metrics.as_deref().map(stages::scrape).transpose()?.unwrap_or_default())
     }
 
     /// Everybody is there: what follows is no longer connecting.
@@ -96,8 +125,9 @@ impl Theatre {
     /// What is to be measured begins.
     ///
     /// # Errors
-    /// `/proc` cannot be read.
+    /// `/proc` or the metrics cannot be read.
     pub fn measure(&mut self) -> Result<(), String> {
+        self.metrics_before = self.scrape()?;
         self.window[0] = Some(self.edge()?);
         Ok(())
     }
@@ -129,7 +159,10 @@ impl Theatre {
         }
     }
 
-    fn outcome(self) -> Outcome {
+    /// The end: what the script counted, and what was measured around it.
+    fn outcome(self, tally: Tally, messages: Option<Messages>) -> Result<Outcome, String> {
+        // Only now: a scrape in the middle would hold up what is on its way.
+        let stages = stages::stages(&self.metrics_before, &self.scrape()?);
         let ready = self.ready.unwrap_or_else(|| self.start.clone());
         let [from, to] = self.window;
         let from = from.unwrap_or_else(|| ready.clone());
@@ -149,15 +182,16 @@ impl Theatre {
             frames: books.frames_in,
             bytes: books.bytes_in,
             pings: books.pings,
-            malformed: books.malformed,
-            ..Tally::default()
+            malformed: tally.malformed + books.malformed,
+            ..tally
         };
-        let mut meters = Meters::new(0);
+        let (schedule, meters) = messages.map(|messages| (messages.schedule, messages.meters)).unzip();
+        let mut meters = meters.unwrap_or_else(|| Meters::new(0));
         meters.connect = self.stage.connect;
-        Outcome {
+        Ok(Outcome {
             tally,
             meters,
-            schedule: Schedule::default(),
+            schedule: schedule.unwrap_or_default(),
             connected: ready.open,
             connect_s: (ready.at - self.start.at).as_secs_f64(),
             connected_end: to.open,
@@ -165,17 +199,18 @@ impl Theatre {
             server,
             tool: proc::spent(&from.tool, &to.tool),
             tool_s: measured_s,
-            timeline: Timeline::default(),
-            stages: Vec::new(),
-        }
+            timeline: self.sampler.timeline(from.at_ns),
+            stages,
+        })
     }
 }
 
-fn edge(server_pid: Option<u32>, open: u32) -> Result<Edge, String> {
+fn edge(stage: &Stage, server_pid: Option<u32>) -> Result<Edge, String> {
     let told = |error| format!("cannot read a process's /proc entry (--server-pid): {error}");
     let server = server_pid.map(proc::sample).transpose().map_err(told)?;
     let tool = proc::sample(std::process::id()).map_err(told)?;
-    Ok(Edge { at: Instant::now(), open, server, tool })
+    let (at, at_ns, open) = (Instant::now(), stage.world.now_ns(), stage.open_count());
+    Ok(Edge { at, at_ns, open, server, tool })
 }
 
 /// Who a play needs.
@@ -220,43 +255,71 @@ where
         secret: common.secret()?,
     }));
     let placement = common.pin.first().map_or(Placement::Unbound, |core| Placement::Fixed(*core));
-    let (server_pid, progress) = (common.server_pid, common.progress);
+    let asked = Asked {
+        server_pid: common.server_pid,
+        metrics: common.control.clone(),
+        seconds: common.duration,
+        progress: common.progress,
+    };
     let (tell, told) = mpsc::channel();
     let here = world.clone();
     let thread = LocalExecutorBuilder::new(placement).name("load").io_memory(64 * 1024).ring_depth(8);
     let handle = thread
         .spawn(move || async move {
-            let result = act(&here, server_pid, progress, script);
+            let result = act(&here, asked, script);
             // The receiver waits until the thread is over.
             let _ = tell.send(result);
         })
         .map_err(|error| format!("cannot start the driver thread: {error}"))?;
     // A panic of the script is told by the channel's end.
     let _ = handle.join();
-    let (verdict, outcome) = told.recv().map_err(|_| "the driver thread failed".to_owned())??;
-    Ok(put_together(&world, crew, verdict, &outcome))
+    let (verdict, per_second, outcome) = told.recv().map_err(|_| "the driver thread failed".to_owned())??;
+    Ok(put_together(&world, crew, verdict, per_second, &outcome))
 }
 
-fn act<S>(world: &Arc<World>, pid: Option<u32>, progress: bool, script: S) -> Result<(Verdict, Outcome), String>
+/// What a stage is told beside its script.
+struct Asked {
+    server_pid: Option<u32>,
+    metrics: Option<String>,
+    seconds: f64,
+    progress: bool,
+}
+
+fn act<S>(world: &Arc<World>, asked: Asked, script: S) -> Result<(Verdict, Option<f64>, Outcome), String>
 where
     S: FnOnce(&mut Theatre) -> Result<Verdict, String>,
 {
     let stage = Stage::new(world.clone(), world.clients).map_err(|error| format!("no ring: {error}"))?;
-    let start = edge(pid, 0)?;
-    let mut theatre = Theatre { stage, server_pid: pid, start, ready: None, window: [None, None], progress };
+    let Asked { server_pid, metrics, seconds, progress } = asked;
+    let start = edge(&stage, server_pid)?;
+    let sampler = Sampler::new(seconds, server_pid);
+    let mut theatre = Theatre {
+        stage,
+        sampler,
+        server_pid,
+        metrics,
+        metrics_before: String::new(),
+        start,
+        ready: None,
+        window: [None, None],
+        progress,
+    };
     let mut verdict = script(&mut theatre)?;
     verdict.forbid(theatre.stage.books.malformed, "frames the protocol does not allow");
     for slot in 0..world.clients {
         theatre.stage.cut(slot);
     }
-    Ok((verdict, theatre.outcome()))
+    let tally = std::mem::take(&mut verdict.tally);
+    let messages = verdict.messages.take();
+    let per_second = messages.as_ref().map(|messages| messages.per_second);
+    Ok((verdict, per_second, theatre.outcome(tally, messages)?))
 }
 
-fn put_together(world: &World, crew: Crew, verdict: Verdict, outcome: &Outcome) -> Report {
+fn put_together(world: &World, crew: Crew, verdict: Verdict, per_second: Option<f64>, outcome: &Outcome) -> Report {
     let plan = Plan {
         scenario: crew.scenario,
         setup: Setup::CreateThenSubscribe,
-        traffic: Traffic::None,
+        traffic: per_second.map_or(Traffic::None, |per_second| Traffic::Open { per_second }),
         first_member_sends: false,
         body_bytes: 0,
         connecting: 64,
@@ -267,6 +330,10 @@ fn put_together(world: &World, crew: Crew, verdict: Verdict, outcome: &Outcome) 
     };
     let mut report = report::report(world, &plan, outcome, verdict.notes, verdict.failures);
     report.settings.traffic = verdict.asked;
+    if let Some(server) = &mut report.server {
+        // What a script does beside messages is not in their number.
+        server.cpu_s_per_million_deliveries = None;
+    }
     (report.settings.clients, report.settings.rooms) = (crew.users, crew.rooms);
     report.figures = verdict.figures;
     report
