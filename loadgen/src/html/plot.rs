@@ -38,7 +38,9 @@ pub fn lines(frame: &Frame<'_>, lines: &[Line<'_>]) -> String {
     }
     let x_min = all().map(|p| p.0).fold(f64::INFINITY, f64::min);
     let x_max = all().map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
-    let y_max = all().map(|p| p.1).fold(0.0, f64::max) * 1.08;
+    // Above several lines stand their names.
+    let headroom = if lines.len() > 1 { 1.3 } else { 1.08 };
+    let y_max = all().map(|p| p.1).fold(0.0, f64::max) * headroom;
     let mut svg = String::new();
     draw(&mut svg, frame, lines, x_min..x_max.max(x_min + 1e-9), 0.0..y_max.max(1e-6)).expect("a plot in memory");
     recolour(&svg, frame.title)

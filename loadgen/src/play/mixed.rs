@@ -455,6 +455,13 @@ impl Day {
         });
     }
 
+    /// What is plotted over time.
+    fn totals(&self) -> [u64; 5] {
+        let tally = &self.tally;
+        let broken = tally.lost + tally.doubled + tally.out_of_order + tally.differing;
+        [u64::from(self.live), tally.sent, tally.acked, tally.delivered, broken]
+    }
+
     /// Users who are not where they should be at the end.
     fn stragglers(&self) -> u64 {
         let is_behind = |(user, member): (usize, &Member)| {
@@ -545,7 +552,12 @@ fn play(theatre: &mut Theatre, day: &mut Day) -> Result<Verdict, String> {
     // From here on nothing new is done; who is away comes back.
     day.pacer = Some(Pacer::new(u64::MAX / 2, 1.0));
     // What does not come now is counted below.
-    let _ = theatre.stage.until(day, 15.0, "the rest", |day, _| day.stragglers() == 0 && day.items >= day.notified);
+    let (stage, sampler) = (&mut theatre.stage, &mut theatre.sampler);
+    let end_ns = day.schedule.to_ns + ns(1.0);
+    let _ = stage.until(day, 15.0, "the rest", |day, stage| {
+        sampler.tick(stage.now_ns, || day.totals());
+        day.stragglers() == 0 && day.items >= day.notified && stage.now_ns >= end_ns
+    });
     let mut verdict = tell(day);
     if let Some(cpu_s) = theatre.server_cpu_s() {
         let things = args.rate * args.common.duration;
@@ -579,7 +591,12 @@ fn tell(day: &mut Day) -> Verdict {
     let of_sends = DAY.iter().find(|(act, ..)| *act == Act::Send).map_or(0, |(.., weight)| *weight);
     let schedule = std::mem::take(&mut day.schedule);
     let meters = std::mem::replace(&mut day.meters, Meters::new(0));
-    verdict.messages = Some(Messages { schedule, per_second: day.args.rate * f64::from(of_sends) / 1_000.0, meters });
+    verdict.messages = Some(Messages {
+        schedule,
+        warmup_s: day.args.common.warmup,
+        per_second: day.args.rate * f64::from(of_sends) / 1_000.0,
+        meters,
+    });
     verdict
 }
 
@@ -632,11 +649,7 @@ fn wait(theatre: &mut Theatre, day: &mut Day, end_ns: u64) -> Result<(), String>
     let seconds = end_ns.saturating_sub(stage.world.now_ns()) as f64 / 1e9;
     stage.until(day, seconds + 60.0, "the day", |day, stage| {
         day.go_on(stage);
-        sampler.tick(stage.now_ns, || {
-            let tally = &day.tally;
-            let broken = tally.lost + tally.doubled + tally.out_of_order + tally.differing;
-            [u64::from(day.live), tally.sent, tally.acked, tally.delivered, broken]
-        });
+        sampler.tick(stage.now_ns, || day.totals());
         stage.now_ns >= end_ns
     })
 }

@@ -52,6 +52,8 @@ pub struct Messages {
     pub schedule: Schedule,
     /// How many a second were meant.
     pub per_second: f64,
+    /// For how long they had been sent already, seconds.
+    pub warmup_s: f64,
     /// Their latencies.
     pub meters: Meters,
 }
@@ -273,8 +275,8 @@ where
         .map_err(|error| format!("cannot start the driver thread: {error}"))?;
     // A panic of the script is told by the channel's end.
     let _ = handle.join();
-    let (verdict, per_second, outcome) = told.recv().map_err(|_| "the driver thread failed".to_owned())??;
-    Ok(put_together(&world, crew, verdict, per_second, &outcome))
+    let (verdict, rate, outcome) = told.recv().map_err(|_| "the driver thread failed".to_owned())??;
+    Ok(put_together(&world, crew, verdict, rate, &outcome))
 }
 
 /// What a stage is told beside its script.
@@ -285,7 +287,7 @@ struct Asked {
     progress: bool,
 }
 
-fn act<S>(world: &Arc<World>, asked: Asked, script: S) -> Result<(Verdict, Option<f64>, Outcome), String>
+fn act<S>(world: &Arc<World>, asked: Asked, script: S) -> Result<(Verdict, Option<(f64, f64)>, Outcome), String>
 where
     S: FnOnce(&mut Theatre) -> Result<Verdict, String>,
 {
@@ -311,19 +313,19 @@ where
     }
     let tally = std::mem::take(&mut verdict.tally);
     let messages = verdict.messages.take();
-    let per_second = messages.as_ref().map(|messages| messages.per_second);
-    Ok((verdict, per_second, theatre.outcome(tally, messages)?))
+    let rate = messages.as_ref().map(|messages| (messages.per_second, messages.warmup_s));
+    Ok((verdict, rate, theatre.outcome(tally, messages)?))
 }
 
-fn put_together(world: &World, crew: Crew, verdict: Verdict, per_second: Option<f64>, outcome: &Outcome) -> Report {
+fn put_together(world: &World, crew: Crew, verdict: Verdict, rate: Option<(f64, f64)>, outcome: &Outcome) -> Report {
     let plan = Plan {
         scenario: crew.scenario,
         setup: Setup::CreateThenSubscribe,
-        traffic: per_second.map_or(Traffic::None, |per_second| Traffic::Open { per_second }),
+        traffic: rate.map_or(Traffic::None, |(per_second, _)| Traffic::Open { per_second }),
         first_member_sends: false,
         body_bytes: 0,
         connecting: 64,
-        warmup_s: 0.0,
+        warmup_s: rate.map_or(0.0, |(_, warmup_s)| warmup_s),
         duration_s: outcome.measured_s,
         absence: None,
         stall: None,
