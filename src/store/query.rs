@@ -1,4 +1,4 @@
-//! The shards' questions, answered from one snapshot each. Every answer is bounded.
+//! The shards' questions, each answered from a snapshot. Every answer is bounded.
 
 use rusqlite::{Connection, Row};
 
@@ -13,10 +13,8 @@ use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName
 /// Most rows of any page, whatever is asked for.
 const LIMIT_MAX: u32 = 10_000;
 
-/// Answers one question from one snapshot.
-pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
-    let snapshot = Snapshot::open(conn)?;
-    let snapshot = &*snapshot;
+/// Answers one question.
+pub(super) fn answer(snapshot: &Snapshot<'_>, query: &Query) -> rusqlite::Result<Page> {
     Ok(match query {
         Query::User(user) => user_page(snapshot, user)?,
         Query::Room(name) => {
@@ -56,10 +54,10 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
 
 /// One deferred transaction, within which everything sees the same commit. Its statements are kept like
 /// all others: to parse them anew costs as much as a small answer.
-struct Snapshot<'a>(&'a Connection);
+pub(super) struct Snapshot<'a>(&'a Connection);
 
 impl<'a> Snapshot<'a> {
-    fn open(conn: &'a Connection) -> rusqlite::Result<Self> {
+    pub fn open(conn: &'a Connection) -> rusqlite::Result<Self> {
         super::run(conn, "BEGIN DEFERRED")?;
         Ok(Self(conn))
     }
