@@ -169,12 +169,12 @@ impl Driver {
         }
     }
 
-    /// Puts bytes before everything else on a new connection. They go with what comes next, which is `hello`
-    /// or a close: a send of their own would be a third of what a connection costs to make.
-    pub(super) fn push_ahead(&mut self, key: ConnKey, bytes: &[u8]) {
+    /// Puts the HTTP answer before everything else on a new connection. It goes with what comes next, which is
+    /// `hello` or a close: a send is the dearest part of making a connection.
+    pub(super) fn push_answer(&mut self, key: ConnKey, answer: &[u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let spare = &mut self.spare_outboxes;
-        conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default()).push_critical(bytes, &self.ladder);
+        conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default()).push_answer(answer);
     }
 
     /// Puts bytes into the critical lane of a connection in any phase.
