@@ -47,8 +47,9 @@ const LOG_BUDGET: usize = 64;
 const MAIL_BUDGET: usize = 1_024;
 /// Completions harvested in one turn at most.
 const RING_BUDGET: usize = 4_096;
-/// Questions about users that one reader answers in one go at most: a herd is still shared by several.
-const USERS_TOGETHER_MAX: usize = 64;
+/// Users that one reader is asked for in one go at most: more would save little, and each may have a full
+/// inbox.
+const USERS_TOGETHER_MAX: usize = 32;
 /// When appends that the store did not take are offered again.
 const RESUBMIT_AFTER: Duration = Duration::from_millis(1);
 /// Outboxes kept for the next connections that need one.
