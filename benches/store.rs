@@ -129,8 +129,8 @@ impl LogListener for Ear {
         let _ = self.0.send(event);
     }
 
-    fn on_read(&self, reply: ReadReply) {
-        let _ = self.1.send(reply);
+    fn on_read(&self, replies: Vec<ReadReply>) {
+        replies.into_iter().for_each(|reply| drop(self.1.send(reply)));
     }
 }
 
@@ -186,7 +186,7 @@ impl Bench {
                 bytes_max: 1 << 20,
             };
             let request = ReadRequest { shard: ShardId(0), token: Token(n), query };
-            self.running.log().read(request).expect("room in the queue");
+            self.running.log().read(vec![request]).expect("room in the queue");
             let reply = self.replies.recv().expect("an answer");
             assert!(reply.result.is_ok());
         }

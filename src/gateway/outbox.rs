@@ -119,8 +119,10 @@ struct Waiting {
 /// One connection's waiting frames.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// Small frames, copied together.
+    /// Small frames, copied together, behind the HTTP answer of a new connection.
     critical: Vec<u8>,
+    /// Bytes of that answer in `critical`.
+    answer: usize,
     /// Bytes of `critical` that were sent.
     critical_sent: usize,
     normal: VecDeque<Waiting>,
@@ -254,6 +256,13 @@ impl Outbox {
         dropped.len()
     }
 
+    /// Puts the HTTP answer of a new connection before everything else; once, into an empty outbox.
+    pub fn push_answer(&mut self, answer: &[u8]) {
+        debug_assert!(self.is_empty(), "an answer is the first that is sent");
+        self.critical.extend_from_slice(answer);
+        (self.answer, self.bytes) = (answer.len(), answer.len());
+    }
+
     /// Puts bytes into the critical lane.
     pub fn push_critical(&mut self, frames: &[u8], ladder: &Ladder) -> Pushed {
         if self.bytes + frames.len() > ladder.bytes_max {
@@ -340,7 +349,7 @@ impl Outbox {
         left -= of_critical;
         if self.critical_sent == self.critical.len() {
             self.critical.clear();
-            self.critical_sent = 0;
+            (self.critical_sent, self.answer) = (0, 0);
         }
         while left > 0 && !self.normal.is_empty() {
             left = self.advance_normal(left);
@@ -388,8 +397,8 @@ impl Outbox {
         })
     }
 
-    /// Drops everything but the rest of a frame that was cut in the middle, for a last close frame
-    /// that the peer can read.
+    /// Drops everything but the rest of a frame that was cut in the middle, or of the HTTP answer, for a
+    /// last close frame that the peer can read.
     pub fn keep_only_cut_frame(&mut self) {
         let mut rest = Vec::new();
         if self.normal_sent > 0
@@ -402,8 +411,10 @@ impl Outbox {
         {
             rest.extend_from_slice(cut_frame(front, self.low_sent));
         }
-        if self.critical_sent > 0 {
-            rest.extend_from_slice(cut_frame(&self.critical, self.critical_sent));
+        let (answer, frames) = self.critical.split_at(self.answer);
+        match self.critical_sent.checked_sub(self.answer) {
+            Some(sent) => rest.extend_from_slice(cut_frame(frames, sent)),
+            None => rest.extend_from_slice(&answer[self.critical_sent..]),
         }
         self.clear();
         self.bytes = rest.len();
@@ -420,7 +431,7 @@ impl Outbox {
         self.low.clear();
         self.low.shrink_to(16);
         self.gaps = Vec::new();
-        (self.normal_composed, self.low_composed) = (0, 0);
+        (self.normal_composed, self.low_composed, self.answer) = (0, 0, 0);
         self.low_lost = false;
         self.last.clear();
         (self.critical_sent, self.normal_sent, self.low_sent, self.last_sent, self.bytes) = (0, 0, 0, 0, 0);

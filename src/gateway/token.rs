@@ -141,11 +141,14 @@ impl Verifier {
         if payload.contains('.') {
             return Err(PARTS);
         }
-        let key = read_object(header, "the header is not a JSON object in base64url", |header| self.key(header))??;
+        let mut document = Document::new();
+        let not_header = "the header is not a JSON object in base64url";
+        let key = read_object(&mut document, header, not_header, |header| self.key(header))??;
         if !key.verifies(message, signature) {
             return Err(TokenError::Signature);
         }
-        read_object(payload, "the payload is not a JSON object in base64url", |claims| self.claims(claims, now))?
+        let not_payload = "the payload is not a JSON object in base64url";
+        read_object(&mut document, payload, not_payload, |claims| self.claims(claims, now))?
     }
 
     fn key(&self, header: Object<'_, '_>) -> Result<&Key, TokenError> {
@@ -246,9 +249,13 @@ impl Verifier {
 }
 
 /// Decodes one part and hands its object to `read`.
-fn read_object<T>(part: &str, why: &'static str, read: impl FnOnce(Object<'_, '_>) -> T) -> Result<T, TokenError> {
+fn read_object<T>(
+    document: &mut Document,
+    part: &str,
+    why: &'static str,
+    read: impl FnOnce(Object<'_, '_>) -> T,
+) -> Result<T, TokenError> {
     let json = base64url(part).ok_or(TokenError::Malformed(why))?;
-    let mut document = Document::new();
     let outcome = document.read(&json, |root| {
         root.unique_names().map_err(|_| TokenError::Malformed("a name appears twice in one object"))?;
         Ok(read(root.object().ok_or(TokenError::Malformed(why))?))

@@ -171,7 +171,7 @@ impl Driver {
         if let Some(conn) = self.conns.get_mut(key) {
             conn.is_batching = opening.batch;
         }
-        self.push_critical(key, &response);
+        self.push_answer(key, &response);
         self.receive(key);
         self.handle(Input::Opened(key, opening));
         if !leftover.is_empty() {

@@ -9,7 +9,7 @@
 //! 3. read the mail (sockets, mesh, read replies, admin), within a budget
 //! 4. go on with connections that were unparked
 //! 5. due deadlines, the engine's and the sockets' own
-//! 6. hand all new appends to the persistence core in one push
+//! 6. hand all new appends to the persistence core in one push, and questions to its readers
 //! 7. flush every dirty outbox with one send                        (`write.rs`)
 //! 8. sleep in the ring until a completion, the bell, or the next deadline
 //!
@@ -27,14 +27,15 @@ use super::ring::{Completion, Ring, RingConfig};
 use super::stages::Stages;
 use crate::clock::now_us;
 use crate::engine::event::{
-    AdminAnswer, AdminRequest, Append, ConnKey, Genesis, Input, Outputs, ShardId, StoreEvent, Token,
+    AdminAnswer, AdminRequest, Append, ConnKey, Genesis, Input, Outputs, Query, ReadReply, ReadRequest, ShardId,
+    StoreEvent, Token,
 };
 use crate::engine::limits::Limits;
 use crate::engine::shard::Shard;
 use crate::engine::timers::Timers;
 use crate::gateway::outbox::{Ladder, Outbox};
 use crate::gateway::token::Verifier;
-use crate::protocol::error::Refusal;
+use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::UnixMillis;
 use crate::protocol::parse::Parser;
 use crate::protocol::upgrade::Origins;
@@ -46,6 +47,9 @@ const LOG_BUDGET: usize = 64;
 const MAIL_BUDGET: usize = 1_024;
 /// Completions harvested in one turn at most.
 const RING_BUDGET: usize = 4_096;
+/// Users that one reader is asked for in one go at most: more would save little, and each may have a full
+/// inbox.
+const USERS_TOGETHER_MAX: usize = 32;
 /// When appends that the store did not take are offered again.
 const RESUBMIT_AFTER: Duration = Duration::from_millis(1);
 /// Outboxes kept for the next connections that need one.
@@ -116,6 +120,8 @@ pub struct Driver {
     pub(super) outputs: Outputs,
     /// New appends of this turn.
     pub(super) appends: Vec<Append>,
+    /// New questions of this turn.
+    pub(super) questions: Vec<ReadRequest>,
     /// Connections to be flushed this turn.
     pub(super) dirty: Vec<ConnKey>,
     /// Those of them to be flushed first.
@@ -174,6 +180,7 @@ impl Driver {
             deadlines: Timers::default(),
             outputs: Outputs::default(),
             appends: Vec::new(),
+            questions: Vec::new(),
             dirty: Vec::new(),
             urgent: Vec::new(),
             delayed: Vec::new(),
@@ -219,6 +226,7 @@ impl Driver {
         is_busy |= self.go_on_unparked();
         is_busy |= self.serve_deadlines();
         self.submit_appends();
+        self.ask_readers();
         self.stages.before_flush();
         self.flush();
         if is_busy {
@@ -356,6 +364,30 @@ impl Driver {
         }
     }
 
+    /// Users come in herds, and each is soon read: together. What may take its time goes alone.
+    fn ask_readers(&mut self) {
+        let mut herd = Vec::new();
+        for question in std::mem::take(&mut self.questions) {
+            if !matches!(question.query, Query::User(_)) {
+                self.ask(vec![question]);
+                continue;
+            }
+            herd.push(question);
+            if herd.len() == USERS_TOGETHER_MAX {
+                self.ask(std::mem::take(&mut herd));
+            }
+        }
+        self.ask(herd);
+    }
+
+    fn ask(&mut self, questions: Vec<ReadRequest>) {
+        for ReadRequest { token, .. } in self.log.read(questions).err().unwrap_or_default() {
+            let refusal = Refusal::new(ErrorCode::Busy, "the store has too many reads waiting").retry_after(200);
+            // As if a reader had said so: by the mail, in its turn.
+            let _ = self.peers[usize::from(self.id.0)].post(Letter::Read(ReadReply { token, result: Err(refusal) }));
+        }
+    }
+
     /// Hands one input to the engine and does what it asks for.
     pub(super) fn handle(&mut self, input: Input<'_>) {
         self.engine.handle(input, self.now);
@@ -374,7 +406,7 @@ impl Driver {
         }
         self.engine.stats_mut().sleeps += 1;
         let mut timeout = self.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(self.now)));
-        if !self.appends.is_empty() {
+        if !self.appends.is_empty() || !self.questions.is_empty() {
             timeout = Some(RESUBMIT_AFTER);
         }
         let result = self.ring.wait(timeout);

@@ -113,7 +113,11 @@ impl LogListener for Port {
         self.bell.ring();
     }
 
-    fn on_read(&self, reply: ReadReply) {
-        self.post_waiting(Letter::Read(reply));
+    fn on_read(&self, replies: Vec<ReadReply>) {
+        for reply in replies {
+            // As above.
+            let _ = self.mail.send(Letter::Read(reply));
+        }
+        self.bell.ring();
     }
 }

@@ -59,7 +59,7 @@ impl Driver {
                 self.perform_nested();
             }
             Output::Append(append) => self.appends.push(append),
-            Output::Read(request) => self.ask_readers(request),
+            Output::Read(request) => self.questions.push(request),
             Output::Mesh(message) => {
                 for (number, peer) in self.peers.iter().enumerate() {
                     if number == usize::from(self.id.0) {
@@ -97,18 +97,6 @@ impl Driver {
         self.engine.drain_outputs(&mut outputs);
         for output in std::mem::take(&mut outputs.list) {
             self.perform_one(output, &outputs);
-        }
-    }
-
-    fn ask_readers(&mut self, request: crate::engine::event::ReadRequest) {
-        if let Err(request) = self.log.read(request) {
-            let refusal = crate::protocol::error::Refusal::new(
-                crate::protocol::error::ErrorCode::Busy,
-                "the store has too many reads waiting",
-            );
-            let reply = crate::engine::event::ReadReply { token: request.token, result: Err(refusal.retry_after(200)) };
-            // As if a reader had said so: by the mail, in its turn.
-            let _ = self.peers[usize::from(self.id.0)].post(Letter::Read(reply));
         }
     }
 
@@ -179,6 +167,14 @@ impl Driver {
             }
             self.push(key, class, frames, scratch);
         }
+    }
+
+    /// Puts the HTTP answer before everything else on a new connection. It goes with what comes next, which is
+    /// `hello` or a close: a send is the dearest part of making a connection.
+    pub(super) fn push_answer(&mut self, key: ConnKey, answer: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let spare = &mut self.spare_outboxes;
+        conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default()).push_answer(answer);
     }
 
     /// Puts bytes into the critical lane of a connection in any phase.

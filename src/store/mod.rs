@@ -60,11 +60,12 @@ pub trait RoomLog: Send + Sync {
     /// Busy, or stopped: the appends come back untouched and nothing was done.
     fn submit(&self, appends: Vec<Append>) -> Result<(), Vec<Append>>;
 
-    /// Asks a question. Never blocks.
+    /// Asks one shard's questions, which one reader answers from one snapshot: what is quickly answered is
+    /// to be asked together, and what takes its time alone. Never blocks.
     ///
     /// # Errors
-    /// Busy, or stopped: the question comes back and will not be answered.
-    fn read(&self, request: ReadRequest) -> Result<(), ReadRequest>;
+    /// Busy, or stopped: the questions come back and will not be answered.
+    fn read(&self, requests: Vec<ReadRequest>) -> Result<(), Vec<ReadRequest>>;
 }
 
 /// A shard's ear. Called from the store's threads.
@@ -73,8 +74,8 @@ pub trait LogListener: Send + Sync {
     /// moment when the shard's inbox is full: the log waits for its slowest shard.
     fn on_store(&self, event: StoreEvent);
 
-    /// The answer to one of this shard's questions.
-    fn on_read(&self, reply: ReadReply);
+    /// The answers to questions that this shard asked together.
+    fn on_read(&self, replies: Vec<ReadReply>);
 }
 
 /// What "committed" means.
@@ -107,7 +108,7 @@ pub struct StoreConfig {
     pub inbox_max: usize,
     /// Reader threads, at least 1.
     pub readers: usize,
-    /// Questions that may wait for the readers.
+    /// Lists of questions that may wait for the readers.
     pub reads_waiting_max: usize,
     /// Core that the writer is pinned to.
     pub core: Option<usize>,

@@ -64,9 +64,7 @@ fn is_new(conn: &Connection, news: &News) -> rusqlite::Result<bool> {
 
 fn write_one(conn: &Connection, news: &News) -> rusqlite::Result<()> {
     let mut shown_ms = BTreeMap::<u64, [u64; 3]>::new();
-    let mut firsts = Firsts::new();
     for transition in &news.transitions {
-        write_transition(conn, transition, &mut firsts)?;
         if let Some(at) = crate::engine::presence::history::present_index(transition.was) {
             shown_ms.entry(transition.ts / HOUR_MS).or_default()[at] += transition.was_ms;
         }
@@ -75,7 +73,7 @@ fn write_one(conn: &Connection, news: &News) -> rusqlite::Result<()> {
         "INSERT INTO presence_active (period, at, users) VALUES (?1, ?2, ?3)
          ON CONFLICT (period, at) DO UPDATE SET users = users + excluded.users",
     )?;
-    for ((period, at), users) in firsts {
+    for ((period, at), users) in write_transitions(conn, &news.transitions)? {
         count.execute((period, signed(at), users))?;
     }
     let hour = news.ts / HOUR_MS;
@@ -98,30 +96,32 @@ fn write_one(conn: &Connection, news: &News) -> rusqlite::Result<()> {
 /// Users who were seen for the first time in a period: its kind, which one, how many.
 type Firsts = BTreeMap<(u8, u64), u32>;
 
-fn write_transition(conn: &Connection, transition: &Transition, firsts: &mut Firsts) -> rusqlite::Result<()> {
-    let Transition { user, ts, status, cause, device, .. } = transition;
+fn write_transitions(conn: &Connection, transitions: &[Transition]) -> rusqlite::Result<Firsts> {
+    let mut firsts = Firsts::new();
     let mut insert = conn.prepare_cached(
         "INSERT OR REPLACE INTO presence_log (user, ts, status, cause, device) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?;
-    let device = device.as_ref().map(DeviceId::as_str);
-    insert.execute((user.as_str(), signed(*ts), status_number(*status), cause_number(*cause), device))?;
     let mut find = conn.prepare_cached("SELECT day, month FROM presence_users WHERE user = ?1")?;
-    let known = find.query_row([user.as_str()], |row| Ok((integer(row, 0)?, integer(row, 1)?))).optional()?;
-    let (was_day, was_month) = known.unwrap_or((0, 0));
-    let (day, month) = (ts / DAY_MS, month_of(*ts));
     let mut upsert = conn.prepare_cached(
         "INSERT INTO presence_users (user, status, since, day, month) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (user) DO UPDATE SET status = excluded.status, since = excluded.since,
          day = max(day, excluded.day), month = max(month, excluded.month)",
     )?;
-    upsert.execute((user.as_str(), status_number(*status), signed(*ts), signed(day), signed(month)))?;
-    if day > was_day {
-        *firsts.entry((PERIOD_DAY, day)).or_default() += 1;
+    for Transition { user, ts, status, cause, device, .. } in transitions {
+        let (user, device, status) = (user.as_str(), device.as_ref().map(DeviceId::as_str), status_number(*status));
+        insert.execute((user, signed(*ts), status, cause_number(*cause), device))?;
+        let known = find.query_row([user], |row| Ok((integer(row, 0)?, integer(row, 1)?))).optional()?;
+        let (was_day, was_month) = known.unwrap_or((0, 0));
+        let (day, month) = (ts / DAY_MS, month_of(*ts));
+        upsert.execute((user, status, signed(*ts), signed(day), signed(month)))?;
+        if day > was_day {
+            *firsts.entry((PERIOD_DAY, day)).or_default() += 1;
+        }
+        if month > was_month {
+            *firsts.entry((PERIOD_MONTH, month)).or_default() += 1;
+        }
     }
-    if month > was_month {
-        *firsts.entry((PERIOD_MONTH, month)).or_default() += 1;
-    }
-    Ok(())
+    Ok(firsts)
 }
 
 /// All shards together, as each of them last said.

@@ -1,4 +1,6 @@
-//! The shards' questions, answered from one snapshot each. Every answer is bounded.
+//! The shards' questions, each answered from a snapshot. Every answer is bounded.
+
+use std::cell::OnceCell;
 
 use rusqlite::{Connection, Row};
 
@@ -13,14 +15,12 @@ use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName
 /// Most rows of any page, whatever is asked for.
 const LIMIT_MAX: u32 = 10_000;
 
-/// Answers one question from one snapshot.
-pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
-    let snapshot = Snapshot::open(conn)?;
-    let snapshot = &*snapshot;
+/// Answers one question.
+pub(super) fn answer(snapshot: &Snapshot<'_>, query: &Query) -> rusqlite::Result<Page> {
     Ok(match query {
         Query::User(user) => user_page(snapshot, user)?,
         Query::Room(name) => {
-            let at = position(snapshot)?;
+            let at = snapshot.position()?;
             Page::Room { at, room: SqlFacts(snapshot).room_by_name(name)? }
         }
         Query::History { room, after, before, newest, thread, current, limit, bytes_max } => {
@@ -56,12 +56,25 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> rusqlite::Result<Page>
 
 /// One deferred transaction, within which everything sees the same commit. Its statements are kept like
 /// all others: to parse them anew costs as much as a small answer.
-struct Snapshot<'a>(&'a Connection);
+pub(super) struct Snapshot<'a> {
+    conn: &'a Connection,
+    /// Where its log ends, once somebody has asked.
+    position: OnceCell<Position>,
+}
 
 impl<'a> Snapshot<'a> {
-    fn open(conn: &'a Connection) -> rusqlite::Result<Self> {
+    pub fn open(conn: &'a Connection) -> rusqlite::Result<Self> {
         super::run(conn, "BEGIN DEFERRED")?;
-        Ok(Self(conn))
+        Ok(Self { conn, position: OnceCell::new() })
+    }
+
+    fn position(&self) -> rusqlite::Result<Position> {
+        if let Some(known) = self.position.get() {
+            return Ok(*known);
+        }
+        let mut statement = self.conn.prepare_cached("SELECT coalesce(max(position), 0) FROM log")?;
+        let position = statement.query_row([], |row| integer(row, 0))?;
+        Ok(*self.position.get_or_init(|| position))
     }
 }
 
@@ -69,25 +82,21 @@ impl std::ops::Deref for Snapshot<'_> {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        self.0
+        self.conn
     }
 }
 
 impl Drop for Snapshot<'_> {
     fn drop(&mut self) {
         // Nothing was written: whatever became of the question, there is nothing to take back.
-        if let Err(error) = super::run(self.0, "COMMIT") {
+        if let Err(error) = super::run(self.conn, "COMMIT") {
             tracing::warn!(%error, "store: a snapshot could not be ended");
         }
     }
 }
 
-fn position(conn: &Connection) -> rusqlite::Result<Position> {
-    conn.prepare_cached("SELECT coalesce(max(position), 0) FROM log")?.query_row([], |row| integer(row, 0))
-}
-
-fn user_page(conn: &Connection, user: &UserId) -> rusqlite::Result<Page> {
-    let at = position(conn)?;
+fn user_page(snapshot: &Snapshot<'_>, user: &UserId) -> rusqlite::Result<Page> {
+    let (at, conn) = (snapshot.position()?, snapshot.conn);
     let mut statement = conn.prepare_cached(concat!(
         "SELECT ",
         room_columns!(),

@@ -1,5 +1,6 @@
-//! The reader threads: they take questions from one bounded queue, ask SQLite, and answer. Each
-//! question is answered once, always: an error or a panic becomes a refusal.
+//! The reader threads: they take lists of questions from one bounded queue, ask SQLite, and answer. A
+//! list is answered from one snapshot and in one go, since a snapshot, and waking a shard, cost as much as
+//! a small answer. Each question is answered once, always: an error or a panic becomes a refusal.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -8,15 +9,16 @@ use std::time::Instant;
 
 use rusqlite::Connection;
 
+use super::LogListener;
+use super::query::{self, Snapshot};
 use super::stats::Counters;
-use super::{LogListener, query};
 use crate::engine::event::{Page, Query, ReadReply, ReadRequest};
 use crate::protocol::error::{ErrorCode, Refusal};
 
 /// What a reader thread is told.
 #[derive(Debug)]
 pub(super) enum ToReader {
-    Ask(ReadRequest),
+    Ask(Vec<ReadRequest>),
     Stop,
 }
 
@@ -40,26 +42,39 @@ impl Reader {
 
     /// Answers until told to stop.
     pub fn run(self) {
-        while let Ok(ToReader::Ask(request)) = self.inbox.recv() {
-            let ReadRequest { shard, token, query } = request;
-            let result = self.answer(&query);
+        while let Ok(ToReader::Ask(requests)) = self.inbox.recv() {
+            let Some(shard) = requests.first().map(|request| request.shard) else { continue };
+            debug_assert!(requests.iter().all(|request| request.shard == shard), "one shard's questions");
+            let replies = self.answer_all(&requests);
             match self.listeners.get(usize::from(shard.0)) {
-                Some(listener) => listener.on_read(ReadReply { token, result }),
+                Some(listener) => listener.on_read(replies),
                 None => tracing::error!(shard = shard.0, "store: a question of a shard that does not exist"),
             }
         }
     }
 
-    fn answer(&self, query: &Query) -> Result<Page, Refusal> {
+    fn answer_all(&self, requests: &[ReadRequest]) -> Vec<ReadReply> {
+        let snapshot = Snapshot::open(&self.conn);
+        let answer = |query: &Query| match &snapshot {
+            Ok(snapshot) => self.answer(snapshot, query),
+            Err(error) => self.refuse(&error.to_string()),
+        };
+        requests.iter().map(|request| ReadReply { token: request.token, result: answer(&request.query) }).collect()
+    }
+
+    fn answer(&self, snapshot: &Snapshot<'_>, query: &Query) -> Result<Page, Refusal> {
         let began = Instant::now();
-        let answer = catch_unwind(AssertUnwindSafe(|| query::answer(&self.conn, query)));
+        let answer = catch_unwind(AssertUnwindSafe(|| query::answer(snapshot, query)));
         self.counters.read_us.record(began.elapsed().as_micros() as u64);
         Counters::add(&self.counters.reads, 1);
-        let trouble = match answer {
-            Ok(Ok(page)) => return Ok(page),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "panicked".to_owned(),
-        };
+        match answer {
+            Ok(Ok(page)) => Ok(page),
+            Ok(Err(error)) => self.refuse(&error.to_string()),
+            Err(_) => self.refuse("panicked"),
+        }
+    }
+
+    fn refuse(&self, trouble: &str) -> Result<Page, Refusal> {
         Counters::add(&self.counters.read_errors, 1);
         tracing::error!(error = %trouble.escape_default(), "store: a question could not be answered");
         Err(Refusal::new(ErrorCode::Degraded, "the store could not be read").retry_after(1_000))

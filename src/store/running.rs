@@ -56,14 +56,16 @@ impl RoomLog for SqliteLog {
         self.writer.submit(appends).inspect_err(|_| Counters::add(&self.counters.inbox_full, 1))
     }
 
-    fn read(&self, request: ReadRequest) -> Result<(), ReadRequest> {
-        if self.is_stopped.load(Relaxed) {
-            return Err(request);
+    fn read(&self, requests: Vec<ReadRequest>) -> Result<(), Vec<ReadRequest>> {
+        if requests.is_empty() {
+            return Ok(());
         }
-        let kept = request.clone();
-        self.readers.try_send(ToReader::Ask(request)).map_err(|error| match error.into_inner() {
-            ToReader::Ask(request) => request,
-            ToReader::Stop => kept,
+        if self.is_stopped.load(Relaxed) {
+            return Err(requests);
+        }
+        self.readers.try_send(ToReader::Ask(requests)).map_err(|error| match error.into_inner() {
+            ToReader::Ask(requests) => requests,
+            ToReader::Stop => Vec::new(),
         })
     }
 }

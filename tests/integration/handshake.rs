@@ -114,3 +114,21 @@ fn a_peer_that_leaves_half_way_leaves_nothing() {
     server.wait_for_stat("sessions", |open| open == 0);
     assert_eq!(server.client("bob").hello["user"], "bob");
 }
+
+#[test]
+fn who_sends_nonsense_behind_the_request_is_answered_before_it_is_closed() {
+    let server = Server::shards(2);
+    for user in ["alice", "bob", "carol", "alice"] {
+        let mut request = Connect::new(user).request(server.public, &client_key());
+        // A frame of an opcode that does not exist.
+        request.extend_from_slice(&[0x83, 0x80, 0, 0, 0, 0]);
+        let mut stream = http::connect(server.public);
+        stream.write_all(&request).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.starts_with(b"HTTP/1.1 101 "), "{user}");
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let is_close = |frame: &[u8]| frame[0] == 0x88 && frame[2..4] == 1002_u16.to_be_bytes();
+        assert!(is_close(&answer[head..]), "{user}: {:?}", &answer[head..]);
+    }
+}

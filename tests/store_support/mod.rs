@@ -54,8 +54,8 @@ impl LogListener for Ear {
         let _ = self.store.send(event);
     }
 
-    fn on_read(&self, reply: ReadReply) {
-        let _ = self.read.send(reply);
+    fn on_read(&self, replies: Vec<ReadReply>) {
+        replies.into_iter().for_each(|reply| drop(self.read.send(reply)));
     }
 }
 
@@ -157,7 +157,7 @@ impl Store {
 
     pub fn read(&self, query: Query) -> Result<Page, Refusal> {
         let token = Token(self.next_token.fetch_add(1, Ordering::Relaxed));
-        self.log.read(ReadRequest { shard: ShardId(0), token, query }).unwrap();
+        self.log.read(vec![ReadRequest { shard: ShardId(0), token, query }]).unwrap();
         let reply = self.replies[0].recv_timeout(PATIENCE).expect("every question is answered");
         assert_eq!(reply.token, token);
         reply.result

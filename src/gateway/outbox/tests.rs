@@ -115,6 +115,23 @@ fn at_the_end_only_the_cut_frame_is_finished() {
     }
 }
 
+#[test]
+fn a_peer_that_is_cut_off_at_once_still_gets_its_answer() {
+    const ANSWER: &[u8] = b"HTTP/1.1 101\r\n\r\n";
+    for sent in 0..=ANSWER.len() + 7 {
+        let mut outbox = Outbox::default();
+        outbox.push_answer(ANSWER);
+        outbox.push(Class::Critical, &frame("hello"), &[], &LADDER);
+        outbox.advance(sent);
+        outbox.keep_only_cut_frame();
+        let rest = match sent.checked_sub(ANSWER.len()) {
+            None => ANSWER.len() - sent,
+            Some(of_hello) => (7 - of_hello) % 7,
+        };
+        assert_eq!(outbox.bytes(), rest, "after {sent}");
+    }
+}
+
 fn critical(seq: Seq) -> Class {
     Class::CriticalLog { room: RoomKey(1), first: seq, last: seq }
 }
