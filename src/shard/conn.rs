@@ -116,7 +116,8 @@ struct Slot {
 /// All sockets of a shard.
 #[derive(Default)]
 pub struct Conns {
-    slots: Vec<Slot>,
+    /// In pieces, so that the table grows without being copied.
+    pieces: Vec<Vec<Slot>>,
     free: Vec<u32>,
     count: usize,
     /// Sockets that are over, kept until the ring has been entered once more: a descriptor's number
@@ -127,8 +128,8 @@ pub struct Conns {
 // 15,000 idle connections must cost little: a change here is a change of memory for each of them.
 const _: () = assert!(size_of::<Conn>() <= 112);
 
-/// Slots are added so many at a time: doubling would leave half of a large table unused.
-const GROW_BY: usize = 1_024;
+/// Slots of one piece of the table.
+const PIECE: usize = 512;
 
 impl Conns {
     /// How many there are.
@@ -138,29 +139,24 @@ impl Conns {
 
     /// Every connection.
     pub fn iter(&self) -> impl Iterator<Item = &Conn> {
-        self.slots.iter().filter_map(|slot| slot.conn.as_ref())
+        self.pieces.iter().flatten().filter_map(|slot| slot.conn.as_ref())
     }
 
     /// The connection of that name, unless it is gone.
     pub fn get_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        self.slots.get_mut(key.slot as usize)?.conn.as_mut().filter(|conn| conn.key == key)
+        self.slot_mut(key.slot)?.conn.as_mut().filter(|conn| conn.key == key)
     }
 
     /// The connection of that name, unless it is gone.
     pub fn get(&self, key: ConnKey) -> Option<&Conn> {
-        self.slots.get(key.slot as usize)?.conn.as_ref().filter(|conn| conn.key == key)
+        let (piece, at) = (key.slot as usize / PIECE, key.slot as usize % PIECE);
+        self.pieces.get(piece)?.get(at)?.conn.as_ref().filter(|conn| conn.key == key)
     }
 
     /// Puts a socket into a free slot.
     pub fn insert(&mut self, fd: OwnedFd, phase: Phase, message_bytes_max: u32, now: UnixMillis) -> ConnKey {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            if self.slots.len() == self.slots.capacity() {
-                self.slots.reserve_exact(GROW_BY);
-            }
-            self.slots.push(Slot { generation: 0, conn: None });
-            (self.slots.len() - 1) as u32
-        });
-        let entry = &mut self.slots[slot as usize];
+        let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
+        let entry = self.slot_mut(slot).expect("a free slot is one that was added");
         entry.generation = entry.generation.wrapping_add(1);
         let key = ConnKey { slot, generation: entry.generation };
         entry.conn = Some(Conn {
@@ -187,10 +183,24 @@ impl Conns {
     /// Takes a connection out, to be handed over. Nothing may be in flight on its socket.
     pub fn take(&mut self, key: ConnKey) -> Option<Conn> {
         self.get(key)?;
-        let conn = self.slots[key.slot as usize].conn.take();
+        let conn = self.slot_mut(key.slot)?.conn.take();
         self.free.push(key.slot);
         self.count -= 1;
         conn
+    }
+
+    fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot> {
+        self.pieces.get_mut(slot as usize / PIECE)?.get_mut(slot as usize % PIECE)
+    }
+
+    fn add_slot(&mut self) -> u32 {
+        if self.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
+            self.pieces.push(Vec::with_capacity(PIECE));
+        }
+        let before = (self.pieces.len() - 1) * PIECE;
+        let piece = self.pieces.last_mut().expect("there is one now");
+        piece.push(Slot { generation: 0, conn: None });
+        (before + piece.len() - 1) as u32
     }
 
     /// Ends a connection: shuts its socket down now, and closes it after the ring's next call.
