@@ -9,6 +9,7 @@
 //! ```
 //! Nothing here does anything: these are values, `Send`, without sockets, channels or clocks.
 
+mod outputs;
 mod reading;
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use super::audience::{Audience, Viewer};
+pub use outputs::Outputs;
 pub use reading::{DELETED_MAX, DELIVERED_MAX, HistoryEntry, Membership, Page, Query, ReadReply, ReadRequest, RoomRow};
 
 use super::consistency::Witness;
@@ -846,27 +848,6 @@ pub enum Note {
         /// Room.
         room: RoomKey,
     },
-}
-
-/// What [`drain_outputs`](super::shard::Shard::drain_outputs) fills. Cleared and reused, so that a
-/// turn allocates nothing.
-#[derive(Debug, Default)]
-pub struct Outputs {
-    /// In the order in which they are to be done.
-    pub list: Vec<Output>,
-    /// Arena for [`Output::Fanout`].
-    pub targets: Vec<ConnKey>,
-    /// Arena for [`Frames::Scratch`].
-    pub bytes: Vec<u8>,
-}
-
-impl Outputs {
-    /// Forgets everything, keeps the memory.
-    pub fn clear(&mut self) {
-        self.list.clear();
-        self.targets.clear();
-        self.bytes.clear();
-    }
 }
 
 /// What the server as a whole tells an engine at its construction.

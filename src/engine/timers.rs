@@ -39,6 +39,9 @@ pub enum Timer {
     Gather(u64),
 }
 
+/// Room for so many is kept in any case.
+const KEPT: usize = 1_024;
+
 /// Deadlines of things of one kind.
 #[derive(Debug)]
 pub struct Timers<T> {
@@ -67,7 +70,12 @@ impl<T: Ord> Timers<T> {
         if self.next_deadline()? > now {
             return None;
         }
-        self.heap.pop().map(|Reverse(entry)| entry)
+        let Reverse(entry) = self.heap.pop()?;
+        // The deadlines of a storm of connections leave no memory behind.
+        if self.heap.capacity() > KEPT && self.heap.len() < self.heap.capacity() / 8 {
+            self.heap.shrink_to(self.heap.capacity() / 4);
+        }
+        Some(entry)
     }
 }
 
@@ -89,5 +97,16 @@ mod tests {
         assert_eq!(timers.next_due(25), Some((20, Timer::FlushReads)));
         assert_eq!(timers.next_due(25), None);
         assert_eq!(timers.next_deadline(), Some(30));
+    }
+
+    #[test]
+    fn many_that_are_over_leave_no_memory_behind() {
+        let mut timers = Timers::default();
+        (0..100_000).for_each(|at| timers.set(at, Timer::Sweep));
+        for at in 0..99_999 {
+            assert_eq!(timers.next_due(100_000), Some((at, Timer::Sweep)));
+        }
+        assert!(timers.heap.capacity() <= KEPT);
+        assert_eq!(timers.next_due(100_000), Some((99_999, Timer::Sweep)));
     }
 }

@@ -3,7 +3,7 @@
 //! A user is read from the store when the first connection comes, kept up to date by the log from
 //! then on, and unloaded some time after the last connection went.
 
-use std::collections::HashMap;
+use hashbrown::HashTable;
 
 use super::event::{AdminRequest, ConnKey, ReadAdvance};
 use super::inbox::Inbox;
@@ -34,6 +34,16 @@ pub struct Delivered {
     list: Vec<(RoomKey, DeviceId, Seq)>,
 }
 
+/// What is known of a user's memberships.
+#[derive(Debug)]
+pub enum Loading {
+    /// They are being read. These cursors moved meanwhile: read marks have no position, so that the page
+    /// cannot say whether it has them.
+    Reading(Vec<ReadAdvance>),
+    /// They are those at this log position or later.
+    Loaded(Position),
+}
+
 /// One user.
 #[derive(Debug)]
 pub struct User {
@@ -43,11 +53,8 @@ pub struct User {
     pub conns: Vec<ConnKey>,
     /// Ascending by room.
     pub standings: Vec<Standing>,
-    /// The memberships are those at this log position or later; none: still being read.
-    pub loaded_at: Option<Position>,
-    /// Cursors that moved while the user was being read. Read marks have no position, so that the
-    /// page cannot say whether it has them.
-    pub early_reads: Vec<ReadAdvance>,
+    /// Whether they have been read from the store.
+    pub loading: Loading,
     /// Delivered cursors that are ahead of the read cursor; none: there are none.
     pub delivered: Option<Box<Delivered>>,
     /// Their message rate.
@@ -60,7 +67,18 @@ pub struct User {
     pub inbox: Option<Box<Inbox>>,
 }
 
+// Thousands of users are loaded, most of them idle: a change here is one of memory for each.
+const _: () = assert!(size_of::<User>() <= 160);
+
 impl User {
+    /// The memberships are those at this log position or later; none: still being read.
+    pub fn loaded_at(&self) -> Option<Position> {
+        match self.loading {
+            Loading::Reading(_) => None,
+            Loading::Loaded(at) => Some(at),
+        }
+    }
+
     /// Their standing in `room`.
     pub fn standing(&self, room: RoomKey) -> Option<&Standing> {
         let at = self.standings.binary_search_by_key(&room, |s| s.room).ok()?;
@@ -101,8 +119,8 @@ impl User {
 
     /// Moves a cursor of theirs forward, now or once they are read.
     pub fn advance(&mut self, to: &ReadAdvance) {
-        if self.loaded_at.is_none() {
-            return self.early_reads.push(to.clone());
+        if let Loading::Reading(early) = &mut self.loading {
+            return early.push(to.clone());
         }
         let Ok(at) = self.standings.binary_search_by_key(&to.room, |s| s.room) else { return };
         let standing = &mut self.standings[at];
@@ -152,7 +170,9 @@ impl User {
 pub struct Users {
     slots: Vec<Option<Box<User>>>,
     free: Vec<UserIdx>,
-    by_name: HashMap<UserId, UserIdx, ahash::RandomState>,
+    /// By the hash of the name, which stands in the slot.
+    by_name: HashTable<UserIdx>,
+    hasher: ahash::RandomState,
 }
 
 impl Users {
@@ -163,7 +183,7 @@ impl Users {
 
     /// The user of that name, if loaded (or being loaded).
     pub fn find(&self, name: &str) -> Option<UserIdx> {
-        self.by_name.get(name).copied()
+        self.by_name.find(self.hasher.hash_one(name), |idx| name_at(&self.slots, *idx) == name).copied()
     }
 
     /// A loaded user. The index came from `find` or `add` and the user has not been removed since.
@@ -199,11 +219,10 @@ impl Users {
     /// Adds a user that is yet to be read.
     pub fn add(&mut self, name: UserId) -> UserIdx {
         let user = User {
-            name: name.clone(),
+            name,
             conns: Vec::new(),
             standings: Vec::new(),
-            loaded_at: None,
-            early_reads: Vec::new(),
+            loading: Loading::Reading(Vec::new()),
             delivered: None,
             bucket: Bucket::default(),
             idle_since: 0,
@@ -220,23 +239,31 @@ impl Users {
                 UserIdx((self.slots.len() - 1) as u32)
             }
         };
-        self.by_name.insert(name, idx);
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        let hash_of = |idx: &UserIdx| hasher.hash_one(name_at(slots, *idx));
+        self.by_name.insert_unique(hash_of(&idx), idx, hash_of);
         idx
     }
 
     /// Forgets a user.
     pub fn remove(&mut self, idx: UserIdx) -> Option<Box<User>> {
         let user = self.slots[idx.0 as usize].take()?;
-        self.by_name.remove(&user.name);
+        if let Ok(entry) = self.by_name.find_entry(self.hasher.hash_one(user.name.as_str()), |other| *other == idx) {
+            entry.remove();
+        }
         self.free.push(idx);
         Some(user)
     }
 
     /// Those without a connection since before `before`, and not being read.
     pub fn idle_since(&self, before: UnixMillis) -> Vec<UserIdx> {
-        let is_idle = |user: &User| user.is_idle() && user.loaded_at.is_some() && user.idle_since < before;
+        let is_idle = |user: &User| user.is_idle() && user.loaded_at().is_some() && user.idle_since < before;
         (0..).map(UserIdx).zip(&self.slots).filter(|(_, u)| u.as_deref().is_some_and(is_idle)).map(|(i, _)| i).collect()
     }
+}
+
+fn name_at(slots: &[Option<Box<User>>], idx: UserIdx) -> &str {
+    slots[idx.0 as usize].as_deref().expect("only loaded users are listed by name").name.as_str()
 }
 
 /// Who waits for something to be loaded.
@@ -257,7 +284,7 @@ mod tests {
         let mut users = Users::default();
         let idx = users.add(UserId::parse("alice").unwrap());
         let user = users.get_mut(idx);
-        user.loaded_at = Some(0);
+        user.loading = Loading::Loaded(0);
         for room in [5, 1, 9] {
             assert_eq!(user.set_role(RoomKey(room), Some(Role::Member), (0, 0)), 1);
         }
@@ -282,7 +309,7 @@ mod tests {
         let mut users = Users::default();
         let idx = users.add(UserId::parse("alice").unwrap());
         let user = users.get_mut(idx);
-        user.loaded_at = Some(0);
+        user.loading = Loading::Loaded(0);
         user.set_role(RoomKey(1), Some(Role::Member), (2, 1));
         let (phone, laptop) = (DeviceId::parse("phone").unwrap(), DeviceId::parse("laptop").unwrap());
         let delivered = |user: &User, device| user.delivered(user.standing(RoomKey(1)).unwrap(), device);
@@ -305,7 +332,7 @@ mod tests {
     fn a_slot_is_given_out_again() {
         let mut users = Users::default();
         let alice = users.add(UserId::parse("alice").unwrap());
-        users.get_mut(alice).loaded_at = Some(0);
+        users.get_mut(alice).loading = Loading::Loaded(0);
         users.get_mut(alice).idle_since = 10;
         assert_eq!(users.idle_since(10), []);
         assert_eq!(users.idle_since(11), [alice]);

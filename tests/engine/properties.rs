@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use antiphon::engine::event::{Entry, NewMessage, Page, ReadAdvance};
 use antiphon::engine::limits::{Bucket, Limits, Rate};
-use antiphon::engine::users::Users;
+use antiphon::engine::users::{Loading, Users};
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::ids::{Priority, Role, RoomKey, RoomName};
 use proptest::collection::vec;
@@ -51,7 +51,7 @@ proptest! {
         let mut users = Users::default();
         let idx = users.add(user("alice"));
         let alice = users.get_mut(idx);
-        alice.loaded_at = Some(0);
+        alice.loading = Loading::Loaded(0);
         let mut model: BTreeMap<u64, (Role, u64)> = BTreeMap::new();
         for (room, what, seq) in steps {
             let role = [None, Some(Role::Banned), Some(Role::Member), Some(Role::Owner)].get(usize::from(what)).copied();

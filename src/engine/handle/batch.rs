@@ -111,7 +111,7 @@ impl Shard {
     /// True when the change is of a loaded user, and later than what was loaded.
     fn is_news(&self, change: &MembershipChange, position: Position) -> bool {
         let user = self.users.find(change.user.as_str()).map(|idx| self.users.get(idx));
-        user.is_some_and(|user| user.loaded_at.is_some_and(|at| position > at))
+        user.is_some_and(|user| user.loaded_at().is_some_and(|at| position > at))
     }
 
     /// Brings a loaded room up by one run. False when what loaded the room had seen it already.

@@ -86,7 +86,7 @@ impl Shard {
         }
         let Some(session) = self.sessions.get_mut(conn) else { return Ok(false) };
         if let Some(loaded) = session.replay.take() {
-            return loaded.map(|()| true).map_err(|refusal| *refusal);
+            return loaded.map(|()| true);
         }
         if self.cx.limits.rates_on
             && let Err(wait_ms) = session.bucket.take(self.cx.limits.connection_rate, self.cx.now)

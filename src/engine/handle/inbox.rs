@@ -162,7 +162,7 @@ impl Shard {
 
     fn apply_inbox(&mut self, idx: UserIdx, change: &InboxChange) {
         let user = self.users.get_mut(idx);
-        let is_loaded = user.loaded_at.is_some();
+        let is_loaded = user.loaded_at().is_some();
         match change {
             InboxChange::Added(item) => user.inbox.get_or_insert_default().insert(item.clone()),
             InboxChange::Removed { items, .. } if is_loaded => {
@@ -248,7 +248,7 @@ impl Shard {
     /// The user has read a room: what is about its entries goes away.
     pub(super) fn clear_read(&mut self, idx: UserIdx, room: RoomKey, seq: Seq) {
         let user = self.users.get(idx);
-        if user.loaded_at.is_none() {
+        if user.loaded_at().is_none() {
             return;
         }
         let Some(inbox) = &user.inbox else { return };

@@ -16,7 +16,7 @@ use super::super::inbox::Item;
 use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::super::sync;
-use super::super::users::{Standing, UserIdx, Waiter};
+use super::super::users::{Loading, Standing, UserIdx, Waiter};
 use super::Waiting;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq, UnixMillis};
@@ -140,12 +140,12 @@ impl Shard {
         standings.sort_unstable_by_key(|s| s.room);
         let loaded = self.users.get_mut(user);
         loaded.standings = standings;
-        loaded.loaded_at = Some(at);
+        let before = std::mem::replace(&mut loaded.loading, Loading::Loaded(at));
         delivered.iter().for_each(|(room, device, seq)| loaded.deliver(*room, device, *seq));
         self.catch_up_user(user, at);
-        let loaded = self.users.get_mut(user);
-        for read in std::mem::take(&mut loaded.early_reads) {
-            loaded.advance(&read);
+        if let Loading::Reading(early) = before {
+            let loaded = self.users.get_mut(user);
+            early.iter().for_each(|read| loaded.advance(read));
         }
         self.fill_inbox(user, inbox);
         for conn in self.users.get(user).conns.clone() {
@@ -202,7 +202,7 @@ impl Shard {
     fn on_room_failed(&mut self, name: &RoomName, refusal: Refusal) {
         for waiter in self.loading.remove(name).unwrap_or_default() {
             match waiter {
-                Waiter::Conn(conn) => self.unpark_for_replay(conn, Err(Box::new(refusal.clone()))),
+                Waiter::Conn(conn) => self.unpark_for_replay(conn, Err(refusal.clone())),
                 Waiter::Admin(request) => self.admin_reply(request.token, Err(refusal.clone())),
             }
         }
@@ -218,9 +218,9 @@ impl Shard {
         }
     }
 
-    fn unpark_for_replay(&mut self, conn: ConnKey, loaded: Result<(), Box<Refusal>>) {
+    fn unpark_for_replay(&mut self, conn: ConnKey, loaded: Result<(), Refusal>) {
         if let Some(session) = self.sessions.get_mut(conn) {
-            session.replay = Some(loaded);
+            session.replay = Some(Box::new(loaded));
             self.cx.out.list.push(Output::Unpark(conn));
         }
     }

@@ -80,7 +80,7 @@ impl Shard {
         self.arm(conn);
         self.cx.stats.sessions_opened += 1;
         self.cx.out.list.push(Output::Park { conn, again: false });
-        if self.users.get(user).loaded_at.is_some() {
+        if self.users.get(user).loaded_at().is_some() {
             self.welcome(conn);
         }
     }
@@ -305,7 +305,7 @@ impl Shard {
         let is_hit = |session: &Session| match revocation {
             Revocation::Jti(jti) | Revocation::JtiUntil(jti, _) => session.jti.as_ref() == Some(jti),
             Revocation::UserBefore(user, second) => {
-                self.users.get(session.user).name == *user && session.issued_at.is_none_or(|at| at <= *second)
+                self.users.get(session.user).name == *user && session.issued_at <= *second
             }
         };
         let hit: Vec<ConnKey> = self.sessions.iter().filter(|s| is_hit(s)).map(|s| s.conn).collect();
