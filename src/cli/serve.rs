@@ -50,6 +50,8 @@ impl Serve {
             super::print(&config.settings.to_toml())?;
             return Ok(Exit::Ok);
         }
+        // Before there is another thread.
+        process::return_free_pages_early();
         let _log = logging::init(&config.log)?;
         for name in unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
             tracing::warn!(name, "this variable is no setting of ours; it is ignored");

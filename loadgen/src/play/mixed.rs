@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::roster::{Place, judge};
-use super::{Crew, Messages, Theatre, Verdict, assemble, command, perform, text};
+use super::{Crew, Messages, Rate, Theatre, Verdict, assemble, command, perform, text};
 use crate::cli::Common;
 use crate::control;
 use crate::measure::{Latency, Meters, Pacer, Schedule};
@@ -591,12 +591,9 @@ fn tell(day: &mut Day) -> Verdict {
     let of_sends = DAY.iter().find(|(act, ..)| *act == Act::Send).map_or(0, |(.., weight)| *weight);
     let schedule = std::mem::take(&mut day.schedule);
     let meters = std::mem::replace(&mut day.meters, Meters::new(0));
-    verdict.messages = Some(Messages {
-        schedule,
-        warmup_s: day.args.common.warmup,
-        per_second: day.args.rate * f64::from(of_sends) / 1_000.0,
-        meters,
-    });
+    let per_second = day.args.rate * f64::from(of_sends) / 1_000.0;
+    let rate = Rate { per_second, warmup_s: day.args.common.warmup };
+    verdict.messages = Some(Messages { schedule, rate, meters });
     verdict
 }
 

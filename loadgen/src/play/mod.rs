@@ -50,12 +50,19 @@ pub struct Verdict {
 pub struct Messages {
     /// When they were meant to be sent.
     pub schedule: Schedule,
-    /// How many a second were meant.
-    pub per_second: f64,
-    /// For how long they had been sent already, seconds.
-    pub warmup_s: f64,
+    /// How many.
+    pub rate: Rate,
     /// Their latencies.
     pub meters: Meters,
+}
+
+/// How fast messages were meant to be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate {
+    /// Messages a second.
+    pub per_second: f64,
+    /// For how long they were sent before measuring began, seconds.
+    pub warmup_s: f64,
 }
 
 impl Verdict {
@@ -287,7 +294,7 @@ struct Asked {
     progress: bool,
 }
 
-fn act<S>(world: &Arc<World>, asked: Asked, script: S) -> Result<(Verdict, Option<(f64, f64)>, Outcome), String>
+fn act<S>(world: &Arc<World>, asked: Asked, script: S) -> Result<(Verdict, Option<Rate>, Outcome), String>
 where
     S: FnOnce(&mut Theatre) -> Result<Verdict, String>,
 {
@@ -313,19 +320,19 @@ where
     }
     let tally = std::mem::take(&mut verdict.tally);
     let messages = verdict.messages.take();
-    let rate = messages.as_ref().map(|messages| (messages.per_second, messages.warmup_s));
+    let rate = messages.as_ref().map(|messages| messages.rate);
     Ok((verdict, rate, theatre.outcome(tally, messages)?))
 }
 
-fn put_together(world: &World, crew: Crew, verdict: Verdict, rate: Option<(f64, f64)>, outcome: &Outcome) -> Report {
+fn put_together(world: &World, crew: Crew, verdict: Verdict, rate: Option<Rate>, outcome: &Outcome) -> Report {
     let plan = Plan {
         scenario: crew.scenario,
         setup: Setup::CreateThenSubscribe,
-        traffic: rate.map_or(Traffic::None, |(per_second, _)| Traffic::Open { per_second }),
+        traffic: rate.map_or(Traffic::None, |rate| Traffic::Open { per_second: rate.per_second }),
         first_member_sends: false,
         body_bytes: 0,
         connecting: 64,
-        warmup_s: rate.map_or(0.0, |(_, warmup_s)| warmup_s),
+        warmup_s: rate.map_or(0.0, |rate| rate.warmup_s),
         duration_s: outcome.measured_s,
         absence: None,
         stall: None,
