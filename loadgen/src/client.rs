@@ -79,6 +79,8 @@ enum Asked {
     Send(Message),
     /// A page of history, for what a `gap` left out.
     History,
+    /// Whether the connection still stands.
+    Probe,
 }
 
 /// What all clients of a thread share.
@@ -277,7 +279,7 @@ impl Client {
         self.reader = FrameReader::default();
         std::mem::take(&mut self.asked).into_iter().filter_map(|(_, asked)| match asked {
             Asked::Send(message) => Some(message),
-            Asked::Create | Asked::Enter { .. } | Asked::History => None,
+            Asked::Create | Asked::Enter { .. } | Asked::History | Asked::Probe => None,
         })
     }
 

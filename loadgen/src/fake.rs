@@ -108,6 +108,9 @@ impl House {
     }
 
     fn obey(&self, number: u64, command: &Value, out: &Arc<Mutex<TcpStream>>) {
+        if command["type"] == "ping" {
+            return send(out, &json!({"type":"ok","id":command["id"],"ts":1}).to_string());
+        }
         let mut rooms = self.rooms.lock().unwrap();
         let room = rooms.entry(command["room"].as_str().unwrap().to_owned()).or_default();
         let id = &command["id"];

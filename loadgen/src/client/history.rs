@@ -1,6 +1,8 @@
 //! A slow reader's way back: what a `gap` (or a resume that was not recovered) left out is read from
 //! the history, page by page, and checked like deliveries: each number once, in order, the same for all.
 
+use antiphon::engine::rng::Rng;
+
 use super::{Asked, Client, Shared, Stage};
 use crate::scan;
 use crate::verify::Seq;
@@ -41,6 +43,14 @@ impl Client {
             out.extend_from_slice(room);
             out.extend_from_slice(format!("\",\"after\":{},\"limit\":{limit}", first - 1).as_bytes());
         });
+    }
+
+    /// Asks whether the connection still stands, as who was away should: when the server has given it up
+    /// and the kernel has forgotten it, nothing else would ever tell.
+    pub fn probe(&mut self, rng: &mut Rng) {
+        if self.stage == Stage::Live {
+            self.command(rng, Asked::Probe, |out, _| out.extend_from_slice(b"\"type\":\"ping\""));
+        }
     }
 
     /// A page came: it must begin where the gap does, and go on without a hole.

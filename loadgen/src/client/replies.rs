@@ -14,6 +14,7 @@ impl Client {
             Asked::Create => shared.news.push(News::Created),
             Asked::Enter { resumes } => self.on_entered(&reply, resumes, shared),
             Asked::History => self.on_page(reply.events, shared),
+            Asked::Probe => {}
             Asked::Send(message) => {
                 let Some(seq) = reply.seq else {
                     shared.tally.malformed += 1;
@@ -73,7 +74,7 @@ impl Client {
             }
             Some(Asked::Send(_)) => shared.news.push(News::Refused),
             // What was missed stays missed, and is counted at the end.
-            Some(Asked::History) => {}
+            Some(Asked::History | Asked::Probe) => {}
             // Set-up that is refused cannot go on.
             Some(Asked::Create | Asked::Enter { .. }) => shared.news.push(News::Closed(0)),
             None => {}
