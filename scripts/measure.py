@@ -75,7 +75,7 @@ def serving(command, env, cores="0"):
             if found := re.match(r"listening (\d+)", line):
                 url = f"ws://127.0.0.1:{found[1]}"
                 break
-            if found := re.match(r"\s+control\s+(\S+)", line):
+            if found := re.match(r"\s+control\s+(\S+?)/?$", line):
                 control = found[1]
                 break
         if url is None:
