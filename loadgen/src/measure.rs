@@ -36,9 +36,9 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// One window of `seconds`, from now on.
+    /// One window of `seconds` from `from_ns` on.
     pub fn whole(from_ns: u64, seconds: f64) -> Self {
-        let to_ns = from_ns + (seconds * 1e9) as u64;
+        let to_ns = from_ns + crate::plan::ns(seconds);
         Self { from_ns, to_ns, windows: vec![Window { name: "whole", from_ns, to_ns }] }
     }
 

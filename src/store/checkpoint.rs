@@ -2,7 +2,7 @@
 //!
 //! - The log is past its bound: copy it into the database (PASSIVE: waits for nobody). Under constant
 //!   writes that never catches up with the last frames, and the file would grow for ever. So when the
-//!   rest is short, the writer is asked to copy it between two batches, and the log starts over.
+//!   rest is as short as it gets, the writer is asked to copy it between two batches, and the log starts over.
 //! - Nobody wrote for a while: copy the rest. The next write starts the log over.
 //!
 //! The file keeps its length, which is what makes commits cheap: a sync after a write past the file's

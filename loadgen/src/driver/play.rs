@@ -53,12 +53,12 @@ impl Driver {
     }
 
     fn resume_readers(&mut self) {
-        for slot in
-            (0..self.clients.len() as u32).filter(|slot| self.clients[*slot as usize].is_slow).collect::<Vec<_>>()
-        {
-            self.links.resume(slot);
-            self.clients[slot as usize].probe(&mut self.rng);
-            self.mark_dirty(slot);
+        for slot in 0..self.clients.len() as u32 {
+            if self.clients[slot as usize].is_slow {
+                self.links.resume(slot);
+                self.clients[slot as usize].probe(&mut self.rng);
+                self.mark_dirty(slot);
+            }
         }
     }
 }

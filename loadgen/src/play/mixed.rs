@@ -7,6 +7,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use clap::Args;
+
 use super::roster::{Place, judge};
 use super::{Crew, Messages, Rate, Theatre, Verdict, assemble, command, perform, text};
 use crate::cli::Common;
@@ -19,7 +21,6 @@ use crate::stage::{Event, Play, Stage};
 use crate::tally::Tally;
 use crate::verify::{Facts, Ledger, Seq, Sight};
 use crate::watch::{Seen, Watch};
-use clap::Args;
 
 /// `mixed` and `soak`
 #[derive(Debug, Clone, Args)]
