@@ -187,7 +187,7 @@ section! {
     store "Store" Store StoreFlags StoreFile {
         /// full: acknowledged after fsync; relaxed: a power cut may lose the last moments
         durability: Durability = "full", "durability" "ANTIPHON_DURABILITY";
-        /// Longest wait for more appends before a commit, microseconds
+        /// Longest wait for more appends before a commit, microseconds; ten times as long while every shard is still sending
         commit_window_us: u32 = "2000" in 0 to 100000, "commit-window-us" "ANTIPHON_COMMIT_WINDOW_US" [hide_short_help = true];
         /// Most appends of one commit
         commit_batch_max: u32 = "4096" in 1 to 65536, "commit-batch-max" "ANTIPHON_COMMIT_BATCH_MAX" [hide_short_help = true];

@@ -88,7 +88,7 @@ pub struct AuthConfig {
 pub struct StoreConfig {
     /// When an append counts as stored.
     pub durability: Durability,
-    /// Longest wait for more appends before a commit.
+    /// Longest wait for more appends before a commit; ten times as long while every shard is still sending.
     pub commit_window: Duration,
     /// Most appends of one commit.
     pub commit_batch_max: usize,

@@ -144,6 +144,9 @@ pub struct Driver {
     pub(super) admin_waiting: HashMap<Token, Answer<Result<AdminAnswer, Refusal>>, ahash::RandomState>,
     admin_tokens: u64,
     stages: Stages,
+    /// Events of the log that were applied in this turn, and those that the turn before it sent out.
+    applied: usize,
+    flushed: usize,
     is_stopped: bool,
 }
 
@@ -194,6 +197,8 @@ impl Driver {
             admin_waiting: HashMap::default(),
             admin_tokens: 0,
             stages: Stages::new(),
+            applied: 0,
+            flushed: 0,
             is_stopped: false,
         })
     }
@@ -288,6 +293,7 @@ impl Driver {
             self.handle(Input::Store(event));
         }
         self.stages.on_applied();
+        self.applied = applied;
         applied > 0
     }
 
@@ -349,6 +355,14 @@ impl Driver {
     }
 
     fn submit_appends(&mut self) {
+        self.submit();
+        let done = std::mem::replace(&mut self.flushed, std::mem::take(&mut self.applied));
+        if done > 0 && self.inbox.on_done(done) {
+            self.log.on_caught_up();
+        }
+    }
+
+    fn submit(&mut self) {
         if self.appends.is_empty() {
             return;
         }

@@ -6,6 +6,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use flume::{Receiver, Sender, TrySendError};
 
@@ -61,6 +62,7 @@ pub struct Port {
     log: Sender<StoreEvent>,
     mail: Sender<Letter>,
     bell: Arc<Doorbell>,
+    behind: Arc<AtomicUsize>,
 }
 
 /// The shard's end.
@@ -71,6 +73,8 @@ pub struct Inbox {
     pub mail: Receiver<Letter>,
     /// Rung after each push.
     pub bell: Arc<Doorbell>,
+    /// Events of the log that were posted and not yet declared done.
+    behind: Arc<AtomicUsize>,
 }
 
 /// Makes both ends.
@@ -81,7 +85,16 @@ pub fn mailbox() -> std::io::Result<(Port, Inbox)> {
     let (log_in, log) = flume::bounded(LOG_QUEUE_MAX);
     let (mail_in, mail) = flume::bounded(MAIL_QUEUE_MAX);
     let bell = Arc::new(Doorbell::new()?);
-    Ok((Port { log: log_in, mail: mail_in, bell: bell.clone() }, Inbox { log, mail, bell }))
+    let behind = Arc::new(AtomicUsize::new(0));
+    let port = Port { log: log_in, mail: mail_in, bell: bell.clone(), behind: behind.clone() };
+    Ok((port, Inbox { log, mail, bell, behind }))
+}
+
+impl Inbox {
+    /// So many events of the log have been sent out. True when these were all.
+    pub fn on_done(&self, events: usize) -> bool {
+        self.behind.fetch_sub(events, SeqCst) == events
+    }
 }
 
 impl Port {
@@ -108,6 +121,7 @@ impl Port {
 
 impl LogListener for Port {
     fn on_store(&self, event: StoreEvent) {
+        self.behind.fetch_add(1, SeqCst);
         // A shard that is gone has stopped: nobody is left to tell.
         let _ = self.log.send(event);
         self.bell.ring();
@@ -119,5 +133,9 @@ impl LogListener for Port {
             let _ = self.mail.send(Letter::Read(reply));
         }
         self.bell.ring();
+    }
+
+    fn is_behind(&self) -> bool {
+        self.behind.load(SeqCst) > 0
     }
 }

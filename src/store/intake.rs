@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ struct Count {
     waiting: AtomicUsize,
     /// As many wake the writer.
     enough: AtomicUsize,
+    /// The writer waits for a shard.
+    is_held: AtomicBool,
     writer: OnceLock<Thread>,
 }
 
@@ -50,7 +52,7 @@ pub(super) struct Intake {
 /// A queue of at most `lists_max` lists of appends.
 pub(super) fn intake(lists_max: usize) -> (Submitter, Intake) {
     let (tx, rx) = flume::bounded(lists_max);
-    let count = Count { waiting: AtomicUsize::new(0), enough: AtomicUsize::new(NEVER), writer: OnceLock::new() };
+    let count = Count { waiting: AtomicUsize::new(0), enough: AtomicUsize::new(NEVER), is_held: AtomicBool::new(false), writer: OnceLock::new() };
     let count = Arc::new(count);
     (Submitter { queue: tx, count: count.clone() }, Intake { queue: rx, count })
 }
@@ -89,6 +91,13 @@ impl Submitter {
         self.count.wake();
     }
 
+    /// Ends a wait of [`Intake::hold_while`].
+    pub fn release(&self) {
+        if self.count.is_held.load(SeqCst) {
+            self.count.wake();
+        }
+    }
+
     /// Lists that wait.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -120,11 +129,23 @@ impl Intake {
 
     /// Sleeps until `enough` appends wait, a stop, or `timeout`; it may return early.
     pub fn wait_for(&self, enough: usize, timeout: Duration) {
+        self.park_while(enough, timeout, || true);
+    }
+
+    /// The same, but a [`Submitter::release`] ends it too, and it does not begin when there is no need: that is asked
+    /// after releasers can see that somebody waits.
+    pub fn hold_while(&self, enough: usize, timeout: Duration, is_needed: impl Fn() -> bool) {
+        self.count.is_held.store(true, SeqCst);
+        self.park_while(enough, timeout, is_needed);
+        self.count.is_held.store(false, SeqCst);
+    }
+
+    fn park_while(&self, enough: usize, timeout: Duration, is_needed: impl Fn() -> bool) {
         self.count.writer.get_or_init(std::thread::current);
         // Either this sees what a producer counted, or the producer sees what is enough: both are
         // sequentially consistent, each side writes before it reads.
         self.count.enough.store(enough, SeqCst);
-        if self.count.waiting.load(SeqCst) < enough {
+        if self.count.waiting.load(SeqCst) < enough && is_needed() {
             std::thread::park_timeout(timeout);
         }
         self.count.enough.store(NEVER, SeqCst);
@@ -218,5 +239,33 @@ mod tests {
         assert_eq!(take(&intake), (2, false));
         intake.wait_for(1, Duration::from_millis(1));
         assert_eq!(intake.count.waiting.load(SeqCst), 0, "what was given back is not counted");
+    }
+
+    #[test]
+    fn a_need_that_ends_is_not_slept_over() {
+        let (submitter, intake) = intake(1);
+        let is_needed = std::sync::atomic::AtomicBool::new(true);
+        let round = AtomicUsize::new(0);
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..20_000 {
+                    while round.load(SeqCst) <= n {
+                        std::thread::yield_now();
+                    }
+                    (0..n % 50).for_each(|_| std::hint::spin_loop());
+                    is_needed.store(false, SeqCst);
+                    submitter.release();
+                }
+            });
+            for n in 0..20_000 {
+                is_needed.store(true, SeqCst);
+                round.store(n + 1, SeqCst);
+                while is_needed.load(SeqCst) {
+                    intake.hold_while(9, LONG, || is_needed.load(SeqCst));
+                }
+            }
+        });
+        assert!(began.elapsed() < LONG, "a wake-up was lost");
     }
 }

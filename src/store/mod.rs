@@ -60,6 +60,10 @@ pub trait RoomLog: Send + Sync {
     /// Busy, or stopped: the appends come back untouched and nothing was done.
     fn submit(&self, appends: Vec<Append>) -> Result<(), Vec<Append>>;
 
+    /// A shard that was behind ([`LogListener::is_behind`]) is so no more, and has handed over what came to it
+    /// meanwhile.
+    fn on_caught_up(&self) {}
+
     /// Asks one shard's questions, which one reader answers from one snapshot: what is quickly answered is
     /// to be asked together, and what takes its time alone. Never blocks.
     ///
@@ -76,6 +80,12 @@ pub trait LogListener: Send + Sync {
 
     /// The answers to questions that this shard asked together.
     fn on_read(&self, replies: Vec<ReadReply>);
+
+    /// True while it has not yet sent out all that it was told: while that is so of every shard, another batch would
+    /// reach nobody sooner.
+    fn is_behind(&self) -> bool {
+        false
+    }
 }
 
 /// What "committed" means.

@@ -56,6 +56,10 @@ impl RoomLog for SqliteLog {
         self.writer.submit(appends).inspect_err(|_| Counters::add(&self.counters.inbox_full, 1))
     }
 
+    fn on_caught_up(&self) {
+        self.writer.release();
+    }
+
     fn read(&self, requests: Vec<ReadRequest>) -> Result<(), Vec<ReadRequest>> {
         if requests.is_empty() {
             return Ok(());

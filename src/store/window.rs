@@ -5,20 +5,36 @@
 //! leave in one send where they would have left in eight.
 //!
 //! The rule, in order; the first that holds decides:
-//! 1. **Enough waits** (`target` appends): commit now. The commit is well shared.
-//! 2. **All are here:** commit now. When a batch is committed, everything in flight is either in it
+//! 1. **All are here:** commit now. When a batch is committed, everything in flight is either in it
 //!    or waits already. Senders that wait for their acks (a closed loop) cannot have more than that
 //!    on its way, so once as many have come again, nothing is left to wait for. A lone sender pays
 //!    no wait, however fast it is.
-//! 3. **Quiet** (fewer than two appends come in a window): commit now. Waiting would bring nobody.
-//! 4. Otherwise wait until enough are here or the window is over.
+//! 2. **Quiet** (fewer than two appends come in a window): commit now. Waiting would bring nobody.
+//! 3. Otherwise wait until all are here or the window is over.
+//!
+//! And then, if **every shard is still sending out earlier batches**, wait for the first of them: it could do
+//! nothing with another batch but send it separately, to many of the same connections, and a later one that holds more
+//! reaches them no later. Sending that outlasts the window means that sends are what the machine is short of. Then
+//! those who were just answered are given one more window to come again: else they split into groups that are
+//! committed in turn, each in sends of its own.
 
-/// Gathers at most this many appends by waiting.
-const TARGET: usize = 256;
 /// Appends that must be likely to come within a window for it to open.
 const PAYS_FROM: f64 = 2.0;
 /// How fast the measured rate forgets, microseconds.
 const MEMORY_US: f64 = 20_000.0;
+/// How long busy shards are waited for at most, in windows.
+const HOLD_WINDOWS: u64 = 10;
+
+/// What to do before a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Commit.
+    No,
+    /// Wait for more appends, until as many are at hand or the time is over.
+    Appends { enough: usize, us: u64 },
+    /// Wait until a shard has caught up, or the time is over.
+    Shards { us: u64 },
+}
 
 /// Decides whether to wait before each commit. Times are microseconds from any fixed start.
 #[derive(Debug)]
@@ -31,28 +47,56 @@ pub struct CommitWindow {
     in_flight: usize,
     /// When the wait at hand ends.
     until_us: u64,
+    /// When busy shards are no longer waited for.
+    hold_until_us: u64,
+    /// They were waited for.
+    is_held: bool,
 }
 
 impl CommitWindow {
     /// A window of `window_us` microseconds at most; 0: never wait.
     pub fn new(window_us: u32) -> Self {
-        Self { window_us: window_us.into(), recent: 0.0, counted_us: 0, in_flight: 0, until_us: 0 }
+        Self {
+            window_us: window_us.into(),
+            recent: 0.0,
+            counted_us: 0,
+            in_flight: 0,
+            until_us: 0,
+            hold_until_us: 0,
+            is_held: false,
+        }
     }
 
     /// The first append of a batch is at hand.
     pub fn open(&mut self, now_us: u64) {
         self.until_us = now_us + self.window_us;
+        self.hold_until_us = now_us + self.window_us * HOLD_WINDOWS;
+        self.is_held = false;
     }
 
-    /// As many appends are not waited past, whatever the time.
-    pub fn enough(&self) -> usize {
-        TARGET.min(self.in_flight)
+    /// What to do now that `waiting` appends are at hand and all shards, or not all, are behind.
+    pub fn next(&mut self, waiting: usize, are_all_behind: bool, now_us: u64) -> Wait {
+        let us = self.gather_us(waiting, now_us);
+        if us > 0 {
+            return Wait::Appends { enough: self.in_flight, us };
+        }
+        if are_all_behind && now_us < self.hold_until_us {
+            self.is_held = true;
+            return Wait::Shards { us: self.hold_until_us - now_us };
+        }
+        // Once for a batch.
+        self.hold_until_us = 0;
+        if std::mem::take(&mut self.is_held) && now_us >= self.until_us {
+            self.until_us = now_us + self.window_us;
+            return self.next(waiting, false, now_us);
+        }
+        Wait::No
     }
 
-    /// Microseconds to wait for [`enough`](Self::enough) now that `waiting` are at hand; 0: commit.
-    pub fn wait_us(&self, waiting: usize, now_us: u64) -> u64 {
+    /// Microseconds for which more appends are to be waited for.
+    fn gather_us(&self, waiting: usize, now_us: u64) -> u64 {
         let expected = self.recent_at(now_us) / MEMORY_US * self.window_us as f64;
-        if waiting >= self.enough() || expected < PAYS_FROM {
+        if waiting >= self.in_flight || expected < PAYS_FROM {
             return 0;
         }
         self.until_us.saturating_sub(now_us)
@@ -88,39 +132,47 @@ mod tests {
         (window, now_us)
     }
 
+    /// Microseconds to wait for appends, with a shard that is free; 0: commit.
+    fn wait_us(window: &mut CommitWindow, waiting: usize, now_us: u64) -> u64 {
+        match window.next(waiting, false, now_us) {
+            Wait::Appends { us, .. } => us,
+            Wait::No => 0,
+            Wait::Shards { .. } => panic!("a shard is free"),
+        }
+    }
+
     #[test]
     fn rare_appends_are_not_waited_for() {
-        let (window, now_us) = after(1_000, 2, 1, 10_000);
-        assert_eq!(window.wait_us(1, now_us), 0);
+        let (mut window, now_us) = after(1_000, 2, 1, 10_000);
+        assert_eq!(wait_us(&mut window, 1, now_us), 0);
     }
 
     #[test]
     fn frequent_appends_are_waited_for_until_the_window_is_over() {
-        let (window, now_us) = after(100, 4, 1, 2_000);
-        assert_eq!(window.wait_us(1, now_us), 2_000);
-        assert_eq!(window.wait_us(3, now_us + 1_500), 500);
-        assert_eq!(window.wait_us(3, now_us + 2_000), 0);
-        assert_eq!(window.wait_us(TARGET, now_us), 0, "enough waits");
+        let (mut window, now_us) = after(100, 4, 1, 2_000);
+        assert_eq!(wait_us(&mut window, 1, now_us), 2_000);
+        assert_eq!(wait_us(&mut window, 3, now_us + 1_500), 500);
+        assert_eq!(wait_us(&mut window, 3, now_us + 2_000), 0);
     }
 
     #[test]
     fn a_lone_sender_in_a_hurry_pays_no_wait() {
-        let (window, now_us) = after(10_000, 1, 0, 500);
-        assert_eq!(window.wait_us(1, now_us), 0);
+        let (mut window, now_us) = after(10_000, 1, 0, 500);
+        assert_eq!(wait_us(&mut window, 1, now_us), 0);
     }
 
     #[test]
     fn a_closed_loop_is_complete_when_all_in_flight_have_come_again() {
-        let (window, now_us) = after(1_000, 4, 4, 1_000);
-        assert!(window.wait_us(4, now_us) > 0, "two groups in turn are joined");
-        assert_eq!(window.wait_us(8, now_us + 300), 0);
+        let (mut window, now_us) = after(1_000, 4, 4, 1_000);
+        assert!(wait_us(&mut window, 4, now_us) > 0, "two groups in turn are joined");
+        assert_eq!(wait_us(&mut window, 8, now_us + 300), 0);
     }
 
     #[test]
     fn a_pause_closes_the_window() {
-        let (window, now_us) = after(1_000, 8, 8, 1_000);
-        assert!(window.wait_us(1, now_us) > 0);
-        assert_eq!(window.wait_us(1, now_us + 100_000), 0);
+        let (mut window, now_us) = after(1_000, 8, 8, 1_000);
+        assert!(wait_us(&mut window, 1, now_us) > 0);
+        assert_eq!(wait_us(&mut window, 1, now_us + 100_000), 0);
     }
 
     #[test]
@@ -128,6 +180,31 @@ mod tests {
         let mut window = CommitWindow::new(0);
         window.on_committed(100, 100, 10);
         window.open(10);
-        assert_eq!(window.wait_us(3, 10), 0);
+        assert_eq!(wait_us(&mut window, 3, 10), 0);
+    }
+
+    #[test]
+    fn shards_that_are_all_behind_are_waited_for_a_while() {
+        let (mut window, now_us) = after(1_000, 100, 0, 5_000);
+        assert_eq!(window.next(100, true, now_us), Wait::Shards { us: 20_000 });
+        assert_eq!(window.next(120, true, now_us + 19_000), Wait::Shards { us: 1_000 });
+        assert_eq!(window.next(120, true, now_us + 20_000), Wait::No, "no longer");
+    }
+
+    #[test]
+    fn after_a_long_hold_those_who_were_answered_may_come_again_once() {
+        let (mut window, now_us) = after(1_000, 100, 0, 5_000);
+        window.in_flight = 300;
+        window.next(300, true, now_us);
+        let freed_us = now_us + 3_000;
+        assert_eq!(window.next(150, false, freed_us), Wait::Appends { enough: 300, us: 2_000 });
+        assert_eq!(window.next(200, true, freed_us + 2_000), Wait::No, "however busy they are by then");
+    }
+
+    #[test]
+    fn a_short_hold_is_no_reason_to_wait_more() {
+        let (mut window, now_us) = after(1_000, 8, 4, 5_000);
+        assert_eq!(window.next(12, true, now_us), Wait::Shards { us: 20_000 });
+        assert_eq!(window.next(12, false, now_us + 1_000), Wait::No);
     }
 }

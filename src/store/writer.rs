@@ -22,7 +22,7 @@ use super::intake::{Intake, ToWriter};
 use super::schema::DirLock;
 use super::stats::Counters;
 use super::upkeep::Upkeep;
-use super::window::CommitWindow;
+use super::window::{CommitWindow, Wait};
 use super::{FatalHook, LogListener, is_fatal, presence};
 use crate::clock::now_us;
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
@@ -155,13 +155,22 @@ impl Writer {
             if self.is_stopping || count >= self.batch_appends_max || self.breaker.is_open() {
                 return;
             }
-            let wait_us = self.window.wait_us(count, now_us());
-            if wait_us == 0 {
-                return;
+            match self.window.next(count, self.are_all_behind(), now_us()) {
+                Wait::No => return,
+                Wait::Appends { enough, us } => {
+                    let more = enough.min(self.batch_appends_max) - count;
+                    self.inbox.wait_for(more, Duration::from_micros(us));
+                }
+                Wait::Shards { us } => {
+                    let more = self.batch_appends_max - count;
+                    self.inbox.hold_while(more, Duration::from_micros(us), || self.are_all_behind());
+                }
             }
-            let enough = self.window.enough().min(self.batch_appends_max);
-            self.inbox.wait_for(enough - count, Duration::from_micros(wait_us));
         }
+    }
+
+    fn are_all_behind(&self) -> bool {
+        self.listeners.iter().all(|shard| shard.is_behind())
     }
 
     /// Takes what is in the inbox, up to the bound. How many appends are at hand then.
