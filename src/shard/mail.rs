@@ -139,3 +139,20 @@ impl LogListener for Port {
         self.behind.load(SeqCst) > 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_is_behind_until_it_has_sent_all_that_it_was_told() {
+        let (port, inbox) = mailbox().unwrap();
+        assert!(!port.is_behind());
+        (0..3).for_each(|_| port.on_store(StoreEvent::Degraded(true)));
+        assert!(port.is_behind());
+        assert!(!inbox.on_done(2), "one is left");
+        assert!(port.is_behind());
+        assert!(inbox.on_done(1));
+        assert!(!port.is_behind());
+    }
+}

@@ -14,7 +14,7 @@
 //!
 //! And then, if **every shard is still sending out earlier batches**, wait for the first of them: it could do
 //! nothing with another batch but send it separately, to many of the same connections, and a later one that holds more
-//! reaches them no later. Sending that outlasts the window means that sends are what the machine is short of. Then
+//! reaches them no later. When that alone took a window, sends are what the machine is short of. Then
 //! those who were just answered are given one more window to come again: else they split into groups that are
 //! committed in turn, each in sends of its own.
 
@@ -49,8 +49,8 @@ pub struct CommitWindow {
     until_us: u64,
     /// When busy shards are no longer waited for.
     hold_until_us: u64,
-    /// They were waited for.
-    is_held: bool,
+    /// Since when they are waited for.
+    held_since_us: Option<u64>,
 }
 
 impl CommitWindow {
@@ -63,7 +63,7 @@ impl CommitWindow {
             in_flight: 0,
             until_us: 0,
             hold_until_us: 0,
-            is_held: false,
+            held_since_us: None,
         }
     }
 
@@ -71,7 +71,7 @@ impl CommitWindow {
     pub fn open(&mut self, now_us: u64) {
         self.until_us = now_us + self.window_us;
         self.hold_until_us = now_us + self.window_us * HOLD_WINDOWS;
-        self.is_held = false;
+        self.held_since_us = None;
     }
 
     /// What to do now that `waiting` appends are at hand and all shards, or not all, are behind.
@@ -81,16 +81,18 @@ impl CommitWindow {
             return Wait::Appends { enough: self.in_flight, us };
         }
         if are_all_behind && now_us < self.hold_until_us {
-            self.is_held = true;
+            self.held_since_us.get_or_insert(now_us);
             return Wait::Shards { us: self.hold_until_us - now_us };
         }
         // Once for a batch.
         self.hold_until_us = 0;
-        if std::mem::take(&mut self.is_held) && now_us >= self.until_us {
-            self.until_us = now_us + self.window_us;
-            return self.next(waiting, false, now_us);
+        match self.held_since_us.take() {
+            Some(since_us) if now_us - since_us >= self.window_us => {
+                self.until_us = now_us + self.window_us;
+                self.next(waiting, false, now_us)
+            }
+            _ => Wait::No,
         }
-        Wait::No
     }
 
     /// Microseconds for which more appends are to be waited for.
