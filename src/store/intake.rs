@@ -52,7 +52,12 @@ pub(super) struct Intake {
 /// A queue of at most `lists_max` lists of appends.
 pub(super) fn intake(lists_max: usize) -> (Submitter, Intake) {
     let (tx, rx) = flume::bounded(lists_max);
-    let count = Count { waiting: AtomicUsize::new(0), enough: AtomicUsize::new(NEVER), is_held: AtomicBool::new(false), writer: OnceLock::new() };
+    let count = Count {
+        waiting: AtomicUsize::new(0),
+        enough: AtomicUsize::new(NEVER),
+        is_held: AtomicBool::new(false),
+        writer: OnceLock::new(),
+    };
     let count = Arc::new(count);
     (Submitter { queue: tx, count: count.clone() }, Intake { queue: rx, count })
 }
