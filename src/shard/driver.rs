@@ -9,7 +9,8 @@
 //! 3. read the mail (sockets, mesh, read replies, admin), within a budget
 //! 4. go on with connections that were unparked
 //! 5. due deadlines, the engine's and the sockets' own
-//! 6. hand all new appends to the persistence core in one push, and questions to its readers
+//! 6. hand all new appends to the persistence core in one push, say that the last turn's batches are sent, and
+//!    hand questions to its readers
 //! 7. flush every dirty outbox with one send                        (`write.rs`)
 //! 8. sleep in the ring until a completion, the bell, or the next deadline
 //!
@@ -231,6 +232,7 @@ impl Driver {
         is_busy |= self.go_on_unparked();
         is_busy |= self.serve_deadlines();
         self.submit_appends();
+        self.tell_caught_up();
         self.ask_readers();
         self.stages.before_flush();
         self.flush();
@@ -354,15 +356,16 @@ impl Driver {
         is_busy
     }
 
-    fn submit_appends(&mut self) {
-        self.submit();
+    /// Says that what the turn before this one applied has been sent out. After the appends that came meanwhile: the
+    /// store may be waiting for just this to commit them together.
+    fn tell_caught_up(&mut self) {
         let done = std::mem::replace(&mut self.flushed, std::mem::take(&mut self.applied));
         if done > 0 && self.inbox.on_done(done) {
             self.log.on_caught_up();
         }
     }
 
-    fn submit(&mut self) {
+    fn submit_appends(&mut self) {
         if self.appends.is_empty() {
             return;
         }
