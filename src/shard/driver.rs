@@ -359,7 +359,7 @@ impl Driver {
     /// Says that what the turn before this one applied has been sent out. After the appends that came meanwhile: the
     /// store may be waiting for just this to commit them together.
     fn tell_caught_up(&mut self) {
-        let done = std::mem::replace(&mut self.flushed, std::mem::take(&mut self.applied));
+        let done = std::mem::replace(&mut self.flushed, self.applied);
         if done > 0 && self.inbox.on_done(done) {
             self.log.on_caught_up();
         }

@@ -81,8 +81,8 @@ pub trait LogListener: Send + Sync {
     /// The answers to questions that this shard asked together.
     fn on_read(&self, replies: Vec<ReadReply>);
 
-    /// True while it has not yet sent out all that it was told: while that is so of every shard, another batch would
-    /// reach nobody sooner.
+    /// True while it has not yet sent out all that it was told: while that is so of every shard, another batch could
+    /// only wait.
     fn is_behind(&self) -> bool {
         false
     }

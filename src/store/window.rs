@@ -13,8 +13,8 @@
 //! 3. Otherwise wait until all are here or the window is over.
 //!
 //! And then, if **every shard is still sending out earlier batches**, wait for the first of them: it could do
-//! nothing with another batch but send it separately, to many of the same connections, and a later one that holds more
-//! reaches them no later. When that alone took a window, sends are what the machine is short of. Then
+//! nothing with another batch but send it separately, to many of the same connections. One that is committed when it
+//! has sent holds more, and comes later by no more than the commit itself. When that alone took a window, sends are what the machine is short of. Then
 //! those who were just answered are given one more window to come again: else they split into groups that are
 //! committed in turn, each in sends of its own.
 
@@ -195,8 +195,7 @@ mod tests {
 
     #[test]
     fn after_a_long_hold_those_who_were_answered_may_come_again_once() {
-        let (mut window, now_us) = after(1_000, 100, 0, 5_000);
-        window.in_flight = 300;
+        let (mut window, now_us) = after(1_000, 100, 200, 5_000);
         window.next(300, true, now_us);
         let freed_us = now_us + 3_000;
         assert_eq!(window.next(150, false, freed_us), Wait::Appends { enough: 300, us: 2_000 });
