@@ -239,6 +239,8 @@ section! {
         inbox_bytes_max: u32 = "1048576" in 4160 to 16777216, "inbox-bytes-max" "ANTIPHON_INBOX_BYTES_MAX" [hide_short_help = true];
         /// Life of an inbox item that names none, milliseconds
         inbox_ttl_ms: u32 = "604800000" in 1000 to 2592000000, "inbox-ttl-ms" "ANTIPHON_INBOX_TTL_MS" [hide_short_help = true];
+        /// hello is filled up to as many bytes, so that clients see a full segment; 0: never
+        hello_bytes_min: u32 = "1460" in 0 to 8192, "hello-bytes-min" "ANTIPHON_HELLO_BYTES_MIN" [hide_short_help = true];
         /// Between pings, milliseconds; two intervals without a byte close (4104)
         heartbeat_ms: u32 = "25000" in 1000 to 600000, "heartbeat-ms" "ANTIPHON_HEARTBEAT_MS" [hide_short_help = true];
         /// Appends of a shard that the store may owe an answer; past it busy

@@ -240,6 +240,7 @@ fn limits(settings: &Settings) -> Limits {
         dedupe_window_ms: l.dedupe_window_ms,
         resume_events_max: l.resume_events_max,
         resume_bytes_max: l.resume_bytes_max,
+        hello_bytes_min: l.hello_bytes_min,
         heartbeat_ms: l.heartbeat_ms,
         appends_max: l.appends_max,
         reads_max: l.reads_max,

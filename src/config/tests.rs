@@ -70,8 +70,9 @@ fn every_knob_has_a_flag_and_its_variable() {
         assert_eq!(knob.env, variable);
         let help = arg.get_long_help().map(ToString::to_string).unwrap_or_default();
         assert!(help.contains("[default: ") && help.ends_with(&format!("env: {variable}]")), "--{}: {help}", knob.flag);
-        let has_unit =
-            ["_ms", "_us", "_s", "_days", "bytes_max", "_bytes"].iter().any(|unit| knob.name.ends_with(unit));
+        let has_unit = ["_ms", "_us", "_s", "_days", "bytes_max", "bytes_min", "_bytes"]
+            .iter()
+            .any(|unit| knob.name.ends_with(unit));
         let is_count = ["_max", "_burst", "_threads", "buffers", "entries"].iter().any(|end| knob.name.ends_with(end));
         assert!(knob.range.is_none() || has_unit || is_count, "{} is a number of what?", knob.name);
     }

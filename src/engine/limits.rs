@@ -28,6 +28,8 @@ pub struct Limits {
     pub resume_events_max: u32,
     /// JSON bytes a resume replays at most; more is `recovered:false`.
     pub resume_bytes_max: u32,
+    /// `hello` is filled up with spaces to as many bytes: see [`Limits::FULL_SEGMENT_BYTES`]. 0: never.
+    pub hello_bytes_min: u32,
     /// Interval of pings, ms. Two intervals without a byte close the connection.
     pub heartbeat_ms: u32,
     /// Appends a shard may have unanswered; more is `busy`.
@@ -115,6 +117,7 @@ impl Default for Limits {
             dedupe_window_ms: 600_000,
             resume_events_max: 500,
             resume_bytes_max: 1024 * 1024,
+            hello_bytes_min: Self::FULL_SEGMENT_BYTES,
             heartbeat_ms: 25_000,
             appends_max: 16_384,
             reads_max: 16_384,
@@ -152,6 +155,11 @@ impl Default for Limits {
 impl Limits {
     /// Lowest `message_bytes_max`: a full body with its metadata must fit.
     pub const MESSAGE_BYTES_FLOOR: u32 = 12 * 1024;
+
+    /// What fills a segment on Ethernet, bytes. A receiver acknowledges at once when more than a full segment is unread
+    /// (RFC 9293 section 3.8.6.3), and Linux takes for full what was the largest so far, 536 B at first: two small events
+    /// reach that, and each acknowledgement is work for the sender.
+    pub const FULL_SEGMENT_BYTES: u32 = 1_460;
 
     /// Checks the relations that the parts rely on.
     ///

@@ -140,6 +140,16 @@ pub fn hidden_events(out: &mut Vec<u8>, room_json: &str, first: Seq, last: Seq, 
     }
 }
 
+/// Bytes that are looked at together.
+const PLAIN_BYTES: usize = 16;
+
+/// True when none of these is escaped, nor may be the first of some that are. Without a branch, so that it compiles to a
+/// few vector instructions.
+fn is_plain(chunk: &[u8; PLAIN_BYTES]) -> bool {
+    let is_special = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\') | (byte == 0xe2);
+    !chunk.iter().fold(false, |any, byte| any | is_special(*byte))
+}
+
 /// Appends `text` as a JSON string with its quotes (RFC 8259 section 7).
 ///
 /// U+2028 and U+2029 are escaped too, since they end a line in JavaScript source.
@@ -147,30 +157,39 @@ pub fn string(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
     let bytes = text.as_bytes();
-    let mut from = 0;
-    for (at, &byte) in bytes.iter().enumerate() {
-        let escape: &[u8] = match byte {
-            b'"' => b"\\\"",
-            b'\\' => b"\\\\",
-            b'\n' => b"\\n",
-            b'\r' => b"\\r",
-            b'\t' => b"\\t",
-            0..=0x1f => {
-                out.extend_from_slice(&bytes[from..at]);
-                out.extend_from_slice(b"\\u00");
-                out.push(HEX[usize::from(byte >> 4)]);
-                out.push(HEX[usize::from(byte & 15)]);
-                from = at + 1;
-                continue;
-            }
-            // E2 80 A8 and E2 80 A9 are U+2028 and U+2029.
-            0xe2 if bytes[at..].starts_with(&[0xe2, 0x80, 0xa8]) => b"\\u2028",
-            0xe2 if bytes[at..].starts_with(&[0xe2, 0x80, 0xa9]) => b"\\u2029",
-            _ => continue,
-        };
-        out.extend_from_slice(&bytes[from..at]);
-        out.extend_from_slice(escape);
-        from = at + if byte == 0xe2 { 3 } else { 1 };
+    let (mut from, mut start) = (0, 0);
+    while start < bytes.len() {
+        // Most texts have nothing to escape; that is seen many bytes at a time.
+        if bytes[start..].first_chunk().is_some_and(is_plain) {
+            start += PLAIN_BYTES;
+            continue;
+        }
+        let end = bytes.len().min(start + PLAIN_BYTES);
+        for at in start..end {
+            let escape = match bytes[at] {
+                b'"' => b"\\\"".as_slice(),
+                b'\\' => b"\\\\",
+                b'\n' => b"\\n",
+                b'\r' => b"\\r",
+                b'\t' => b"\\t",
+                byte @ 0..=0x1f => {
+                    out.extend_from_slice(&bytes[from..at]);
+                    out.extend_from_slice(b"\\u00");
+                    out.push(HEX[usize::from(byte >> 4)]);
+                    out.push(HEX[usize::from(byte & 15)]);
+                    from = at + 1;
+                    continue;
+                }
+                // E2 80 A8 and E2 80 A9 are U+2028 and U+2029.
+                0xe2 if bytes[at..].starts_with(&[0xe2, 0x80, 0xa8]) => b"\\u2028",
+                0xe2 if bytes[at..].starts_with(&[0xe2, 0x80, 0xa9]) => b"\\u2029",
+                _ => continue,
+            };
+            out.extend_from_slice(&bytes[from..at]);
+            out.extend_from_slice(escape);
+            from = at + if bytes[at] == 0xe2 { 3 } else { 1 };
+        }
+        start = end;
     }
     out.extend_from_slice(&bytes[from..]);
     out.push(b'"');
@@ -323,6 +342,12 @@ mod tests {
         for (raw, json) in cases {
             assert_eq!(text(|out| string(out, raw)), json);
             assert_eq!(serde_json::from_str::<String>(json).unwrap(), raw);
+            // Wherever it lies in what is looked at together.
+            for (before, after) in (0..2 * PLAIN_BYTES).flat_map(|before| [(before, 0), (before, 2 * PLAIN_BYTES)]) {
+                let (before, after) = ("<".repeat(before), ">".repeat(after));
+                let expected = format!("\"{before}{}{after}\"", &json[1..json.len() - 1]);
+                assert_eq!(text(|out| string(out, &format!("{before}{raw}{after}"))), expected);
+            }
         }
     }
 

@@ -170,8 +170,9 @@ pub(super) const ANCHOR_EVERY: u64 = 64;
 /// Pages of a database, bytes.
 pub(super) const PAGE_BYTES: u64 = 4_096;
 
-/// Memory that the writer's connection may use for pages, KiB. It grows as pages are used.
-const WRITER_CACHE_KIB: i64 = 64 * 1_024;
+/// Memory that the writer's connection may use for pages, KiB. Pages of the log are written once and stay there until
+/// others want the place, so that it is soon full whatever its size; what is read again is small, or in the kernel's cache.
+const WRITER_CACHE_KIB: i64 = 16 * 1_024;
 /// The same for each reader.
 const READER_CACHE_KIB: i64 = 8 * 1_024;
 /// The WAL file is cut back to this when it starts over, bytes.

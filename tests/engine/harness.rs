@@ -456,7 +456,7 @@ impl Table {
     }
 }
 
-/// The payloads of unmasked text frames, random ids made plain.
+/// The payloads of unmasked text frames, random ids made plain, without the spaces that fill `hello` up.
 fn texts(mut frames: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     while !frames.is_empty() {
@@ -466,7 +466,7 @@ fn texts(mut frames: &[u8]) -> Vec<String> {
             short => (2, usize::from(short)),
         };
         let text = String::from_utf8(frames[header..header + len].to_vec()).unwrap();
-        found.push(plain(plain(text, "\"trace\":\""), "\"session\":\""));
+        found.push(plain(plain(text, "\"trace\":\""), "\"session\":\"").trim_end().to_owned());
         frames = &frames[header + len..];
     }
     found

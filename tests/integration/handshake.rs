@@ -132,3 +132,28 @@ fn who_sends_nonsense_behind_the_request_is_answered_before_it_is_closed() {
         assert!(is_close(&answer[head..]), "{user}: {:?}", &answer[head..]);
     }
 }
+
+#[test]
+fn hello_fills_a_segment_unless_told_not_to() {
+    let bytes_of_hello = |server: &Server| {
+        let mut stream = http::connect(server.public);
+        stream.write_all(&Connect::new("alice").request(server.public, &client_key())).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend_from_slice(&byte);
+        }
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).unwrap();
+        assert_eq!(header[..2], [0x81, 126], "a text of more than 125 bytes");
+        let mut text = vec![0; usize::from(u16::from_be_bytes([header[2], header[3]]))];
+        stream.read_exact(&mut text).unwrap();
+        let hello: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!((&hello["type"], &hello["user"]), (&json!("hello"), &json!("alice")));
+        text.len()
+    };
+    assert_eq!(bytes_of_hello(&Server::shards(1)), 1_460);
+    let bare = bytes_of_hello(&Options::shards(1).with("--hello-bytes-min", "0").start());
+    assert!((300..1_000).contains(&bare), "{bare}");
+}

@@ -103,6 +103,7 @@ impl Shard {
         let (cx, rooms) = (&mut self.cx, &self.rooms);
         let (epoch, limits, now) = (cx.epoch.clone(), cx.limits.clone(), cx.now);
         cx.send(conn, Class::Critical, |out| {
+            let start = out.len();
             out.extend_from_slice(b"{\"type\":\"hello\"");
             field_string(out, "session", &format!("{:016x}", session.id));
             field_string(out, "user", user.name.as_str());
@@ -129,6 +130,9 @@ impl Shard {
             limits_object(out, &limits);
             field_integer(out, "inbox", super::inbox::waiting_count(user.inbox.as_deref()));
             out.push(b'}');
+            // Spaces behind the object: JSON still.
+            let filled = out.len().max(start + limits.hello_bytes_min as usize);
+            out.resize(filled, b' ');
         });
         self.cx.out.list.push(Output::Unpark(conn));
         self.presence_came(conn);

@@ -30,6 +30,15 @@ pub(crate) struct Value<'t, 's> {
 #[derive(Clone, Copy)]
 pub(crate) struct Object<'t, 's> {
     entries: &'t [Node<'s>],
+    /// A bit for each name: most fields that a command may have are not there, and need not be looked for.
+    names: u64,
+}
+
+/// The bit of a name; some names share one.
+const fn name_bit(name: &str) -> u64 {
+    let name = name.as_bytes();
+    let (first, last) = if let [first, .., last] = name { (*first, *last) } else { (0, 0) };
+    1 << ((first as usize + 5 * last as usize + 2 * name.len()) % 64)
 }
 
 /// How long a text may be.
@@ -51,7 +60,7 @@ impl<'t, 's> Value<'t, 's> {
 
     pub(crate) fn object(self) -> Option<Object<'t, 's>> {
         match self.nodes.split_first()? {
-            (Node::Object { .. }, entries) => Some(Object { entries }),
+            (Node::Object { .. }, entries) => Some(Object::new(entries)),
             _ => None,
         }
     }
@@ -104,9 +113,12 @@ impl<'t, 's> Value<'t, 's> {
     pub(crate) fn unique_names(self) -> Result<(), Refusal> {
         let mut rest = self.nodes;
         while let Some((node, below)) = rest.split_first() {
-            if let Node::Object { len: 2.., count } = node
+            if let Node::Object { len: len @ 2.., count } = node
                 && let Some(entries) = below.get(..*count)
-                && has_double(Object { entries }.fields().map(|(name, _)| name))
+                && let object = Object::new(entries)
+                // As many bits as names: all differ.
+                && object.names.count_ones() as usize != *len
+                && has_double(object.fields().map(|(name, _)| name))
             {
                 return Err(bad("a name appears twice in one object"));
             }
@@ -145,6 +157,12 @@ fn has_double<'s>(names: impl Iterator<Item = &'s str>) -> bool {
 }
 
 impl<'t, 's> Object<'t, 's> {
+    fn new(entries: &'t [Node<'s>]) -> Self {
+        let mut object = Self { entries, names: 0 };
+        object.names = object.fields().fold(0, |names, (name, _)| names | name_bit(name));
+        object
+    }
+
     /// Name and value of each field, in the order of the text.
     pub(crate) fn fields(self) -> impl Iterator<Item = (&'s str, Value<'t, 's>)> {
         let mut rest = self.entries;
@@ -158,6 +176,9 @@ impl<'t, 's> Object<'t, 's> {
 
     /// The field of that name, if it is there.
     pub(crate) fn find(self, field: &str) -> Option<Value<'t, 's>> {
+        if self.names & name_bit(field) == 0 {
+            return None;
+        }
         self.fields().find(|(name, _)| *name == field).map(|(_, value)| value)
     }
 
