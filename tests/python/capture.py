@@ -28,6 +28,8 @@ class Recorder(Client):
     """A client whose frames come out byte for byte as they came in. `said` is the last command."""
 
     def _heard(self, text, frame):
+        if text.startswith('{"type":"hello"'):
+            text = text.rstrip(" ")  # They fill it up.
         assert compact(frame) == text, f"not compact: {text}"
         self.frame = frame
 
