@@ -99,7 +99,8 @@ fn batching_clients_get_arrays(shards: u16) {
 
 #[test]
 fn low_events_wait_for_company() {
-    let server = Options::shards(1).with("--batch-delay-ms", "2000").start();
+    // A ping would take along what waits: one in 25 s, at a random time, is one in a dozen runs.
+    let server = Options::shards(1).with("--batch-delay-ms", "2000").with("--heartbeat-ms", "600000").start();
     let mut writer = server.client("writer");
     let mut reader = server.client("reader");
     writer.join("room");
