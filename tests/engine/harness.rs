@@ -456,7 +456,7 @@ impl Table {
     }
 }
 
-/// The payloads of unmasked text frames, random ids made plain, without the spaces that fill `hello` up.
+/// The payloads of unmasked text frames, random ids made plain, `hello` without the spaces that fill it up.
 fn texts(mut frames: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     while !frames.is_empty() {
@@ -465,8 +465,11 @@ fn texts(mut frames: &[u8]) -> Vec<String> {
             127 => (10, u64::from_be_bytes(frames[2..10].try_into().unwrap()) as usize),
             short => (2, usize::from(short)),
         };
-        let text = String::from_utf8(frames[header..header + len].to_vec()).unwrap();
-        found.push(plain(plain(text, "\"trace\":\""), "\"session\":\"").trim_end().to_owned());
+        let mut text = String::from_utf8(frames[header..header + len].to_vec()).unwrap();
+        if text.starts_with(r#"{"type":"hello""#) {
+            text.truncate(text.trim_end_matches(' ').len());
+        }
+        found.push(plain(plain(text, "\"trace\":\""), "\"session\":\""));
         frames = &frames[header + len..];
     }
     found
