@@ -1,8 +1,9 @@
-//! What the store costs, alone: rows a second and CPU a row at several batch sizes, beside a bare
-//! SQLite loop that appends the same rows. Plain figures on standard output:
+//! What the store costs, alone: rows a second and CPU a row at several batch sizes, beside bare SQLite
+//! loops that append the same rows. Plain figures on standard output:
 //!
 //! - `cargo bench --bench store [-- seconds-per-case [batch-size]]`; with a batch size, the store alone
 //! - `cargo bench --bench store -- fill ROWS`: does it get slower, and how long does opening it take?
+//! - `cargo bench --bench store -- members ROWS`: what does a join cost as the member table grows?
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,10 +20,16 @@ const SIZES: [usize; 4] = [1, 10, 100, 1_000];
 const FIELDS: &str =
     "\"body\":\"0123456789012345678901234567890123456789012345678901234567890123\",\"trace\":\"0123456789abcdef\"";
 
+/// As wide as most hashes are.
+const HASH: i64 = 0x5bd1_e995_1234_5678;
+
 fn main() {
-    let mut words = std::env::args().skip_while(|arg| arg != "fill").skip(1);
-    if let Some(rows) = words.next().and_then(|rows| rows.parse().ok()) {
+    let rows = |word| std::env::args().skip_while(|arg| arg != word).nth(1)?.parse().ok();
+    if let Some(rows) = rows("fill") {
         return fill(rows);
+    }
+    if let Some(rows) = rows("members") {
+        return members(rows);
     }
     // Cargo passes `--bench`; numbers are ours.
     let mut numbers = std::env::args().filter_map(|arg| arg.parse::<f64>().ok());
@@ -35,8 +42,8 @@ fn main() {
         return store(size, limit);
     }
     for size in SIZES {
-        for indexed in [false, true] {
-            bare(size, indexed, limit);
+        for tables in [Bare::Log, Bare::Indexed, Bare::Same] {
+            bare(size, tables, limit);
         }
         store(size, limit);
     }
@@ -60,14 +67,16 @@ impl Drop for TempDir {
     }
 }
 
-/// CPU time of all live threads of this process, µs.
-fn cpu_us() -> f64 {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux").flatten();
-    let of_task = |task: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<f64>().ok()
+/// CPU time of all live threads of this process, and of those but the one that asks, µs.
+fn cpu_us() -> (f64, f64) {
+    let us_of = |task: &Path| {
+        let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+        Some(text.split(' ').next()?.parse::<f64>().ok()? / 1_000.0)
     };
-    tasks.filter_map(of_task).sum::<f64>() / 1_000.0
+    let own = us_of(Path::new("/proc/thread-self")).expect("Linux");
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux").flatten();
+    let all: f64 = tasks.filter_map(|task| us_of(&task.path())).sum();
+    (all, all - own)
 }
 
 fn line(size: usize, what: &str, rows: u64, took: Duration, cpu_us: f64, commits: u64) {
@@ -80,30 +89,63 @@ fn line(size: usize, what: &str, rows: u64, took: Duration, cpu_us: f64, commits
     );
 }
 
-fn bare(size: usize, indexed: bool, limit: Duration) {
+/// What the bare loop appends to.
+#[derive(Clone, Copy)]
+enum Bare {
+    /// A table of rows, by which nothing is found.
+    Log,
+    /// The same with an index on (room, seq).
+    Indexed,
+    /// The tables of the store: the log, where each room's last entry stands, and where every 64th does.
+    Same,
+}
+
+fn bare(size: usize, tables: Bare, limit: Duration) {
     let dir = TempDir::new("bare");
     let conn = Connection::open(dir.0.join("bare.db")).expect("a database");
     conn.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-         CREATE TABLE log (position INTEGER PRIMARY KEY, room INTEGER, seq INTEGER, ts INTEGER, kind INTEGER,
-         priority INTEGER, author TEXT, client_id TEXT, thread INTEGER, audience TEXT, fields TEXT);",
+         CREATE TABLE log (position INTEGER PRIMARY KEY, room INTEGER, seq INTEGER, prev INTEGER, ts INTEGER,
+             kind INTEGER, priority INTEGER, author TEXT, client_id TEXT, thread INTEGER, audience TEXT, fields TEXT);
+         CREATE TABLE heads (room INTEGER PRIMARY KEY, seq INTEGER, position INTEGER, messages INTEGER, hash INTEGER);
+         CREATE TABLE anchors (room INTEGER, seq INTEGER, position INTEGER, messages INTEGER, hash INTEGER,
+             PRIMARY KEY (room, seq)) WITHOUT ROWID;",
     )
-    .expect("a table");
-    if indexed {
-        conn.execute_batch("CREATE UNIQUE INDEX log_room_seq ON log (room, seq)").expect("an index");
-    }
-    let mut insert = conn.prepare("INSERT INTO log VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)").expect("SQL");
+    .expect("tables");
+    let what = match tables {
+        Bare::Log => "bare loop",
+        Bare::Indexed => {
+            conn.execute_batch("CREATE UNIQUE INDEX log_room_seq ON log (room, seq)").expect("an index");
+            "bare loop + index"
+        }
+        Bare::Same => {
+            let index = "CREATE INDEX log_thread ON log (room, thread, seq) WHERE thread IS NOT NULL";
+            conn.execute_batch(index).expect("an index");
+            "bare loop, the same tables"
+        }
+    };
+    let mut insert = conn.prepare("INSERT INTO log VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)").expect("SQL");
+    let mut anchor = conn.prepare("INSERT INTO anchors VALUES (?1,?2,?3,?4,?5)").expect("SQL");
+    let mut head = conn
+        .prepare(
+            "INSERT INTO heads VALUES (?1,?2,?3,?4,?5) ON CONFLICT (room) DO UPDATE SET seq = excluded.seq,
+             position = excluded.position, messages = excluded.messages, hash = excluded.hash",
+        )
+        .expect("SQL");
     let (began, cpu, mut n, mut commits) = (Instant::now(), cpu_us(), 0u64, 0u64);
     while began.elapsed() < limit {
         conn.execute_batch("BEGIN").expect("begin");
+        let first = n + 1;
         for _ in 0..size {
             n += 1;
             let client_id = format!("client-{n}");
+            let (room, seq) = ((n % ROOMS) as i64, (n / ROOMS) as i64);
             insert
                 .execute(rusqlite::params![
                     n as i64,
-                    (n % ROOMS) as i64,
-                    (n / ROOMS) as i64,
+                    room,
+                    seq,
+                    n.saturating_sub(ROOMS) as i64,
                     1_700_000_000_000i64,
                     1,
                     1,
@@ -114,12 +156,21 @@ fn bare(size: usize, indexed: bool, limit: Duration) {
                     FIELDS
                 ])
                 .expect("insert");
+            if matches!(tables, Bare::Same) && seq % 64 == 0 {
+                anchor.execute((room, seq, n as i64, seq, HASH)).expect("insert");
+            }
+        }
+        if matches!(tables, Bare::Same) {
+            // The rooms that moved, each once.
+            for last in first.max(n.saturating_sub(ROOMS - 1))..=n {
+                let (room, seq) = ((last % ROOMS) as i64, (last / ROOMS) as i64);
+                head.execute((room, seq, last as i64, seq, HASH)).expect("upsert");
+            }
         }
         conn.execute_batch("COMMIT").expect("commit");
         commits += 1;
     }
-    let what = if indexed { "bare loop + index" } else { "bare loop" };
-    line(size, what, n, began.elapsed(), cpu_us() - cpu, commits);
+    line(size, what, n, began.elapsed(), cpu_us().0 - cpu.0, commits);
 }
 
 struct Ear(flume::Sender<StoreEvent>, flume::Sender<ReadReply>);
@@ -220,7 +271,8 @@ fn append(token: u64, entry: Entry) -> Append {
     Append { shard: ShardId(0), token: Token(token), seen: u64::MAX, entry }
 }
 
-/// What making the appends costs is counted too: in the server it is the shard's.
+/// What making the appends and dropping the batches costs is counted too, and told apart: in the server it is the
+/// shard's.
 fn store(size: usize, limit: Duration) {
     let dir = TempDir::new("store");
     let mut config = StoreConfig::new(&dir.0);
@@ -238,11 +290,49 @@ fn store(size: usize, limit: Duration) {
         rows += answered as u64;
         commits += 1;
     }
-    let (took, cpu) = (began.elapsed(), cpu_us() - cpu);
-    line(size, "store", rows, took, cpu, commits);
+    let (took, (all, own)) = (began.elapsed(), cpu_us());
+    line(size, "store", rows, took, all - cpu.0, commits);
     let stats = bench.running.stats();
     let at = |quantile| stats.commit_us.value_at_quantile(quantile);
-    println!("{:>6}  commit p50 {} µs, p99 {} µs; {} checkpoints", "", at(0.5), at(0.99), stats.checkpoints);
+    println!(
+        "{:>6}  {:.2} of it in the store's threads; commit p50 {} µs, p99 {} µs; {} checkpoints",
+        "",
+        (own - cpu.1) / rows as f64,
+        at(0.5),
+        at(0.99),
+        stats.checkpoints
+    );
+    bench.running.stop();
+}
+
+/// Joins of users who were never seen before, each in a room of 100 that is picked at random: the worst case for the
+/// writer's page cache, since every join touches other pages.
+fn members(rows: u64) {
+    let dir = TempDir::new("members");
+    let mut config = StoreConfig::new(&dir.0);
+    config.commit_window_us = 0;
+    let (bench, _) = Bench::open(&config);
+    let rooms = (rows / 100).max(1);
+    let mut n = 0u64;
+    for tenth in 1..=10 {
+        let (began, cpu, mut commits) = (Instant::now(), cpu_us(), 0);
+        let first = n;
+        while n < rows / 10 * tenth {
+            let list = (0..500).map(|_| {
+                n += 1;
+                // Knuth's multiplicative hashing: scattered and the same in every run.
+                let scattered = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+                let room = RoomName::parse(&format!("group-{}", scattered % rooms)).expect("a name");
+                let user = UserId::parse(&format!("user-{scattered:x}")).expect("a name");
+                append(n, Entry::Join { room, user, auto_create: true })
+            });
+            let list = list.collect();
+            bench.submit(list);
+            assert_eq!(bench.answered(), 500);
+            commits += 1;
+        }
+        line(500, &format!("members up to {n}"), n - first, began.elapsed(), cpu_us().0 - cpu.0, commits);
+    }
     bench.running.stop();
 }
 
@@ -259,7 +349,7 @@ fn fill(rows: u64) {
             done += bench.answered() as u64;
             commits += 1;
         }
-        line(500, &format!("rows up to {}", rows / 10 * tenth), done, began.elapsed(), cpu_us() - cpu, commits);
+        line(500, &format!("rows up to {}", rows / 10 * tenth), done, began.elapsed(), cpu_us().0 - cpu.0, commits);
     }
     bench.running.stop();
     let bytes = std::fs::metadata(dir.0.join("antiphon.db")).map_or(0, |meta| meta.len());
