@@ -95,6 +95,8 @@ int main() {
     app.ws<Nothing>("/*", {
         .compression = uWS::DISABLED,
         .maxPayloadLength = 64 * 1024,
+        // Pings who was silent for 25 s, as Antiphon does (its own 41 less a margin of 16), in sweeps of 4 s.
+        .idleTimeout = 41,
         // Enough that nobody who reads at all loses a message: every delivery is verified.
         .maxBackpressure = 16 * 1024 * 1024,
         .message = [&app](Socket *socket, std::string_view command, uWS::OpCode) { obey(app, socket, command); },
