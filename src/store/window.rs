@@ -10,7 +10,9 @@
 //!    on its way, so once as many have come again, nothing is left to wait for. A lone sender pays
 //!    no wait, however fast it is.
 //! 2. **Quiet** (fewer than two appends come in a window): commit now. Waiting would bring nobody.
-//! 3. Otherwise wait until all are here or the window is over.
+//! 3. Otherwise wait until all are here or the window is over, but begin no later than a window and a half after the
+//!    batch before: what it took to commit and send that one was a wait already, and where it takes most of the time
+//!    a full window more would only lengthen every turn.
 //!
 //! And then, if **every shard is still sending out earlier batches**, wait for the first of them: it could do
 //! nothing with another batch but send it separately, to many of the same connections. One that is committed when it
@@ -20,6 +22,8 @@
 
 /// Appends that must be likely to come within a window for it to open.
 const PAYS_FROM: f64 = 2.0;
+/// What may lie between the beginnings of two batches, in halves of a window.
+const SPACING_HALVES: u64 = 3;
 /// How fast the measured rate forgets, microseconds.
 const MEMORY_US: f64 = 20_000.0;
 /// How long busy shards are waited for at most, in windows.
@@ -47,6 +51,8 @@ pub struct CommitWindow {
     in_flight: usize,
     /// When the wait at hand ends.
     until_us: u64,
+    /// When the last batch was begun.
+    begun_us: u64,
     /// When busy shards are no longer waited for.
     hold_until_us: u64,
     /// Since when they are waited for.
@@ -62,6 +68,7 @@ impl CommitWindow {
             counted_us: 0,
             in_flight: 0,
             until_us: 0,
+            begun_us: 0,
             hold_until_us: 0,
             held_since_us: None,
         }
@@ -69,7 +76,7 @@ impl CommitWindow {
 
     /// The first append of a batch is at hand.
     pub fn open(&mut self, now_us: u64) {
-        self.until_us = now_us + self.window_us;
+        self.until_us = (now_us + self.window_us).min(self.begun_us + self.window_us * SPACING_HALVES / 2);
         self.hold_until_us = now_us + self.window_us * HOLD_WINDOWS;
         self.held_since_us = None;
     }
@@ -91,7 +98,10 @@ impl CommitWindow {
                 self.until_us = now_us + self.window_us;
                 self.next(waiting, false, now_us)
             }
-            _ => Wait::No,
+            _ => {
+                self.begun_us = now_us;
+                Wait::No
+            }
         }
     }
 
@@ -122,6 +132,8 @@ mod tests {
     use super::*;
 
     const WINDOW_US: u32 = 2_000;
+    /// What a commit takes.
+    const COMMIT_US: u64 = 800;
 
     /// Batches of `appends` each, `every_us` apart, with `waiting` more at each commit.
     fn after(batches: u64, appends: usize, waiting: usize, every_us: u64) -> (CommitWindow, u64) {
@@ -130,6 +142,7 @@ mod tests {
             window.on_committed(appends, waiting, batch * every_us);
         }
         let now_us = batches * every_us;
+        window.begun_us = now_us - COMMIT_US;
         window.open(now_us);
         (window, now_us)
     }
@@ -155,6 +168,20 @@ mod tests {
         assert_eq!(wait_us(&mut window, 1, now_us), 2_000);
         assert_eq!(wait_us(&mut window, 3, now_us + 1_500), 500);
         assert_eq!(wait_us(&mut window, 3, now_us + 2_000), 0);
+    }
+
+    #[test]
+    fn time_spent_on_the_batch_before_is_not_waited_for_again() {
+        let (mut window, now_us) = after(100, 8, 2, 2_000);
+        window.open(now_us);
+        assert_eq!(wait_us(&mut window, 9, now_us + 2_000), 0);
+        window.on_committed(9, 3, now_us + 2_800);
+        window.open(now_us + 3_600);
+        assert_eq!(wait_us(&mut window, 4, now_us + 3_600), 1_400, "3,000 after the batch before was begun");
+        assert_eq!(wait_us(&mut window, 6, now_us + 5_000), 0);
+        window.on_committed(6, 7, now_us + 8_100);
+        window.open(now_us + 8_100);
+        assert_eq!(wait_us(&mut window, 7, now_us + 8_100), 0, "that took longer by itself");
     }
 
     #[test]
