@@ -22,7 +22,7 @@ fn fan_out(bench: &mut Bench) {
     let ladder = Ladder::of(&Limits::default());
     let fields = fields(128);
     let event = event(&fields);
-    let class = Class::Log { room: RoomKey(17), first: event.seq, last: event.seq };
+    let class = Class::Log { room: RoomKey(17), first: event.seq, last: event.seq, is_patient: false };
     for count in [10, 100, 1_000] {
         let mut outboxes: Vec<Outbox> = (0..count).map(|_| Outbox::default()).collect();
         bench.run(&format!("a message to {count}"), || {

@@ -277,7 +277,7 @@ section! {
         outbox_bytes_max: u32 = "4194304" in 4096 to 2147483648, "outbox-bytes-max" "ANTIPHON_OUTBOX_BYTES_MAX" [hide_short_help = true];
         /// Bytes of the whole process that may wait for clients that do not read; past it the largest outboxes shed first
         outbox_total_bytes_max: u64 = "536870912" in 4096 to 1099511627776, "outbox-total-bytes-max" "ANTIPHON_OUTBOX_TOTAL_BYTES_MAX" [hide_short_help = true];
-        /// Low-priority events wait so long for others to travel with, milliseconds
+        /// Low-priority events, joins and leaves wait so long for others to travel with, milliseconds
         batch_delay_ms: u32 = "50" in 0 to 10000, "batch-delay-ms" "ANTIPHON_BATCH_DELAY_MS" [hide_short_help = true];
         /// A full socket without progress is closed (4102) after, milliseconds
         stall_ms: u32 = "10000" in 100 to 600000, "stall-ms" "ANTIPHON_STALL_MS" [hide_short_help = true];

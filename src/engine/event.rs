@@ -683,6 +683,8 @@ pub enum Class {
         first: Seq,
         /// Last seq of the frames.
         last: Seq,
+        /// News that nobody acts upon: it may wait for something to travel with.
+        is_patient: bool,
     },
     /// The same for entries of `priority: critical`: they keep their room's order, and are never
     /// dropped for a `gap`. When the room is in one, the gap is told first, in their place.
@@ -704,10 +706,19 @@ pub enum Class {
 }
 
 impl Class {
-    /// The class of the entries from `first` to `last` of a room, which are all critical or none.
-    pub fn of_log(room: RoomKey, first: &LogEntry, last: &LogEntry) -> Self {
-        let (is_critical, first, last) = (first.is_critical(), first.seq, last.seq);
-        if is_critical { Self::CriticalLog { room, first, last } } else { Self::Log { room, first, last } }
+    /// The class of a room's entries, at least one, which are all critical or none.
+    pub fn of_log(room: RoomKey, entries: &[LogEntry]) -> Self {
+        let (first, last) = (entries[0].seq, entries[entries.len() - 1].seq);
+        if entries[0].is_critical() {
+            return Self::CriticalLog { room, first, last };
+        }
+        let is_patient = entries.iter().all(|entry| matches!(entry.kind, EventKind::RoomJoined | EventKind::RoomLeft));
+        Self::Log { room, first, last, is_patient }
+    }
+
+    /// True when it may wait for something to travel with.
+    pub fn is_patient(self) -> bool {
+        matches!(self, Self::Low { .. } | Self::Log { is_patient: true, .. })
     }
 }
 

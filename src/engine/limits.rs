@@ -77,7 +77,7 @@ pub struct Limits {
     /// Bytes of the process that may wait for sockets which do not take them, split evenly among
     /// the shards; past it the largest outboxes climb their ladders early.
     pub outbox_total_bytes_max: u64,
-    /// Low events wait so long for others to travel with, ms; 0: not at all.
+    /// Low events, joins and leaves wait so long for others to travel with, ms; 0: not at all.
     pub batch_delay_ms: u32,
     /// Time without progress on a full socket after which the connection is closed (4102), ms.
     pub stall_ms: u32,

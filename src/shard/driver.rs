@@ -93,7 +93,7 @@ pub(super) enum Deadline {
     Closing(ConnKey),
     /// Accept again after an error.
     Accept,
-    /// Low events have waited long enough for company.
+    /// What is patient has waited long enough for company.
     Delayed,
 }
 
@@ -127,7 +127,7 @@ pub struct Driver {
     pub(super) dirty: Vec<ConnKey>,
     /// Those of them to be flushed first.
     pub(super) urgent: Vec<ConnKey>,
-    /// Connections with nothing but low events, which wait for company until [`Deadline::Delayed`].
+    /// Connections with nothing but what is patient, which wait for company until [`Deadline::Delayed`].
     pub(super) delayed: Vec<ConnKey>,
     /// Bytes that wait for sockets which do not take them.
     pub(super) held_bytes: usize,

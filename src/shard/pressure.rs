@@ -1,4 +1,4 @@
-//! What waits on purpose and what waits because nobody reads: low events that look for company, and
+//! What waits on purpose and what waits because nobody reads: low events and joins that look for company, and
 //! the budget for clients that do not take what they are sent.
 //!
 //! Only sockets that refused bytes count towards the budget: what will leave with this turn's send
@@ -12,7 +12,7 @@ use crate::engine::event::{Class, ConnKey};
 use crate::gateway::outbox::{Outbox, Pushed};
 
 impl Driver {
-    /// A low event waits for company: the connection is flushed with the next event of any kind, or
+    /// Something patient waits for company: the connection is flushed with the next event of any kind, or
     /// when `batch_delay_ms` after the first of the shard's waiting ones are over.
     pub(super) fn delay(&mut self, key: ConnKey, class: Class, pushed: Pushed) {
         self.count_pushed(key, class, pushed);
@@ -26,7 +26,7 @@ impl Driver {
         self.delayed.push(key);
     }
 
-    /// Low events have waited long enough.
+    /// What is patient has waited long enough.
     pub(super) fn send_delayed(&mut self) {
         for key in self.delayed.drain(..) {
             let Some(conn) = self.conns.get_mut(key) else { continue };

@@ -133,7 +133,7 @@ impl Driver {
         if conn.is_blocked {
             self.held_bytes = self.held_bytes + outbox.bytes() - before;
         } else if !conn.is_dirty {
-            if self.limits.batch_delay_ms > 0 && matches!(class, Class::Low { .. }) {
+            if self.limits.batch_delay_ms > 0 && class.is_patient() {
                 return self.delay(key, class, pushed);
             }
             conn.is_dirty = true;

@@ -446,7 +446,7 @@ impl Table {
             Class::Critical => "!".to_owned(),
             Class::Normal => "=".to_owned(),
             Class::Low { .. } => "~".to_owned(),
-            Class::Log { room, first, last } | Class::CriticalLog { room, first, last } => {
+            Class::Log { room, first, last, .. } | Class::CriticalLog { room, first, last } => {
                 let name = self.log.kept.rooms[&room].name.as_str();
                 let mark = if matches!(class, Class::CriticalLog { .. }) { "!" } else { "" };
                 if first == last { format!("{name} {first}{mark}") } else { format!("{name} {first}..{last}{mark}") }

@@ -128,6 +128,33 @@ fn low_events_wait_for_company() {
     assert_eq!((server.stat("events_in_low"), server.stat("events_in_normal")), (3, 1));
 }
 
+#[test]
+fn news_of_joins_waits_for_company_and_keeps_its_place() {
+    let server = Options::shards(1).with("--batch-delay-ms", "2000").with("--heartbeat-ms", "600000").start();
+    let mut reader = server.client("reader");
+    reader.join("room");
+    let began = Instant::now();
+    let mut first = server.client("first");
+    let mut second = server.client("second");
+    first.join("room");
+    second.join("room");
+    assert!(began.elapsed() < Duration::from_millis(1_500), "who joins waits for nobody");
+    let is_join = |value: &Value, user: &str| value["type"] == "room:joined" && value["user"] == user;
+    reader.wait(|value| is_join(value, "first"), "the first");
+    reader.wait(|value| is_join(value, "second"), "the second");
+    let waited = began.elapsed();
+    assert!(waited >= Duration::from_millis(1_500), "came alone, after {waited:?}");
+    // A message takes it along, behind it as in the room's order.
+    let began = Instant::now();
+    let mut third = server.client("third");
+    third.join("room");
+    third.send("room", "hello");
+    let heard = [(); 2].map(|()| reader.wait(|value| value.get("id").is_none(), "both"));
+    assert!(is_join(&heard[0], "third"), "{heard:?}");
+    assert_eq!(heard[1]["type"], "message:created");
+    assert!(began.elapsed() < Duration::from_millis(1_500), "it waited alone");
+}
+
 /// Sends about `bytes` into the room, acknowledged.
 fn heat(writer: &mut Client, room: &str, bytes: usize) {
     let body = "x".repeat(8_000);

@@ -156,7 +156,7 @@ impl Shard {
         for stretch in sync::stretches(part) {
             let entries = &part[stretch];
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
-            let class = Class::of_log(run.room, first, last);
+            let class = Class::of_log(run.room, entries);
             let frames = Frames::Batch(batch.clone(), first.span.start..last.span.end);
             self.cx.stats.deliveries += (subscribers.len() * entries.len()) as u64;
             let Some(restricted) = &first.restricted else {
@@ -176,7 +176,7 @@ impl Shard {
             self.cx.fanout(seeing, class, frames);
             let json = room.json();
             let span = self.cx.scratch(|out| encode::hidden_event(out, &json, first.seq, first.ts));
-            let class = Class::Log { room: run.room, first: first.seq, last: first.seq };
+            let class = Class::Log { room: run.room, first: first.seq, last: first.seq, is_patient: false };
             self.cx.fanout(blind, class, Frames::Scratch(span));
         }
     }

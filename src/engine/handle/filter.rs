@@ -96,13 +96,13 @@ impl Shard {
                 }
                 let (class, frames) = if is_seen {
                     (
-                        Class::of_log(run.room, first, last),
+                        Class::of_log(run.room, &entries[start..at]),
                         Frames::Batch(batch.clone(), first.span.start..last.span.end),
                     )
                 } else {
                     self.cx.stats.filtered += (at - start) as u64;
                     let hide = |out: &mut Vec<u8>| encode::hidden_events(out, &room_json, first.seq, last.seq, last.ts);
-                    let class = Class::Log { room: run.room, first: first.seq, last: last.seq };
+                    let class = Class::Log { room: run.room, first: first.seq, last: last.seq, is_patient: false };
                     (class, Frames::Scratch(self.cx.scratch(hide)))
                 };
                 self.cx.out.list.push(Output::Send { conn, class, frames });

@@ -271,7 +271,7 @@ impl Shard {
             let head = room.head;
             self.cx.stats.gaps += 1;
             // In the messages' own lane: what was queued before the gap must arrive before it.
-            let class = Class::Log { room: *key, first: *last + 1, last: head };
+            let class = Class::Log { room: *key, first: *last + 1, last: head, is_patient: false };
             self.cx.send(conn, class, |out| write_gap(out, room.name.as_str(), *last, head));
         }
         // After the gaps: the whole of a large view may leave no room for messages.

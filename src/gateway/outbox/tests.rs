@@ -12,7 +12,7 @@ fn frame(text: &str) -> Frames {
 }
 
 fn log(first: Seq, last: Seq) -> Class {
-    Class::Log { room: RoomKey(1), first, last }
+    Class::Log { room: RoomKey(1), first, last, is_patient: false }
 }
 
 /// Sends everything, at most `step` bytes a time, and returns the texts in order.
@@ -161,7 +161,7 @@ fn a_critical_entry_waits_where_others_are_dropped_and_tells_the_gap_first() {
 #[test]
 fn shedding_keeps_the_cut_frame_and_what_stands_before_a_critical_entry() {
     let wide = Ladder { low_bytes_max: 1_000, normal_bytes_max: 1_000, bytes_max: 1_000 };
-    let of = |room: u64, seq| Class::Log { room: RoomKey(room), first: seq, last: seq };
+    let of = |room: u64, seq| Class::Log { room: RoomKey(room), first: seq, last: seq, is_patient: false };
     let mut outbox = Outbox::default();
     outbox.push(of(1, 1), &frame("abc"), &[], &wide);
     outbox.push(of(1, 2), &frame("m2"), &[], &wide);
@@ -234,7 +234,7 @@ fn arrays_are_bounded_and_remember_what_a_drop_would_lose() {
     let small: Vec<String> = (0..150).map(|n| format!("{{\"n\":{n}}}")).collect();
     outbox.push(log(1, 150), &run(&small), &[], &WIDE);
     let large: Vec<String> = (0..3).map(|_| format!("{{\"x\":\"{}\"}}", "y".repeat(30_000))).collect();
-    outbox.push(Class::Log { room: RoomKey(2), first: 7, last: 9 }, &run(&large), &[], &WIDE);
+    outbox.push(Class::Log { room: RoomKey(2), first: 7, last: 9, is_patient: false }, &run(&large), &[], &WIDE);
     let before = outbox.bytes();
     let done = outbox.compose();
     assert_eq!(done.bytes_before as usize, before);
