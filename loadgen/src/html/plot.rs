@@ -58,10 +58,7 @@ fn draw(
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart =
         ChartBuilder::on(&root).margin(10).x_label_area_size(44).y_label_area_size(78).build_cartesian_2d(x, y)?;
-    let percentile = |nines: &f64| match *nines < 0.01 {
-        true => "0 %".to_owned(),
-        false => format!("{} %", ((1.0 - 10_f64.powf(-nines)) * 1e7).round() / 1e5),
-    };
+    let percentile = |nines: &f64| percentile(*nines);
     let plain = |value: &f64| short(*value);
     chart
         .configure_mesh()
@@ -106,11 +103,29 @@ fn recolour(svg: &str, title: &str) -> String {
         .replace("#070809", "var(--line)")
 }
 
+/// The percentile with so many nines, with no more digits than tell it from its neighbours on an axis.
+fn percentile(nines: f64) -> String {
+    let digits = (nines - 1.01).ceil().max(0.0);
+    let (share, scale) = (1.0 - 10_f64.powf(-nines), 10_f64.powf(digits));
+    format!("{} %", (share * 100.0 * scale).round() / scale)
+}
+
 /// A number for an axis.
 fn short(value: f64) -> String {
     match value.abs() {
         large if large >= 1e6 => format!("{} M", (value / 1e4).round() / 1e2),
         large if large >= 1e4 => format!("{} k", (value / 1e2).round() / 10.0),
         _ => format!("{}", (value * 100.0).round() / 100.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_short() {
+        let labels = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0].map(percentile);
+        assert_eq!(labels, ["0 %", "68 %", "90 %", "96.8 %", "99 %", "99.68 %", "99.9 %", "99.999 %"]);
     }
 }
