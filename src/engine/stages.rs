@@ -78,7 +78,7 @@ pub enum Stage {
     FanoutQueue,
     /// Frames go to outboxes.
     Fanout,
-    /// Outboxes are sent.
+    /// All that waits for it is sent.
     Flush,
     /// All of it.
     Total,

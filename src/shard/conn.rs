@@ -68,8 +68,6 @@ pub struct Conn {
     pub is_parked: bool,
     /// A receive is in flight.
     pub is_receiving: bool,
-    /// In the list of those to be flushed.
-    pub is_dirty: bool,
     /// The socket took less than was offered; a poll is in flight.
     pub is_blocked: bool,
     /// A stall deadline is set.
@@ -78,6 +76,8 @@ pub struct Conn {
     pub is_batching: bool,
     /// In the list of those whose low events wait for company.
     pub is_delayed: bool,
+    /// Which of the entries in the flush queue is its own; 0: it has nothing to be flushed.
+    pub flush_mark: u32,
     /// What its slowness has cost it so far; none: nothing.
     pub slow: Option<Box<Slow>>,
     /// When bytes last went out, or the socket blocked.
@@ -90,6 +90,11 @@ impl Conn {
     /// wait, not cut off: what comes of it can only be more to read.
     pub fn is_held(&self, waits_max: usize) -> bool {
         self.is_parked || self.outbox.as_ref().is_some_and(|outbox| outbox.bytes() > waits_max)
+    }
+
+    /// True when it is to be flushed.
+    pub fn is_dirty(&self) -> bool {
+        self.flush_mark != 0
     }
 
     /// The socket's number.
@@ -190,11 +195,11 @@ impl Conns {
             backlog: None,
             is_parked: false,
             is_receiving: false,
-            is_dirty: false,
             is_blocked: false,
             is_stall_watched: false,
             is_batching: false,
             is_delayed: false,
+            flush_mark: 0,
             slow: None,
             progress_at: now,
         });

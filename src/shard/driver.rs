@@ -11,7 +11,7 @@
 //! 5. due deadlines, the engine's and the sockets' own
 //! 6. hand all new appends to the persistence core in one push, say that the last turn's batches are sent, and
 //!    hand questions to its readers
-//! 7. flush every dirty outbox with one send                        (`write.rs`)
+//! 7. flush dirty outboxes with one send each, until something comes (`flush.rs`)
 //! 8. sleep in the ring until a completion, the bell, or the next deadline
 //!
 //! The thread blocks inside its own ring rather than in the executor's reactor: the driver is the
@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::conn::{Conns, conn_key, ring_key};
+use super::flush::FlushQueue;
 use super::mail::{Answer, Inbox, Letter, Port};
 use super::ring::{Completion, Ring, RingConfig};
 use super::stages::Stages;
@@ -123,10 +124,8 @@ pub struct Driver {
     pub(super) appends: Vec<Append>,
     /// New questions of this turn.
     pub(super) questions: Vec<ReadRequest>,
-    /// Connections to be flushed this turn.
-    pub(super) dirty: Vec<ConnKey>,
-    /// Those of them to be flushed first.
-    pub(super) urgent: Vec<ConnKey>,
+    /// Connections to be flushed.
+    pub(super) to_flush: FlushQueue,
     /// Connections with nothing but what is patient, which wait for company until [`Deadline::Delayed`].
     pub(super) delayed: Vec<ConnKey>,
     /// Bytes that wait for sockets which do not take them.
@@ -145,9 +144,9 @@ pub struct Driver {
     pub(super) admin_waiting: HashMap<Token, Answer<Result<AdminAnswer, Refusal>>, ahash::RandomState>,
     admin_tokens: u64,
     stages: Stages,
-    /// Events of the log that were applied in this turn, and those that the turn before it sent out.
+    /// Events of the log that were applied in this turn, and before it, that are not yet sent out.
     applied: usize,
-    flushed: usize,
+    unsent: usize,
     is_stopped: bool,
 }
 
@@ -185,8 +184,7 @@ impl Driver {
             outputs: Outputs::default(),
             appends: Vec::new(),
             questions: Vec::new(),
-            dirty: Vec::new(),
-            urgent: Vec::new(),
+            to_flush: FlushQueue::default(),
             delayed: Vec::new(),
             held_bytes: 0,
             held_bytes_max,
@@ -199,7 +197,7 @@ impl Driver {
             admin_tokens: 0,
             stages: Stages::new(),
             applied: 0,
-            flushed: 0,
+            unsent: 0,
             is_stopped: false,
         })
     }
@@ -215,6 +213,7 @@ impl Driver {
                 self.sleep()?;
             }
         }
+        self.flush_all();
         Ok(())
     }
 
@@ -223,6 +222,7 @@ impl Driver {
         let began_us = now_us();
         self.now = self.clock.at(began_us);
         self.stages.begin(began_us);
+        self.to_flush.begin_turn(began_us);
         self.engine.note_clock(began_us);
         self.ring.submit()?;
         self.conns.bury();
@@ -235,9 +235,9 @@ impl Driver {
         self.tell_caught_up();
         self.ask_readers();
         self.stages.before_flush();
-        self.flush();
+        is_busy |= self.flush();
         if is_busy {
-            self.stages.end();
+            self.stages.end(self.to_flush.oldest_us());
             self.engine.stats_mut().turns += 1;
         }
         Ok(is_busy)
@@ -356,13 +356,13 @@ impl Driver {
         is_busy
     }
 
-    /// Says that what the turn before this one applied has been sent out. After the appends that came meanwhile: the
-    /// store may be waiting for just this to commit them together.
+    /// Says that what was applied before this turn has been sent out, all but a little. After the appends that came
+    /// meanwhile: the store may be waiting for just this to commit them together.
     fn tell_caught_up(&mut self) {
-        let done = std::mem::replace(&mut self.flushed, self.applied);
-        if done > 0 && self.inbox.on_done(done) {
+        if self.unsent > 0 && self.to_flush.is_nearly_done() && self.inbox.on_done(std::mem::take(&mut self.unsent)) {
             self.log.on_caught_up();
         }
+        self.unsent += self.applied;
     }
 
     fn submit_appends(&mut self) {
@@ -438,12 +438,17 @@ impl Driver {
         }
         let began = Instant::now();
         while began.elapsed() < self.spin {
-            if !self.inbox.log.is_empty() || !self.inbox.mail.is_empty() || self.ring.has_completions() {
+            if self.has_news() {
                 return true;
             }
             std::hint::spin_loop();
         }
         false
+    }
+
+    /// True when something came that the next turn would find.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.ring.has_completions() || !self.inbox.log.is_empty() || !self.inbox.mail.is_empty()
     }
 
     fn next_deadline(&self) -> Option<UnixMillis> {

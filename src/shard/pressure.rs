@@ -31,9 +31,8 @@ impl Driver {
         for key in self.delayed.drain(..) {
             let Some(conn) = self.conns.get_mut(key) else { continue };
             conn.is_delayed = false;
-            if conn.outbox.is_some() && !conn.is_dirty && !conn.is_blocked {
-                conn.is_dirty = true;
-                self.dirty.push(key);
+            if conn.outbox.is_some() && !conn.is_blocked {
+                self.to_flush.mark(conn);
             }
         }
     }

@@ -29,15 +29,24 @@ pub(super) struct Stages {
     submitted: VecDeque<Submitted>,
     /// Since when appends wait that the core did not take.
     untaken: Option<(u64, u64)>,
-    /// When the turns began whose appends are answered in this one.
-    answered: Vec<u64>,
-    /// Of the turn at hand: its begin, the end of its harvest, the begin of its flush (0: no batch
-    /// was applied).
+    /// Turns with batches that are being sent out, oldest first.
+    sending: VecDeque<Sending>,
+    /// When the turns began whose appends were answered in those and in this one, in order.
+    answered: VecDeque<u64>,
+    /// Of the turn at hand: its begin, the end of its harvest, whether a batch was applied, and the lists of appends
+    /// that were answered.
     began_us: u64,
     received_us: u64,
-    flushing_us: u64,
     has_applied: bool,
+    lists_answered: usize,
     half_ends_us: u64,
+}
+
+/// A turn whose batches are being sent out.
+struct Sending {
+    turn_us: u64,
+    flushing_us: u64,
+    lists_answered: usize,
 }
 
 struct Submitted {
@@ -55,11 +64,12 @@ impl Stages {
             times: StageTimes::default(),
             submitted: VecDeque::new(),
             untaken: None,
-            answered: Vec::new(),
+            sending: VecDeque::new(),
+            answered: VecDeque::new(),
             began_us: 0,
             received_us: 0,
-            flushing_us: 0,
             has_applied: false,
+            lists_answered: 0,
             half_ends_us: now_us() + HALF_US,
         }
     }
@@ -69,7 +79,7 @@ impl Stages {
         self.began_us = now_us;
         self.received_us = now_us;
         self.has_applied = false;
-        self.flushing_us = 0;
+        self.lists_answered = 0;
         if now_us >= self.half_ends_us {
             self.turn_over(now_us);
         }
@@ -119,7 +129,8 @@ impl Stages {
             if is_known {
                 self.record(Stage::CommitQueue, stamps.taken_us.saturating_sub(received_us));
                 self.record(Stage::Gather, stamps.began_us.saturating_sub(stamps.taken_us.max(received_us)));
-                self.answered.push(began_us);
+                self.answered.push_back(began_us);
+                self.lists_answered += 1;
             }
         }
     }
@@ -145,19 +156,26 @@ impl Stages {
     /// Outboxes are about to be sent.
     pub fn before_flush(&mut self) {
         if self.has_applied {
-            self.flushing_us = now_us();
+            let (turn_us, lists_answered) = (self.began_us, self.lists_answered);
+            self.sending.push_back(Sending { turn_us, flushing_us: now_us(), lists_answered });
         }
     }
 
-    /// The turn is over, and there was something to do in it.
-    pub fn end(&mut self) {
+    /// The turn is over, and there was something to do in it. What became ready to be sent in turns that began before
+    /// `oldest_us` has been sent (none: everything).
+    pub fn end(&mut self, oldest_us: Option<u64>) {
         let now_us = now_us();
         self.turns.record(now_us - self.began_us);
-        if self.has_applied {
-            self.record(Stage::Flush, now_us - self.flushing_us);
-        }
-        while let Some(began_us) = self.answered.pop() {
-            self.record(Stage::Total, now_us - began_us);
+        while let Some(sent) = self.sending.front()
+            && oldest_us.is_none_or(|oldest| sent.turn_us < oldest)
+        {
+            let Sending { flushing_us, lists_answered, .. } = *sent;
+            self.sending.pop_front();
+            self.record(Stage::Flush, now_us - flushing_us);
+            for _ in 0..lists_answered {
+                let began_us = self.answered.pop_front().unwrap_or(now_us);
+                self.record(Stage::Total, now_us - began_us);
+            }
         }
     }
 
@@ -241,7 +259,7 @@ mod tests {
             stages.on_submitted(appends);
         }
         stages.before_flush();
-        stages.end();
+        stages.end(None);
     }
 
     #[test]
@@ -265,6 +283,23 @@ mod tests {
         let commit = stats.stages.get(Stage::Commit);
         assert_eq!((commit.sum_us, commit.buckets[1], commit.recent.max_us), (30, 2, 15));
         assert_eq!(stats.stages.get(Stage::Encode).sum_us, 20);
+    }
+
+    #[test]
+    fn a_batch_is_sent_when_nothing_of_its_turn_waits_any_more() {
+        let mut stages = Stages::new();
+        turn(&mut stages, 1, None);
+        let began_us = now_us();
+        stages.begin(began_us);
+        stages.on_harvested(false);
+        stages.on_batch(&stamps(began_us), 1);
+        stages.on_applied();
+        stages.before_flush();
+        stages.end(Some(began_us));
+        assert_eq!((count(&stages, Stage::Flush), count(&stages, Stage::Total)), (0, 0), "some of it waits");
+        turn(&mut stages, 1, None);
+        assert_eq!((count(&stages, Stage::Flush), count(&stages, Stage::Total)), (1, 1));
+        assert!(stages.sending.is_empty() && stages.answered.is_empty());
     }
 
     #[test]

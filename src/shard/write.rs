@@ -1,12 +1,9 @@
-//! From the engine to the sockets: outputs into outboxes, outboxes into sends, and the end of a
-//! connection.
+//! From the engine to the outboxes, and the end of a connection.
 
-use std::io::IoSlice;
-
-use super::conn::{Phase, ring_key};
+use super::conn::Phase;
 use super::driver::{Deadline, Driver, SPARE_OUTBOXES_MAX};
+use super::flush::is_large;
 use super::mail::Letter;
-use super::ring::{SendError, send_slices};
 use crate::engine::event::{Class, ConnKey, Frames, Input, Output, Outputs};
 use crate::gateway::outbox::Pushed;
 use crate::protocol::command::CommandId;
@@ -17,8 +14,6 @@ use crate::protocol::websocket::ping_frame;
 
 /// How long a closing connection may take to send its last bytes and to answer the close, ms.
 const CLOSING_MS: UnixMillis = 3_000;
-/// Slices offered to one send.
-const SLICES: usize = 64;
 
 impl Driver {
     /// Does what the engine asks for, until it asks for nothing more.
@@ -132,15 +127,12 @@ impl Driver {
         let pushed = outbox.push(class, frames, scratch, &self.ladder);
         if conn.is_blocked {
             self.held_bytes = self.held_bytes + outbox.bytes() - before;
-        } else if !conn.is_dirty {
-            if self.limits.batch_delay_ms > 0 && class.is_patient() {
-                return self.delay(key, class, pushed);
-            }
-            conn.is_dirty = true;
-            self.dirty.push(key);
-        }
-        if matches!(class, Class::Critical) {
-            self.urgent.push(key);
+        } else if matches!(class, Class::Critical) || is_large(before, outbox.bytes()) {
+            self.to_flush.mark_urgent(conn);
+        } else if self.limits.batch_delay_ms > 0 && class.is_patient() && !conn.is_dirty() {
+            return self.delay(key, class, pushed);
+        } else {
+            self.to_flush.mark(conn);
         }
         self.count_pushed(key, class, pushed);
         match pushed {
@@ -187,9 +179,8 @@ impl Driver {
         let is_open = matches!(conn.phase, Phase::Open);
         if conn.is_blocked {
             self.held_bytes = self.held_bytes + outbox.bytes() - before;
-        } else if !conn.is_dirty {
-            conn.is_dirty = true;
-            self.dirty.push(key);
+        } else {
+            self.to_flush.mark(conn);
         }
         if is_overflow && is_open {
             self.close_slow(key, "too much was waiting to be read");
@@ -211,9 +202,8 @@ impl Driver {
         conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default()).push_last(frame);
         if conn.is_blocked {
             self.held_bytes += frame.len();
-        } else if !conn.is_dirty {
-            conn.is_dirty = true;
-            self.dirty.push(key);
+        } else {
+            self.to_flush.mark(conn);
         }
     }
 
@@ -251,9 +241,8 @@ impl Driver {
         conn.phase = Phase::Closing;
         conn.backlog = None;
         self.deadlines.set(self.now + CLOSING_MS, Deadline::Closing(key));
-        if !conn.is_dirty && !conn.is_blocked {
-            conn.is_dirty = true;
-            self.dirty.push(key);
+        if !conn.is_blocked {
+            self.to_flush.mark(conn);
         }
     }
 
@@ -282,139 +271,17 @@ impl Driver {
         }
     }
 
-    fn give_back(&mut self, mut outbox: Box<crate::gateway::outbox::Outbox>) {
+    pub(super) fn give_back(&mut self, mut outbox: Box<crate::gateway::outbox::Outbox>) {
         if self.spare_outboxes.len() < SPARE_OUTBOXES_MAX {
             outbox.clear();
             self.spare_outboxes.push(outbox);
         }
     }
 
-    /// One send for each dirty outbox. Those with replies go first: while the others are sent, their
-    /// owners say what they have to say next, and it shares the next turn.
-    pub(super) fn flush(&mut self) {
-        self.shed();
-        let mut urgent = std::mem::take(&mut self.urgent);
-        for key in urgent.drain(..) {
-            self.flush_one(key);
-        }
-        self.urgent = urgent;
-        // Flushing may make some dirty once more: gaps are told, slow ones closed.
-        while !self.dirty.is_empty() {
-            let mut dirty = std::mem::take(&mut self.dirty);
-            for key in dirty.drain(..) {
-                self.flush_one(key);
-            }
-            if self.dirty.is_empty() {
-                self.dirty = dirty;
-                self.settle();
-            }
-        }
-    }
-
-    /// Tells the engine of connections that ended while it could not be told.
-    pub(super) fn settle(&mut self) {
-        while let Some(key) = self.ended.pop() {
-            self.engine.handle(Input::Closed(key), self.now);
-            self.perform();
-        }
-    }
-
-    fn flush_one(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.is_dirty) else { return };
-        conn.is_dirty = false;
-        let fd = conn.raw_fd();
-        let Some(outbox) = conn.outbox.as_mut() else { return self.after_flush(key) };
-        if conn.is_batching {
-            let composed = outbox.compose();
-            let stats = self.engine.stats_mut();
-            stats.arrays += composed.arrays;
-            stats.array_events += composed.events;
-            stats.array_bytes_before += composed.bytes_before;
-            stats.array_bytes_after += composed.bytes_after;
-        }
-        while outbox.bytes() > 0 {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = outbox.slices(&mut slices);
-            let offered: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
-            let stats = self.engine.stats_mut();
-            stats.sends += 1;
-            match send_slices(fd, &slices[..filled]) {
-                Ok(sent) => {
-                    stats.bytes_out += sent as u64;
-                    stats.sends_short += u64::from(sent < offered);
-                    outbox.advance(sent);
-                    conn.progress_at = self.now;
-                    if sent < offered {
-                        self.block(key);
-                        return self.go_on_if_read(key);
-                    }
-                }
-                Err(SendError::WouldBlock) => {
-                    stats.sends_short += 1;
-                    return self.block(key);
-                }
-                Err(SendError::Gone(_)) => {
-                    // The receive in flight reports the end too; whoever comes first ends it.
-                    if matches!(conn.phase, Phase::Open) {
-                        self.ended.push(key);
-                    }
-                    return self.drop_conn(key);
-                }
-            }
-        }
-        self.after_flush(key);
-    }
-
-    /// Everything that waited has gone.
-    fn after_flush(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if let Some(mut outbox) = conn.outbox.take() {
-            if matches!(conn.phase, Phase::Open)
-                && let Some(gaps) = outbox.take_gaps(&self.ladder)
-            {
-                conn.outbox = Some(outbox);
-                self.engine.handle(Input::OutboxDrained(key, gaps), self.now);
-                return self.perform();
-            }
-            self.give_back(outbox);
-        }
-        self.go_on_if_read(key);
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if matches!(conn.phase, Phase::Closing) {
-            if conn.codec.is_finished() || !conn.codec.is_close_sent() {
-                // The last word was the echo of the peer's close, a close after a failure, or an HTTP
-                // answer. To close now, with bytes of the peer unread or under way, would reset the
-                // connection and could take that word with it (RFC 9112 section 9.6): the peer's end,
-                // or the deadline, comes first.
-                super::socket::shutdown_write(conn.raw_fd());
-            }
-            if !conn.is_receiving {
-                self.receive(key);
-            }
-        }
-    }
-
-    fn block(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if !std::mem::replace(&mut conn.is_blocked, true) {
-            self.held_bytes += conn.outbox.as_ref().map_or(0, |outbox| outbox.bytes());
-        }
-        conn.progress_at = conn.progress_at.max(self.now.saturating_sub(u64::from(self.limits.stall_ms)));
-        let at = self.now + u64::from(self.limits.stall_ms);
-        if !std::mem::replace(&mut conn.is_stall_watched, true) {
-            conn.progress_at = self.now;
-            self.deadlines.set(at, Deadline::Stall(key));
-        }
-        self.ring.poll_writable(conn.raw_fd(), ring_key(key));
-    }
-
     pub(super) fn on_writable(&mut self, key: ConnKey) {
         self.let_go(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.is_dirty {
-            conn.is_dirty = true;
-            self.dirty.push(key);
-        }
+        self.to_flush.mark(conn);
     }
 
     /// A socket was blocked a while ago: has it taken anything since?

@@ -14,11 +14,10 @@
 //!    batch before: what it took to commit and send that one was a wait already, and where it takes most of the time
 //!    a full window more would only lengthen every turn.
 //!
-//! And then, if **every shard is still sending out earlier batches**, wait for the first of them: it could do
-//! nothing with another batch but send it separately, to many of the same connections. One that is committed when it
-//! has sent holds more, and comes later by no more than the commit itself. When that alone took a window, sends are what the machine is short of. Then
-//! those who were just answered are given one more window to come again: else they split into groups that are
-//! committed in turn, each in sends of its own.
+//! And then, if not all are here and **every shard is still busy sending earlier batches**, wait for the first of them to
+//! be nearly done: nobody would get this batch any sooner, and one that is committed then holds more. When that alone took
+//! a window, sends are what the machine is short of. Then those who were just answered are given one more window to come
+//! again: else they split into groups that are committed in turn, at a commit and an answer each.
 
 /// Appends that must be likely to come within a window for it to open.
 const PAYS_FROM: f64 = 2.0;
@@ -36,8 +35,8 @@ pub enum Wait {
     No,
     /// Wait for more appends, until as many are at hand or the time is over.
     Appends { enough: usize, us: u64 },
-    /// Wait until a shard has caught up, or the time is over.
-    Shards { us: u64 },
+    /// Wait until a shard has caught up, as many are at hand, or the time is over.
+    Shards { enough: usize, us: u64 },
 }
 
 /// Decides whether to wait before each commit. Times are microseconds from any fixed start.
@@ -83,13 +82,16 @@ impl CommitWindow {
 
     /// What to do now that `waiting` appends are at hand and all shards, or not all, are behind.
     pub fn next(&mut self, waiting: usize, are_all_behind: bool, now_us: u64) -> Wait {
-        let us = self.gather_us(waiting, now_us);
+        if waiting >= self.in_flight {
+            return self.commit(now_us);
+        }
+        let us = self.gather_us(now_us);
         if us > 0 {
             return Wait::Appends { enough: self.in_flight, us };
         }
         if are_all_behind && now_us < self.hold_until_us {
             self.held_since_us.get_or_insert(now_us);
-            return Wait::Shards { us: self.hold_until_us - now_us };
+            return Wait::Shards { enough: self.in_flight, us: self.hold_until_us - now_us };
         }
         // Once for a batch.
         self.hold_until_us = 0;
@@ -98,20 +100,19 @@ impl CommitWindow {
                 self.until_us = now_us + self.window_us;
                 self.next(waiting, false, now_us)
             }
-            _ => {
-                self.begun_us = now_us;
-                Wait::No
-            }
+            _ => self.commit(now_us),
         }
     }
 
+    fn commit(&mut self, now_us: u64) -> Wait {
+        self.begun_us = now_us;
+        Wait::No
+    }
+
     /// Microseconds for which more appends are to be waited for.
-    fn gather_us(&self, waiting: usize, now_us: u64) -> u64 {
+    fn gather_us(&self, now_us: u64) -> u64 {
         let expected = self.recent_at(now_us) / MEMORY_US * self.window_us as f64;
-        if waiting >= self.in_flight || expected < PAYS_FROM {
-            return 0;
-        }
-        self.until_us.saturating_sub(now_us)
+        if expected < PAYS_FROM { 0 } else { self.until_us.saturating_sub(now_us) }
     }
 
     /// A batch of `appends` is committed, and `waiting` more came meanwhile.
@@ -214,17 +215,27 @@ mod tests {
 
     #[test]
     fn shards_that_are_all_behind_are_waited_for_a_while() {
-        let (mut window, now_us) = after(1_000, 100, 0, 5_000);
-        assert_eq!(window.next(100, true, now_us), Wait::Shards { us: 20_000 });
-        assert_eq!(window.next(120, true, now_us + 19_000), Wait::Shards { us: 1_000 });
-        assert_eq!(window.next(120, true, now_us + 20_000), Wait::No, "no longer");
+        let (mut window, now_us) = after(1_000, 100, 100, 5_000);
+        assert_eq!(window.next(100, true, now_us + 2_000), Wait::Shards { enough: 200, us: 18_000 });
+        assert_eq!(window.next(120, true, now_us + 19_000), Wait::Shards { enough: 200, us: 1_000 });
+        assert_eq!(window.next(120, true, now_us + 20_000), Wait::Appends { enough: 200, us: 2_000 });
+        assert_eq!(window.next(130, true, now_us + 22_000), Wait::No, "no longer");
+    }
+
+    #[test]
+    fn busy_shards_are_not_waited_for_when_nobody_else_can_come() {
+        let (mut window, now_us) = after(1_000, 8, 0, 5_000);
+        assert_eq!(window.next(8, true, now_us), Wait::No);
+        let (mut window, now_us) = after(1_000, 100, 100, 5_000);
+        assert_eq!(window.next(199, true, now_us + 2_000), Wait::Shards { enough: 200, us: 18_000 });
+        assert_eq!(window.next(200, true, now_us + 2_500), Wait::No);
     }
 
     #[test]
     fn after_a_long_hold_those_who_were_answered_may_come_again_once() {
         let (mut window, now_us) = after(1_000, 100, 200, 5_000);
-        window.next(300, true, now_us);
-        let freed_us = now_us + 3_000;
+        window.next(100, true, now_us + 2_000);
+        let freed_us = now_us + 5_000;
         assert_eq!(window.next(150, false, freed_us), Wait::Appends { enough: 300, us: 2_000 });
         assert_eq!(window.next(200, true, freed_us + 2_000), Wait::No, "however busy they are by then");
     }
@@ -232,7 +243,7 @@ mod tests {
     #[test]
     fn a_short_hold_is_no_reason_to_wait_more() {
         let (mut window, now_us) = after(1_000, 8, 4, 5_000);
-        assert_eq!(window.next(12, true, now_us), Wait::Shards { us: 20_000 });
-        assert_eq!(window.next(12, false, now_us + 1_000), Wait::No);
+        assert_eq!(window.next(10, true, now_us + 2_000), Wait::Shards { enough: 12, us: 18_000 });
+        assert_eq!(window.next(11, false, now_us + 3_000), Wait::No);
     }
 }

@@ -161,8 +161,8 @@ impl Writer {
                     let more = enough.min(self.batch_appends_max) - count;
                     self.inbox.wait_for(more, Duration::from_micros(us));
                 }
-                Wait::Shards { us } => {
-                    let more = self.batch_appends_max - count;
+                Wait::Shards { enough, us } => {
+                    let more = enough.min(self.batch_appends_max) - count;
                     self.inbox.hold_while(more, Duration::from_micros(us), || self.are_all_behind());
                 }
             }

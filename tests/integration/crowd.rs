@@ -101,3 +101,28 @@ fn cpu_ms(pid: u32) -> u64 {
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     ticks * 10
 }
+
+#[test]
+fn a_large_room_does_not_hold_up_who_writes_into_it() {
+    const MEMBERS: u64 = 300;
+    const MESSAGES: u64 = 200;
+    let server = Server::shards(1);
+    let mut members: Vec<Client> = (0..MEMBERS).map(|number| server.client(&format!("user-{number}"))).collect();
+    let joined = members.iter_mut().map(|member| member.join("hall")["seq"].as_u64().unwrap()).max().unwrap();
+    for member in &mut members[..MEMBERS as usize - 1] {
+        member.entries_until("hall", joined);
+    }
+    let before = server.stat("sends");
+    let mut author = members.pop().unwrap();
+    for number in 0..MESSAGES {
+        // Each after the answer to the one before: it is read while the others are still being sent to.
+        author.send("hall", &format!("{number}"));
+    }
+    for member in &mut members {
+        let heard = member.entries_until("hall", joined + MESSAGES);
+        let bodies: Vec<&str> = heard.iter().map(|entry| entry["body"].as_str().unwrap()).collect();
+        assert_eq!(bodies, (0..MESSAGES).map(|number| number.to_string()).collect::<Vec<_>>());
+    }
+    let sends = server.stat("sends") - before;
+    assert!(sends < MEMBERS * MESSAGES * 9 / 10, "{sends} sends: no two messages shared one");
+}
