@@ -11,7 +11,7 @@
 //!
 //! Reading order: [`schema`] (the file), `writer` (the turn), `isolate` (one transaction, and what is
 //! done when an entry spoils it), `transaction`, `facts`, `query`,
-//! `history`, `checkpoint`, [`breaker`], [`window`], [`inspect`].
+//! `history`, `checkpoint`, `vfs` (how the log's pages get to the file), [`breaker`], [`window`], [`inspect`].
 
 mod audit;
 pub mod breaker;
@@ -38,6 +38,7 @@ mod tallies;
 mod thread;
 mod transaction;
 mod upkeep;
+mod vfs;
 pub mod window;
 mod writer;
 

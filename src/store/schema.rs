@@ -180,6 +180,9 @@ const WAL_KEEP_BYTES: i64 = 64 * 1_024 * 1_024;
 /// How long to wait for another connection of this process (a truncating checkpoint).
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 
+/// Each connection stays on one thread, so SQLite's own mutexes are not needed.
+const THREAD_FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
+
 /// Held while a process owns a data directory; the kernel lets go when the process ends, however.
 #[derive(Debug)]
 pub(super) struct DirLock {
@@ -200,7 +203,8 @@ pub(super) fn lock_dir(dir: &Path) -> Result<DirLock, OpenError> {
 
 /// Opens the writer's connection: settings made and read back, schema brought up to date.
 pub(super) fn open_writer(dir: &Path, durability: Durability) -> Result<Connection, OpenError> {
-    let conn = open(&database_path(dir), OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | THREAD_FLAGS;
+    let conn = set_up(Connection::open_with_flags_and_vfs(database_path(dir), flags, super::vfs::name()?)?)?;
     check_ownership(&conn)?;
     let version = schema_version(&conn)?;
     if version > SCHEMA_VERSION {
@@ -253,8 +257,10 @@ pub(super) fn database_path(dir: &Path) -> PathBuf {
 }
 
 fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
-    // Each connection stays on one thread, so SQLite's own mutexes are not needed.
-    let conn = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    set_up(Connection::open_with_flags(path, flags | THREAD_FLAGS)?)
+}
+
+fn set_up(conn: Connection) -> rusqlite::Result<Connection> {
     // Plans do not look at bound values. Else a statement with a bound LIMIT is parsed anew each time it
     // is bound, which costs more than most of our answers.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
