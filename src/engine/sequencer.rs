@@ -158,8 +158,7 @@ impl Sequencer {
     /// A sequencer that goes on where a log ends. Feed it the dedupe window with
     /// [`Sequencer::remember_older`] before the first batch.
     pub fn new(config: SequencerConfig, end: LogEnd) -> Self {
-        let mut dedupe = Dedupe::new(config.dedupe_window_ms, config.dedupe_entries_max, config.seed);
-        dedupe.begin_rebuild();
+        let dedupe = Dedupe::new(config.dedupe_window_ms, config.dedupe_entries_max, config.seed);
         Self {
             losses: Losses::new(config.losses_max, end.position),
             inboxes: Inboxes::after(end.item),

@@ -5,10 +5,10 @@
 //! tentative until [`Dedupe::settle`], so that a failed commit can take it back.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
 
 use ahash::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::protocol::ids::{RoomKey, Seq, UnixMillis};
 
@@ -20,12 +20,6 @@ pub(super) struct PairHash {
     high: u64,
 }
 
-impl std::hash::Hash for PairHash {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.low);
-    }
-}
-
 /// The first entry of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct First {
@@ -34,21 +28,22 @@ pub(super) struct First {
     pub ts: UnixMillis,
 }
 
-/// The keys are hashes already.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct PassThrough(u64);
+/// Most pairs that can be told apart by their places.
+const ENTRIES_MAX: usize = u32::MAX as usize / 2;
 
-impl Hasher for PassThrough {
-    fn finish(&self) -> u64 {
-        self.0
+/// A place in the queue, counted from the first entry ever queued, modulo 2³²: fewer than that are in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place(u32);
+
+impl Place {
+    /// Its index in a queue that begins with `front`.
+    fn after(self, front: Self) -> usize {
+        self.0.wrapping_sub(front.0) as usize
     }
 
-    fn write(&mut self, _bytes: &[u8]) {
-        debug_assert!(false, "only PairHash is hashed here");
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
+    /// The place so many further on.
+    fn plus(self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count as u32))
     }
 }
 
@@ -57,11 +52,12 @@ pub(super) struct Dedupe {
     window_ms: u64,
     entries_max: usize,
     hashers: (RandomState, RandomState),
-    /// Pair → its place in the queue, counted from the first entry ever queued.
-    places: std::collections::HashMap<PairHash, u64, BuildHasherDefault<PassThrough>>,
+    /// Where each pair stands in the queue. The hash is there, and looked at once this table has a candidate: of a
+    /// million pairs, each sent once, hardly any is.
+    places: HashTable<Place>,
     queue: VecDeque<(PairHash, First)>,
-    /// How many have left the front of the queue.
-    popped: u64,
+    /// The place of the front of the queue.
+    front: Place,
     tentative: usize,
     evicted_early: u64,
 }
@@ -71,11 +67,11 @@ impl Dedupe {
         let state = |salt: u64| RandomState::with_seeds(seed, seed.rotate_left(17) ^ salt, !seed, salt);
         Self {
             window_ms: u64::from(window_ms),
-            entries_max,
+            entries_max: entries_max.min(ENTRIES_MAX),
             hashers: (state(0x9e37_79b9_7f4a_7c15), state(0xc2b2_ae3d_27d4_eb4f)),
-            places: Default::default(),
+            places: HashTable::new(),
             queue: VecDeque::new(),
-            popped: 0,
+            front: Place(0),
             tentative: 0,
             evicted_early: 0,
         }
@@ -92,14 +88,19 @@ impl Dedupe {
 
     /// The first entry of this pair, when it is known and its window is not over.
     pub fn find(&self, hash: PairHash, now: UnixMillis) -> Option<First> {
-        let place = *self.places.get(&hash)?;
-        let (_, first) = self.queue[(place - self.popped) as usize];
+        let is_same = |place: &Place| self.queue[place.after(self.front)].0 == hash;
+        let place = self.places.find(hash.low, is_same)?;
+        let (_, first) = self.queue[place.after(self.front)];
         (now < first.ts.saturating_add(self.window_ms)).then_some(first)
     }
 
     /// Adds a pair tentatively. The caller has asked [`Dedupe::find`] and let go what is over.
     pub fn add(&mut self, hash: PairHash, first: First) {
-        self.places.insert(hash, self.popped + self.queue.len() as u64);
+        let place = self.front.plus(self.queue.len());
+        match self.entry(hash) {
+            Entry::Occupied(mut known) => *known.get_mut() = place,
+            Entry::Vacant(free) => drop(free.insert(place)),
+        }
         self.queue.push_back((hash, first));
         self.tentative += 1;
     }
@@ -117,7 +118,7 @@ impl Dedupe {
     pub fn take_back(&mut self) {
         for _ in 0..std::mem::take(&mut self.tentative) {
             if let Some((hash, _)) = self.queue.pop_back() {
-                self.places.remove(&hash);
+                self.forget(hash, self.front.plus(self.queue.len()));
             }
         }
     }
@@ -140,19 +141,27 @@ impl Dedupe {
             return false;
         }
         // Looked up once: a million of these are read before the server is ready.
-        if let Entry::Vacant(place) = self.places.entry(hash) {
-            // Places count from the first entry ever; going backwards they count down from here.
-            self.popped -= 1;
-            place.insert(self.popped);
+        let before = Place(self.front.0.wrapping_sub(1));
+        if let Entry::Vacant(free) = self.entry(hash) {
+            free.insert(before);
             self.queue.push_front((hash, first));
+            self.front = before;
         }
         true
     }
 
-    /// Prepares for [`Dedupe::add_older`] on an empty window.
-    pub fn begin_rebuild(&mut self) {
-        debug_assert!(self.queue.is_empty());
-        self.popped = u64::MAX / 2;
+    /// The pair's entry in the table, or where it belongs.
+    fn entry(&mut self, hash: PairHash) -> Entry<'_, Place> {
+        let (queue, front) = (&self.queue, self.front);
+        let hash_of = |place: &Place| queue[place.after(front)].0;
+        self.places.entry(hash.low, |place| hash_of(place) == hash, |place| hash_of(place).low)
+    }
+
+    /// Takes a pair out of the table, if that is where it stands: one that was over may have been added anew.
+    fn forget(&mut self, hash: PairHash, place: Place) {
+        if let Ok(known) = self.places.find_entry(hash.low, |known| *known == place) {
+            known.remove();
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -165,11 +174,8 @@ impl Dedupe {
 
     fn pop(&mut self) {
         if let Some((hash, _)) = self.queue.pop_front() {
-            // An expired pair may have been added anew; its place is then a later one.
-            if self.places.get(&hash) == Some(&self.popped) {
-                self.places.remove(&hash);
-            }
-            self.popped += 1;
+            self.forget(hash, self.front);
+            self.front = self.front.plus(1);
         }
     }
 }
@@ -225,9 +231,35 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_that_was_over_may_come_again_before_it_has_left() {
+        let mut dedupe = Dedupe::new(100, 10, 7);
+        let hash = dedupe.hash("alice", "1");
+        dedupe.add(hash, first(1, 1_000));
+        dedupe.settle();
+        assert_eq!(dedupe.find(hash, 1_100), None);
+        dedupe.add(hash, first(2, 1_100));
+        dedupe.settle();
+        dedupe.expire(1_100);
+        assert_eq!((dedupe.len(), dedupe.find(hash, 1_150)), (1, Some(first(2, 1_100))));
+    }
+
+    #[test]
+    fn places_go_on_past_their_largest_number() {
+        let mut dedupe = Dedupe::new(1_000, 4, 7);
+        dedupe.front = Place(u32::MAX - 5);
+        let hashes: Vec<_> = (0..100).map(|n| dedupe.hash("alice", &n.to_string())).collect();
+        for (n, hash) in (0..).zip(&hashes) {
+            dedupe.add(*hash, first(n, n));
+            dedupe.settle();
+            let oldest = n.saturating_sub(3);
+            assert!((oldest..=n).all(|n| dedupe.find(hashes[n as usize], n) == Some(first(n, n))));
+            assert!((0..oldest).all(|n| dedupe.find(hashes[n as usize], n).is_none()));
+        }
+    }
+
+    #[test]
     fn it_is_rebuilt_backwards_and_goes_on_forwards() {
         let mut dedupe = Dedupe::new(1_000, 3, 7);
-        dedupe.begin_rebuild();
         let hashes: Vec<_> = (0..4).map(|n| dedupe.hash("alice", &n.to_string())).collect();
         assert!(dedupe.add_older(hashes[3], first(3, 30)));
         assert!(dedupe.add_older(hashes[3], first(1, 10)), "an older entry of a known pair is skipped");
