@@ -178,7 +178,7 @@ unsafe fn flush(file: *mut sqlite3_file) -> c_int {
             return ffi::SQLITE_OK;
         }
         let (bytes, begin) = (gathered.bytes.as_ptr().cast(), gathered.begin());
-        let code = system_write(file, bytes, gathered.bytes.len() as c_int, begin);
+        let code = pass_write(file, bytes, gathered.bytes.len() as c_int, begin);
         gathered.bytes.clear();
         if code != ffi::SQLITE_OK {
             gathered.end = NOWHERE;
@@ -197,16 +197,6 @@ unsafe fn flush_before(file: *mut sqlite3_file) -> c_int {
     match unsafe { flush(file) } {
         ffi::SQLITE_FULL => ffi::SQLITE_IOERR_WRITE,
         code => code,
-    }
-}
-
-/// # Safety
-/// As for [`flush`]; `from` has so many bytes.
-unsafe fn system_write(file: *mut sqlite3_file, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
-    // SAFETY: the system's handle is open as long as ours, so it has its methods.
-    unsafe {
-        let system = inner(file);
-        (*(*system).pMethods).xWrite.map_or(ffi::SQLITE_IOERR_WRITE, |write| write(system, from, bytes, offset))
     }
 }
 
@@ -242,7 +232,7 @@ unsafe extern "C" fn write(file: *mut sqlite3_file, from: *const c_void, bytes: 
             Fate::Flush => flush(file),
             Fate::Through => match flush(file) {
                 ffi::SQLITE_OK => {
-                    let code = system_write(file, from, bytes, offset);
+                    let code = pass_write(file, from, bytes, offset);
                     gathered(file).end = if code == ffi::SQLITE_OK { offset + i64::from(bytes) } else { NOWHERE };
                     code
                 }
@@ -279,6 +269,7 @@ macro_rules! passed_on {
 }
 
 passed_on! {
+    pass_write => xWrite(from: *const c_void, bytes: c_int, offset: i64) after nothing or ffi::SQLITE_IOERR_WRITE;
     pass_close => xClose() after nothing or ffi::SQLITE_OK;
     read => xRead(into: *mut c_void, bytes: c_int, offset: i64) after flush_before or ffi::SQLITE_IOERR_READ;
     truncate => xTruncate(size: i64) after flush_before or ffi::SQLITE_IOERR_TRUNCATE;
