@@ -18,3 +18,5 @@ pub mod protocol;
 pub mod server;
 pub mod shard;
 pub mod store;
+#[cfg(test)]
+mod test_dir;

@@ -243,6 +243,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_dir::TestDir;
 
     fn limit(hard: u64) -> io::Result<process::Limit> {
         Ok(process::Limit { soft: hard, hard })
@@ -263,12 +264,10 @@ mod tests {
 
     #[test]
     fn the_disk_is_timed_and_left_clean() {
-        let folder = std::env::temp_dir().join(format!("antiphon-check-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let finding = disk(&folder.join("not/yet/made"));
+        let folder = TestDir::new("check");
+        let finding = disk(&folder.0.join("not/yet/made"));
         assert!(finding.found.contains("a sync in"), "{finding}");
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
         assert_eq!(disk(Path::new("/proc")).verdict, Verdict::Fail);
     }
 

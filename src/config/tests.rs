@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::*;
+use crate::test_dir::TestDir;
 
 #[derive(Debug, Parser)]
 struct Cli {
@@ -147,25 +148,9 @@ fn misspelt_variables_are_noticed() {
     assert_eq!(unknown_variables(names.into_iter()), ["ANTIPHON_LISTENN"]);
 }
 
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("antiphon-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn a_development_secret_is_made_once_and_kept_private() {
-    let dir = TempDir::new("dev-secret");
+    let dir = TestDir::new("dev-secret");
     let source = KeySource::Development(dir.0.join("data/dev-secret"));
     let first = source.load().unwrap();
     assert!(first.is_new);
@@ -182,7 +167,7 @@ fn a_development_secret_is_made_once_and_kept_private() {
 
 #[test]
 fn starters_at_once_agree_on_one_secret() {
-    let dir = TempDir::new("race");
+    let dir = TestDir::new("race");
     let source = AdminSource::Made(dir.0.join("admin-token"));
     let made: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| source.load().unwrap())).collect();
@@ -194,7 +179,7 @@ fn starters_at_once_agree_on_one_secret() {
 
 #[test]
 fn secrets_in_files_are_checked_too() {
-    let dir = TempDir::new("secret-file");
+    let dir = TestDir::new("secret-file");
     let path = dir.0.join("secret");
     let source = KeySource::SecretFile(path.clone());
     assert!(source.load().unwrap_err().message.contains("cannot be read"));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{FRAME_HEADER, Fate, GATHERED_MAX, Gathered};
+use crate::test_dir::TestDir;
 
 const PAGE: [u8; 4_096] = [7; 4_096];
 const HEADER: [u8; FRAME_HEADER] = [0; FRAME_HEADER];
@@ -68,25 +69,8 @@ fn what_is_too_long_is_not_gathered() {
     assert_eq!(gathered.add(&[0; GATHERED_MAX], 24), Fate::Through);
 }
 
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("antiphon-vfs-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).expect("the folder for temporary files can be written");
-        Self(path)
-    }
-
-    fn database(&self) -> PathBuf {
-        self.0.join("test.db")
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+fn database(dir: &TestDir) -> PathBuf {
+    dir.0.join("test.db")
 }
 
 /// A database with the log written through the VFS, and so small a cache that transactions do not fit into it.
@@ -117,8 +101,8 @@ fn writes() -> u64 {
 
 #[test]
 fn a_commit_is_one_write_for_every_128_kib() {
-    let dir = Dir::new("writes");
-    let conn = open(&dir.database(), "FULL");
+    let dir = TestDir::new("vfs-writes");
+    let conn = open(&database(&dir), "FULL");
     conn.execute_batch("PRAGMA cache_spill = OFF").expect("a setting");
     // Rows fill a page each; the tree's own pages are written too.
     let writes_of = |rows: u32| {
@@ -142,9 +126,9 @@ fn a_commit_is_one_write_for_every_128_kib() {
 /// Random transactions, larger than the cache and smaller, some rolled back in part or whole, with the log copied into
 /// the database now and then: a connection of the system's VFS sees each commit, and so does who comes after a crash.
 fn runs_like_the_system_s(synchronous: &str) {
-    let dir = Dir::new(synchronous);
-    let conn = open(&dir.database(), synchronous);
-    let reader = Connection::open(dir.database()).expect("a second connection");
+    let dir = TestDir::new(&format!("vfs-{synchronous}"));
+    let conn = open(&database(&dir), synchronous);
+    let reader = Connection::open(database(&dir)).expect("a second connection");
     let mut random = 1_u32;
     let mut next = |below: u32| {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -188,7 +172,7 @@ fn runs_like_the_system_s(synchronous: &str) {
 }
 
 /// The files as they stand, opened as after the end of the process.
-fn after_crash(dir: &Dir) -> Connection {
+fn after_crash(dir: &TestDir) -> Connection {
     let copy = dir.0.join("copy.db");
     for end in ["", "-wal"] {
         let name = |base: &str| dir.0.join(format!("{base}.db{end}"));
