@@ -1,17 +1,19 @@
-//! Deadlines without scanning all connections: a heap of (when, what).
+//! Deadlines without scanning all connections: what is due, by when.
+//!
+//! Those of sessions are rounded, so that many share one place and none is looked for. In a heap, taking one of 15,000
+//! touched a dozen cold cache lines, a twelfth of what a heartbeat costs.
 //!
 //! Nothing is ever removed early. Whoever is called at a deadline that no longer holds (a
 //! connection that is gone, a token that was renewed) does nothing and, if need be, sets a new one.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::event::ConnKey;
 use super::users::UserIdx;
 use crate::protocol::ids::{RoomKey, UnixMillis};
 
 /// What is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timer {
     /// A session's next ping, silence check or token expiry.
     Session(ConnKey),
@@ -39,43 +41,38 @@ pub enum Timer {
     Gather(u64),
 }
 
-/// Room for so many is kept in any case.
-const KEPT: usize = 1_024;
-
 /// Deadlines of things of one kind.
 #[derive(Debug)]
 pub struct Timers<T> {
-    heap: BinaryHeap<Reverse<(UnixMillis, T)>>,
+    /// What is due, by when, in the order it was set.
+    at: BTreeMap<UnixMillis, VecDeque<T>>,
 }
 
-impl<T: Ord> Default for Timers<T> {
+impl<T> Default for Timers<T> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new() }
+        Self { at: BTreeMap::new() }
     }
 }
 
-impl<T: Ord> Timers<T> {
+impl<T> Timers<T> {
     /// Calls for `timer` at `at`.
     pub fn set(&mut self, at: UnixMillis, timer: T) {
-        self.heap.push(Reverse((at, timer)));
+        self.at.entry(at).or_default().push_back(timer);
     }
 
     /// When the next one is due.
     pub fn next_deadline(&self) -> Option<UnixMillis> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        self.at.first_key_value().map(|(at, _)| *at)
     }
 
     /// The next one that is due at `now`, with the time it was set for.
     pub fn next_due(&mut self, now: UnixMillis) -> Option<(UnixMillis, T)> {
-        if self.next_deadline()? > now {
-            return None;
+        let mut first = self.at.first_entry().filter(|first| *first.key() <= now)?;
+        let (at, timer) = (*first.key(), first.get_mut().pop_front()?);
+        if first.get().is_empty() {
+            first.remove();
         }
-        let Reverse(entry) = self.heap.pop()?;
-        // The deadlines of a storm of connections leave no memory behind.
-        if self.heap.capacity() > KEPT && self.heap.len() < self.heap.capacity() / 8 {
-            self.heap.shrink_to(self.heap.capacity() / 4);
-        }
-        Some(entry)
+        Some((at, timer))
     }
 }
 
@@ -100,13 +97,18 @@ mod tests {
     }
 
     #[test]
-    fn many_that_are_over_leave_no_memory_behind() {
+    fn those_of_one_time_come_as_they_were_set() {
         let mut timers = Timers::default();
-        (0..100_000).for_each(|at| timers.set(at, Timer::Sweep));
-        for at in 0..99_999 {
-            assert_eq!(timers.next_due(100_000), Some((at, Timer::Sweep)));
+        for number in 0..1_000 {
+            timers.set(100, Timer::Gather(number));
         }
-        assert!(timers.heap.capacity() <= KEPT);
-        assert_eq!(timers.next_due(100_000), Some((99_999, Timer::Sweep)));
+        for number in 0..1_000 {
+            assert_eq!(timers.next_due(100), Some((100, Timer::Gather(number))));
+            if number == 500 {
+                timers.set(100, Timer::Sweep);
+            }
+        }
+        assert_eq!(timers.next_due(100), Some((100, Timer::Sweep)));
+        assert_eq!((timers.next_due(100), timers.next_deadline()), (None, None));
     }
 }

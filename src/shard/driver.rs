@@ -84,7 +84,7 @@ pub struct Setup {
 }
 
 /// What a socket may be waiting for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deadline {
     /// The HTTP request must be complete.
     Handshake(ConnKey),
