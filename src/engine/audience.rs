@@ -12,7 +12,7 @@ use crate::protocol::ids::{Role, UserId};
 /// Who may see an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Audience {
-    /// Everybody but these.
+    /// Everybody but these; the author in any case.
     Except(Box<[UserId]>),
     /// These and the author.
     Only(Box<[UserId]>),
@@ -56,7 +56,7 @@ impl Audience {
     pub fn admits(&self, viewer: &Viewer<'_>, author: &str) -> bool {
         let named = |list: &[UserId]| list.iter().any(|user| user.as_str() == viewer.user);
         match self {
-            Self::Except(list) => !named(list),
+            Self::Except(list) => viewer.user == author || !named(list),
             Self::Only(list) => viewer.user == author || named(list),
             Self::Narrow(narrow) => {
                 let is_class = |device: &str| narrow.devices.iter().any(|class| **class == *device_class(device));

@@ -19,6 +19,7 @@ mod command;
 mod fields;
 mod filter;
 mod json;
+mod salvage;
 
 use std::borrow::Cow;
 
@@ -89,7 +90,11 @@ impl Parser {
                     Err(refusal) => Err(BadFrame { id, refusal }),
                 }
             })
-            .unwrap_or_else(|fault| Err(without_id(bad(fault.message()))))
+            .unwrap_or_else(|fault| {
+                // JSON all the same, by its grammar, except for a syntax fault: who sent it waits for an answer.
+                let id = if fault == JsonFault::Syntax { None } else { salvage::command_id(text) };
+                Err(BadFrame { id, refusal: bad(fault.message()) })
+            })
     }
 }
 

@@ -301,3 +301,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_mention_that_no_listening_device_is_shown_waits() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.joins("a", "general");
+    table.opens_with("b", "laptop-1", table.claims("bob")).whatever();
+    table.answer().whatever();
+    table.joins("b", "general");
+    let say =
+        |more: &str| format!(r#"{{"type":"message:send","room":"general","body":"x","mentions":["bob"],{more}}}"#);
+    // Shown: nothing waits.
+    table.says("a", &say(r#""only_devices":["laptop"]"#)).whatever();
+    table.settle();
+    assert!(table.log.kept.inbox.is_empty());
+    // For another device of bob's.
+    table.says("a", &say(r#""only_devices":["phone"]"#)).whatever();
+    assert!(table.commit().has(r#"b = {"type":"inbox:item""#));
+    table.settle();
+    assert_eq!(table.log.kept.inbox.len(), 1);
+    // Against bob's filter.
+    let filter = r#"{"type":"room:subscribe","room":"general","filter":{"field":"lang","eq":"de"}}"#;
+    table.says("b", filter).whatever();
+    table.says("a", &say(r#""meta":{"lang":"fr"}"#)).whatever();
+    assert!(table.commit().has(r#"b = {"type":"inbox:item""#));
+    table.says("a", &say(r#""meta":{"lang":"de"}"#)).whatever();
+    table.settle();
+    assert_eq!(table.log.kept.inbox.len(), 2);
+}

@@ -320,3 +320,35 @@ fn who_asks_for_it_is_told_where_the_time_went() {
         "#,
     );
 }
+
+#[test]
+fn an_audience_of_nobody_is_refused_and_not_everybody() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.joins("a", "general");
+    for field in ["only", "only_roles", "only_devices"] {
+        let command = format!(r#"{{"type":"message:send","id":1,"room":"general","body":"x","{field}":[]}}"#);
+        let message = format!("{field} is empty: name somebody, or leave it out");
+        table.says("a", &command).gives(&format!(
+            r#"a ! {{"type":"error","id":1,"code":107,"error":"bad_request","message":"{message}","temporary":false,"retry_after_ms":0}}"#
+        ));
+    }
+    let nobody_out = r#"{"type":"message:send","room":"general","body":"x","exclude":[]}"#;
+    table.says("a", nobody_out).whatever();
+    assert!(table.commit().has(r#""body":"x""#));
+}
+
+#[test]
+fn authors_who_exclude_themselves_see_their_own() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.joins("a", "general");
+    table.joins("b", "general");
+    table.says("a", r#"{"type":"message:send","room":"general","body":"x","exclude":["alice","bob"]}"#).whatever();
+    let given = table.commit();
+    assert!(given.has(r#"a general 3 {"type":"message:created""#), "{given:?}");
+    assert!(given.has(r#"b general 3 {"type":"message:hidden""#), "{given:?}");
+    table.says("a", r#"{"type":"message:delete","id":1,"room":"general","seq":3}"#).whatever();
+    assert!(table.commit().has(r#"a ! {"type":"ok","id":1"#));
+}

@@ -405,3 +405,19 @@ fn the_latest_activity_of_a_second_is_told_at_its_end() {
     table.closes("a").whatever();
     table.passes(2_000).only(&["b ~"]).gives_nothing();
 }
+
+#[test]
+fn a_room_that_becomes_large_is_told_anew_and_no_other() {
+    let mut table = Table::with(Limits { presence_room_max: 1, ..Limits::default() });
+    table.has("a", "alice");
+    table.joins("a", "one");
+    table.joins("a", "two");
+    table.passes(100).whatever();
+    table.says("a", r#"{"type":"presence:subscribe","id":1,"room":"one"}"#).whatever();
+    table.says("a", r#"{"type":"presence:subscribe","id":2,"room":"two"}"#).whatever();
+    table.has("b", "bob");
+    table.joins("b", "one");
+    let heard = (0..70).flat_map(|_| table.passes(100).lines("\"whole\":true")).collect::<Vec<_>>();
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert!(heard[0].contains(r#""room":"one""#), "{heard:?}");
+}

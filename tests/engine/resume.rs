@@ -241,3 +241,26 @@ fn a_gap_in_a_room_that_was_unloaded_meanwhile_sends_the_client_back_to_resume()
         "#,
     );
 }
+
+#[test]
+fn a_join_with_a_cursor_ahead_of_the_log_makes_nobody_a_member() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.joins("a", "general");
+    table.has("b", "bob");
+    let refused = r#"
+        b ! {"type":"error","id":1,"code":112,"error":"unrecoverable_cursor","message":"the cursor is ahead of the room","temporary":false,"retry_after_ms":0}
+        "#;
+    let join = |room: &str, seq: u64| {
+        format!(r#"{{"type":"room:join","id":1,"room":"{room}","since":{{"epoch":"e1","seq":{seq}}}}}"#)
+    };
+    table.says("b", &join("general", 9)).gives(refused);
+    // A room that does not exist, and is not made.
+    table.says("b", &join("nowhere", 1)).whatever();
+    table.answer().whatever();
+    table.comes_again("b").gives(refused);
+    assert_eq!((table.log.kept.rooms.len(), table.log.kept.rooms[&RoomKey(1)].members), (1, 1));
+    // One that is not ahead is as good as ever.
+    table.says("b", &join("general", 1)).whatever();
+    assert!(table.commit().has(r#""recovered":true"#));
+}

@@ -305,3 +305,31 @@ fn sync_check_says_where_each_room_stands() {
         "#,
     );
 }
+
+#[test]
+fn sync_check_answers_for_every_room_also_for_one_that_was_lost() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.joins("a", "one");
+    table.joins("b", "one");
+    table.says("a", r#"{"type":"room:create","id":1,"room":"den","kind":"private","members":["bob"]}"#).whatever();
+    table.settle();
+    table.says("a", r#"{"type":"room:kick","id":2,"room":"den","user":"bob"}"#).whatever();
+    table.settle();
+    table.says("b", r#"{"type":"sync:check","id":3,"rooms":[{"room":"one","seq":2},{"room":"den","seq":2}]}"#).gives(
+        r#"
+        b ! {"type":"ok","id":3,"rooms":[{"room":"one","seq":2,"state":"ok"},{"room":"den","seq":0,"state":"unknown"}]}
+        "#,
+    );
+}
+
+#[test]
+fn who_is_taken_into_a_new_room_is_told() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.says("a", r#"{"type":"room:create","id":1,"room":"den","kind":"private","members":["bob"]}"#).whatever();
+    let given = table.commit();
+    assert!(given.has(r#""name":"invitation","data":{"room":"den","seq":2,"by":"alice"}"#), "{given:?}");
+}

@@ -160,3 +160,16 @@ fn a_revocation_ends_sessions_and_keeps_them_out() {
     );
     assert_eq!(table.engine.stats().revoked, 2);
 }
+
+#[test]
+fn a_narrow_token_is_told_of_no_other_room_and_makes_none_that_it_may_only_read() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.joins("a", "secret");
+    table.joins("a", "ro-1");
+    let narrow = covering(&table, &[("ro-*", false)]);
+    let given = table.opens_with("n", "n", narrow);
+    assert!(given.has(r#""rooms":[{"room":"ro-1","#) && !given.has("secret"), "{given:?}");
+    table.says("n", r#"{"type":"room:join","id":1,"room":"ro-2"}"#).whatever();
+    assert!(table.commit().has(r#"n ! {"type":"error","id":1,"code":102"#));
+}

@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use super::super::event::{Class, CommittedBatch, Frames, LogEntry, Output, RoomRun};
 use super::super::rooms::RoomIdx;
+use super::super::session::Session;
 use super::super::shard::Shard;
 use super::Resume;
 use super::subscribe::{admits, comma, viewer};
 use crate::protocol::encode;
-use crate::protocol::filter::judged_meta;
+use crate::protocol::filter::{Filter, judged_meta};
 use crate::protocol::ids::{Seq, UnixMillis};
 
 /// Neighbouring entries that one stand-in tells of.
@@ -111,6 +112,17 @@ impl Shard {
             self.cx.stats.fanout_recipients += 1;
         }
         self.filter_metas = metas;
+    }
+}
+
+impl Shard {
+    /// True when a listener is sent an entry, and not a stand-in for it.
+    pub(super) fn is_shown(&self, session: &Session, idx: RoomIdx, batch: &CommittedBatch, entry: &LogEntry) -> bool {
+        let room = self.rooms.get(idx);
+        let passes =
+            |filter: &Arc<Filter>| meta_span(batch, entry).is_none_or(|meta| filter.admits_meta(&batch.bytes[meta]));
+        admits(entry.restricted.as_deref(), &viewer(&self.users, session, room.key))
+            && room.filter_of(session.conn).is_none_or(passes)
     }
 }
 

@@ -13,6 +13,7 @@ use super::super::inbox::{
 };
 use super::super::shard::Shard;
 use super::super::shard_of;
+use super::super::sync;
 use super::super::timers::Timer;
 use super::super::users::UserIdx;
 use super::{Call, Waiting};
@@ -238,10 +239,18 @@ impl Shard {
         self.arm_inbox(idx);
     }
 
-    /// True when a connection of the user listens to the room that an item is about.
+    /// True when a connection of the user listens to the room that an item is about, and is shown the entry in question.
     fn hears(&self, idx: UserIdx, covers: Option<(RoomKey, Seq)>) -> bool {
-        let Some(room) = covers.and_then(|(room, _)| self.rooms.find_key(room)) else { return false };
-        let listens = |conn: &ConnKey| self.sessions.get(*conn).is_some_and(|s| s.subscriptions.contains(&room));
+        let Some((key, seq)) = covers else { return false };
+        let Some(room) = self.rooms.find_key(key) else { return false };
+        let recent =
+            sync::recent_after(self.rooms.get(room), seq.saturating_sub(1)).and_then(|mut entries| entries.next());
+        let listens = |conn: &ConnKey| {
+            self.sessions.get(*conn).is_some_and(|session| {
+                session.subscriptions.contains(&room)
+                    && recent.is_none_or(|(batch, entry)| self.is_shown(session, room, batch, entry))
+            })
+        };
         self.users.get(idx).conns.iter().any(listens)
     }
 

@@ -10,13 +10,13 @@ use super::super::auth::Want;
 use super::super::event::{ConnKey, Entry, Output, Query, RoomRow};
 use super::super::shard::Shard;
 use super::presence_gather::Sought;
-use super::subscribe::Answer;
+use super::subscribe::{Answer, cursor_is_ahead};
 use super::{Call, OwnedCursor, Waiting};
 use crate::protocol::command::{CommandId, Cursor, Manage, Status};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::filter::Filter;
-use crate::protocol::ids::{BadName, Epoch, Role, RoomKind, RoomName, UserId};
+use crate::protocol::ids::{BadName, Epoch, Role, RoomKind, RoomName, Seq, UserId};
 
 impl Shard {
     pub(super) fn on_room_create(
@@ -66,9 +66,22 @@ impl Shard {
         }
         // Now and not after the commit: a join that is refused must not have made a member.
         self.check_subscriptions_max(conn)?;
+        if let Some(cursor) = since.as_ref().filter(|cursor| cursor.epoch == self.cx.epoch && cursor.seq > 0) {
+            let head = match self.find_room(conn, room, Want::Read) {
+                // Whoever may not come in is told so, and not where the room stands.
+                Ok(Some(idx)) => self.check_right(conn, idx, Want::Read).map_or(Seq::MAX, |_| self.rooms.get(idx).head),
+                Ok(None) => return Ok(()),
+                Err(refusal) if refusal.code == ErrorCode::UnknownRoom => 0,
+                Err(refusal) => return Err(refusal),
+            };
+            if cursor.seq > head {
+                return Err(cursor_is_ahead());
+            }
+        }
         self.cx.may_append()?;
+        let auto_create = self.cx.limits.auto_create && self.check_covers(conn, room, Want::Write).is_ok();
         let room = RoomName::parse(room).map_err(bad)?;
-        let entry = Entry::Join { room: room.clone(), user, auto_create: self.cx.limits.auto_create };
+        let entry = Entry::Join { room: room.clone(), user, auto_create };
         let token = self.pending.insert(Waiting::Join { call, room, since, filter: filter.cloned() });
         self.cx.out.list.push(Output::Park { conn, again: false });
         self.cx.append(token, entry);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::cx::Cx;
 use super::super::event::{Class, ConnKey, Frames, MeshMessage, Output, ShardId};
 use super::super::presence::mail::{Card, Counts, Entry, Interest, Mail};
-use super::super::presence::watch::{add_counts, add_entry};
+use super::super::presence::watch::{WatchedRoom, Watching, add_counts, add_entry};
 use super::super::presence::{Digest, Dirty};
 use super::super::session::State;
 use super::super::shard::Shard;
@@ -315,8 +315,7 @@ impl Shard {
         // Who watched in the other way begins anew, from nothing.
         for key in &switched {
             self.presence.watching.drop_room_cards(*key);
-            let conns = self.presence.watching.rooms.get(key).map(|room| room.conns.clone());
-            conns.into_iter().flatten().for_each(|conn| self.say_watched(conn));
+            self.say_room_anew(*key);
         }
         !switched.is_empty()
     }
@@ -416,6 +415,13 @@ impl Shard {
         }
     }
 
+    /// What all who watch a room are to know of it, whole, past the lane that may lose something: written once.
+    fn say_room_anew(&mut self, key: RoomKey) {
+        let Some(room) = self.presence.watching.rooms.get(&key) else { return };
+        let frame = Cx::frame(|out| write_whole(out, &self.presence.watching, key, room));
+        self.cx.fanout(room.conns.iter().copied(), Class::Critical, Frames::Owned(frame));
+    }
+
     /// Everything that a connection watches, whole, past the lane that lost something.
     pub(super) fn say_watched(&mut self, conn: ConnKey) {
         let watching = &self.presence.watching;
@@ -429,15 +435,7 @@ impl Shard {
         }
         for key in &watches.rooms {
             let Some(room) = watching.rooms.get(key) else { continue };
-            self.cx.send(conn, Class::Critical, |out| {
-                out.extend_from_slice(b"{\"type\":\"presence:changed\"");
-                field_string(out, "room", room.name.as_str());
-                out.extend_from_slice(b",\"whole\":true,\"presence\":[");
-                watching.write_members(out, *key);
-                out.push(b']');
-                watching.write_counts(out, *key);
-                out.push(b'}');
-            });
+            self.cx.send(conn, Class::Critical, |out| write_whole(out, watching, *key, room));
         }
     }
 
@@ -482,6 +480,17 @@ fn rooms_for(user: &User, interest: &Interest) -> Box<[RoomKey]> {
 fn chunks(cards: &[Arc<Card>]) -> impl Iterator<Item = &[Arc<Card>]> {
     // A card has at most 64 bytes of name, 128 characters of custom status and 120 bytes around them.
     cards.chunks(EVENT_BYTES / 256)
+}
+
+/// A room as one knows it who knows nothing of it yet.
+fn write_whole(out: &mut Vec<u8>, watching: &Watching, key: RoomKey, room: &WatchedRoom) {
+    out.extend_from_slice(b"{\"type\":\"presence:changed\"");
+    field_string(out, "room", room.name.as_str());
+    out.extend_from_slice(b",\"whole\":true,\"presence\":[");
+    watching.write_members(out, key);
+    out.push(b']');
+    watching.write_counts(out, key);
+    out.push(b'}');
 }
 
 fn write_changed(out: &mut Vec<u8>, room: Option<&str>, cards: &[Arc<Card>]) {

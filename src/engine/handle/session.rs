@@ -116,6 +116,9 @@ impl Shard {
             let mut is_first = true;
             for standing in user.standings.iter().filter(|s| s.role.is_member()) {
                 let Some(room) = rooms.find_key(standing.room).map(|idx| rooms.get(idx)) else { continue };
+                if !session.rights.covers(room.name.as_str(), Want::Read) {
+                    continue;
+                }
                 out.extend_from_slice(if is_first { b"{\"room\":" } else { b",{\"room\":" });
                 is_first = false;
                 string(out, room.name.as_str());

@@ -76,7 +76,7 @@ impl Shard {
             return Ok(self.listen(&call, idx, filter, &Replay::None));
         };
         if cursor.seq > head {
-            return Err(Refusal::new(ErrorCode::UnrecoverableCursor, "the cursor is ahead of the room"));
+            return Err(cursor_is_ahead());
         }
         if head - cursor.seq > Seq::from(self.cx.limits.resume_events_max) {
             return Ok(self.listen(&call, idx, filter, &Replay::None));
@@ -287,6 +287,10 @@ impl Shard {
         self.cx.stats.gaps += 1;
         true
     }
+}
+
+pub(super) fn cursor_is_ahead() -> Refusal {
+    Refusal::new(ErrorCode::UnrecoverableCursor, "the cursor is ahead of the room")
 }
 
 fn write_gap(out: &mut Vec<u8>, room: &str, last: Seq, head: Seq) {

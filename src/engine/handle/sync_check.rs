@@ -22,7 +22,7 @@ pub struct Check {
     seq: Seq,
     hash: Option<u64>,
     wants_hash: bool,
-    /// The room and its head; none: there is no such room.
+    /// The room and its head; none: there is no such room, or none that the client may read.
     room: Option<(RoomKey, Seq)>,
     /// Where the server stood at `seq`, once that is known.
     tally: Option<Tally>,
@@ -67,12 +67,9 @@ impl Shard {
         let mut checks = Vec::with_capacity(asked.len());
         for RoomCheck { room: name, seq, hash, wants_hash } in asked {
             let room = match self.find_room(conn, name, Want::Read) {
-                Ok(Some(idx)) => {
-                    self.check_right(conn, idx, Want::Read)?;
-                    Some(self.rooms.get(idx))
-                }
+                Ok(Some(idx)) => self.check_right(conn, idx, Want::Read).ok().map(|_| self.rooms.get(idx)),
                 Ok(None) => return Ok(()),
-                Err(refusal) if refusal.code == ErrorCode::UnknownRoom => None,
+                Err(refusal) if matches!(refusal.code, ErrorCode::UnknownRoom | ErrorCode::PermissionDenied) => None,
                 Err(refusal) => return Err(refusal),
             };
             let name = RoomName::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;

@@ -2,10 +2,10 @@
 //!
 //! | act | who | on whom | leaves |
 //! |---|---|---|---|
-//! | create | anyone | members are taken in by the creator; nobody beyond `rooms_max` | `joined` each, the owner first |
+//! | create | anyone, up to `rooms_max` | members are taken in by the creator, as by invitation | `joined` each, the owner first |
 //! | join | anyone who is not banned, into a public room | themselves | `joined` |
 //! | leave | a member; the last owner of a private room only when alone in it | themselves | `left` |
-//! | invite | moderator; as moderator: owner | who is neither member nor banned | `joined` |
+//! | invite | moderator; as moderator: owner | who is neither member nor banned, below their `rooms_max` by a quarter | `joined` |
 //! | kick | moderator who outranks them | a member | `kicked` |
 //! | ban | moderator who outranks them | anyone | `kicked` with role `banned` |
 //! | role | owner; lifting a ban: moderator | a member; with `member` also someone banned | `role_changed` |
@@ -35,6 +35,15 @@ struct Change<'a> {
     by: Option<&'a UserId>,
     old: Option<Role>,
     new: Option<Role>,
+}
+
+/// Who wants somebody to be in one more room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// The user, or an administrator.
+    Themself,
+    /// Somebody else.
+    Another,
 }
 
 /// Power of an administrator, above every role.
@@ -67,9 +76,9 @@ impl<F: Facts> Turn<'_, F> {
         members.retain(|user| user != creator);
         members.sort_unstable();
         members.dedup();
-        self.check_rooms_max(creator)?;
+        self.check_rooms_max(creator, Asker::Themself)?;
         for user in &members {
-            self.check_rooms_max(user)?;
+            self.check_rooms_max(user, Asker::Another)?;
         }
         let key = self.new_room(name, kind, title);
         let mut committed =
@@ -77,6 +86,10 @@ impl<F: Facts> Turn<'_, F> {
         for user in &members {
             let change = Change { room: key, user, by: Some(creator), old: None, new: Some(Role::Member) };
             committed = self.change(change);
+            // In a direct room its first message tells them.
+            if kind != RoomKind::Direct {
+                self.feed_invitation(&committed, creator, user)?;
+            }
         }
         Ok(committed)
     }
@@ -97,7 +110,7 @@ impl<F: Facts> Turn<'_, F> {
             (None, RoomKind::Private | RoomKind::Direct) => {
                 return Err(refuse(ErrorCode::PermissionDenied, "this room is entered by invitation only"));
             }
-            (None, RoomKind::Public) => self.check_rooms_max(&user)?,
+            (None, RoomKind::Public) => self.check_rooms_max(&user, Asker::Themself)?,
         }
         Ok(self.change(Change { room: key, user: &user, by: None, old, new: Some(Role::Member) }))
     }
@@ -146,7 +159,7 @@ impl<F: Facts> Turn<'_, F> {
             return self.unchanged(key);
         }
         if !old.is_some_and(Role::is_member) && new.is_some_and(Role::is_member) {
-            self.check_rooms_max(&user)?;
+            self.check_rooms_max(&user, if by_admin { Asker::Themself } else { Asker::Another })?;
         }
         let committed = self.change(Change { room: key, user: &user, by: Some(by), old, new });
         if matches!(act, Manage::Invite(_)) {
@@ -160,6 +173,9 @@ impl<F: Facts> Turn<'_, F> {
             (_, Role::Banned | Role::Owner) => Err(refuse(ErrorCode::BadRequest, "nobody is invited in this role")),
             (Some(Role::Banned), _) => {
                 Err(refuse(ErrorCode::PermissionDenied, "this user is banned: lift it with room:role member"))
+            }
+            (Some(Role::Member), Role::Moderator) => {
+                Err(refuse(ErrorCode::Conflict, "this user is a member already: use room:role"))
             }
             (Some(_), _) => Ok(old),
             (None, Role::Moderator) if actor < OWNER => {
@@ -203,13 +219,23 @@ impl<F: Facts> Turn<'_, F> {
         Ok(owners)
     }
 
-    fn check_rooms_max(&mut self, user: &UserId) -> Result<(), Stop<F::Error>> {
+    /// Room for one more membership. Others fill three quarters of a user's places at most: however many rooms strangers
+    /// take somebody into, they can still go where they want.
+    fn check_rooms_max(&mut self, user: &UserId, asker: Asker) -> Result<(), Stop<F::Error>> {
+        let max = self.core.config.rooms_max;
+        let max = match asker {
+            Asker::Themself => max,
+            Asker::Another => max - max / 4,
+        };
         let won = self.changes.memberships.get(user).copied().unwrap_or(0);
         let stands = i64::from(self.facts.memberships(user).map_err(Stop::Facts)?);
-        if stands + won < i64::from(self.core.config.rooms_max) {
+        if stands + won < i64::from(max) {
             return Ok(());
         }
-        let message = format!("{user} is in as many rooms as is allowed ({})", self.core.config.rooms_max);
+        let message = match asker {
+            Asker::Themself => format!("{user} is in as many rooms as is allowed ({max})"),
+            Asker::Another => format!("{user} is in as many rooms as others may take them into ({max})"),
+        };
         Err(Stop::Refused(Refusal::new(ErrorCode::LimitExceeded, message)))
     }
 

@@ -1,4 +1,4 @@
-//! Fields to commands: one small function a shape, every bound of PROTOCOL.md checked here.
+//! Fields to commands: one small function a shape, every bound of docs/WEBSOCKET_API.md checked here.
 
 use std::sync::Arc;
 
@@ -146,7 +146,7 @@ fn message_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
         attachments: frame.texts("attachments", ATTACHMENTS_MAX, is_attachment, "a file id of 1 to 128 characters")?,
         priority: priority(frame)?,
         exclude: frame.users("exclude", FILTER_MAX)?,
-        only: frame.users("only", FILTER_MAX)?,
+        only: somebody(frame, "only", frame.users("only", FILTER_MAX)?)?,
         only_roles: only_roles(frame)?,
         only_devices: only_devices(frame)?,
         meta,
@@ -201,11 +201,21 @@ fn event_send<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {
 fn only_roles(frame: Object<'_, '_>) -> Result<RoleSet, Refusal> {
     let is_role = |word: &str| Role::parse(word).is_some_and(Role::is_member);
     let words = frame.texts("only_roles", 3, is_role, "member, moderator or owner")?;
+    let words = somebody(frame, "only_roles", words)?;
     Ok(words.into_iter().filter_map(Role::parse).fold(RoleSet::default(), RoleSet::with))
 }
 
 fn only_devices<'s>(frame: Object<'_, 's>) -> Result<Vec<&'s str>, Refusal> {
-    frame.texts("only_devices", CLASSES_MAX, is_device_class, "a class of devices: 1 to 64 of A-Z a-z 0-9 _")
+    let rule = "a class of devices: 1 to 64 of A-Z a-z 0-9 _";
+    somebody(frame, "only_devices", frame.texts("only_devices", CLASSES_MAX, is_device_class, rule)?)
+}
+
+/// A list that narrows an audience. One that is there and empty is most likely computed: nobody is not everybody.
+fn somebody<'s>(frame: Object<'_, 's>, field: &'static str, list: Vec<&'s str>) -> Result<Vec<&'s str>, Refusal> {
+    match list.is_empty() && frame.find(field).is_some() {
+        true => Err(bad(format!("{field} is empty: name somebody, or leave it out"))),
+        false => Ok(list),
+    }
 }
 
 fn notify<'s>(frame: Object<'_, 's>) -> Result<Command<'s>, Refusal> {

@@ -91,7 +91,7 @@ fn who_may_do_what_to_whom() {
     // `+` done, `=` nothing to do, otherwise the code.
     let table: [(Manage, [&str; 5]); 9] = [
         (Invite(Member), ["= = = 103 +", "= = = 103 +", "103", "103", "103"]),
-        (Invite(Moderator), ["= = = 103 +", "= = = 103 103", "103", "103", "103"]),
+        (Invite(Moderator), ["= = 116 103 +", "= = 116 103 103", "103", "103", "103"]),
         (Invite(Owner), ["107 107 107 107 107", "107 107 107 107 107", "103", "103", "103"]),
         (Kick, ["103 + + 110 110", "103 103 + 110 110", "103", "103", "103"]),
         (Ban, ["103 + + = +", "103 103 + = +", "103", "103", "103"]),
@@ -179,4 +179,19 @@ fn direct_rooms_keep_their_people() {
     }
     assert_eq!(world.answer(by_admin("dm", "carol", Manage::Invite(Role::Member))), "103 permission_denied");
     assert_eq!(world.answers(vec![leave("dm", "alice"), leave("dm", "bob")]), ["1/3", "1/4"]);
+}
+
+#[test]
+fn others_cannot_fill_all_places_of_a_user() {
+    let mut world = World::with(SequencerConfig { rooms_max: 8, ..config() });
+    for room in 0..6 {
+        world.commit(vec![create(&format!("trap-{room}"), RoomKind::Public, "eve", &["bob"])]);
+        world.commit(vec![leave(&format!("trap-{room}"), "eve")]);
+    }
+    assert_eq!(world.answer(create("trap-7", RoomKind::Public, "eve", &["bob"])), "106 limit_exceeded");
+    world.commit(vec![join("lair", "eve")]);
+    assert_eq!(world.answer(manage("lair", "eve", "bob", Manage::Invite(Role::Member))), "106 limit_exceeded");
+    assert!(world.answer(join("home", "bob")).ends_with("/1"), "bob goes where he wants");
+    assert!(world.answer(by_admin("lair", "bob", Manage::Invite(Role::Member))).ends_with("/2"), "administrators may");
+    assert_eq!(world.answer(join("one-more", "bob")), "106 limit_exceeded");
 }
