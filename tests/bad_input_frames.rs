@@ -138,6 +138,8 @@ fn frames_that_end_the_connection() {
         ([0x81, 0x80 | 127, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0].into(), "1009"),
         ([frame(0x01, &[b'a'; 600]), frame(0x80, &[b'b'; 401])].concat(), "1009"),
         ([frame(0x01, &[b'a'; 600]), frame(0x00, &[b'b'; 400]), frame(0x80, b"c")].concat(), "1009"),
+        // Fragments without end, and without bytes.
+        ([frame(0x01, b"a"), frame(0x00, b"").repeat(1_023), frame(0x80, b"")].concat(), "1009"),
         // Not UTF-8.
         (frame(0x81, b"\xff"), "1007"),
         (frame(0x81, b"\xc0\xaf"), "1007"),
@@ -206,6 +208,8 @@ fn what_is_allowed_is_understood() {
     assert_eq!(seen.replies, b"\x8a\x03one");
     let longest = frame(0x89, &[7; 125]);
     assert_eq!(outcome(&longest).replies, [&[0x8a, 125][..], &[7; 125]].concat());
+    // As many fragments as there may be.
+    expect(&[frame(0x01, b"a"), frame(0x00, b"").repeat(1_022), frame(0x80, b"b")].concat(), &["text ab"]);
     // A mask of zeros is a mask.
     expect(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i'], &["text hi"]);
     let many: Vec<u8> = (0..200).flat_map(|n| if n % 3 == 0 { frame(0x89, &[n]) } else { text("t") }).collect();

@@ -512,8 +512,8 @@ pub enum Input<'a> {
     Frame(ConnKey, &'a crate::protocol::command::Request<'a>),
     /// A frame that is not a command.
     BadFrame(ConnKey, Option<crate::protocol::command::CommandId>, Refusal),
-    /// A WebSocket ping, answered already: it counts against the command rate, since answering costs.
-    Ping(ConnKey),
+    /// A WebSocket ping, answered already, or a pong: it counts against the command rate, since looking at it costs.
+    Control(ConnKey),
     /// The answer to [`Output::VerifyToken`].
     TokenVerified(ConnKey, Token, Result<Claims, Refusal>),
     /// The connection is gone.

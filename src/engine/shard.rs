@@ -107,7 +107,7 @@ impl Shard {
             Input::Opened(conn, opening) => self.on_opened(conn, opening),
             Input::Frame(conn, request) => self.on_frame(conn, request),
             Input::BadFrame(conn, id, refusal) => self.on_bad_frame(conn, id.as_ref(), refusal),
-            Input::Ping(conn) => self.on_ping_frame(conn),
+            Input::Control(conn) => self.on_control_frame(conn),
             Input::TokenVerified(conn, token, result) => self.on_token_verified(conn, token, result),
             Input::Closed(conn) => self.end(conn, None),
             Input::OutboxDrained(conn, gaps) => self.on_outbox_drained(conn, &gaps),

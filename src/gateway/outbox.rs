@@ -4,7 +4,7 @@
 //! Order of sending: whatever a send has cut in the middle, then critical, then normal, then low,
 //! then the close frame, after which nothing may come (RFC 6455 section 5.5.1).
 //!
-//! The ladder, by bytes that wait:
+//! The ladder, by bytes that wait (an empty outbox takes anything: what is one piece is sent in one piece):
 //! 1. a low frame replaces a waiting one of the same key (always)
 //! 2. past `low_bytes_max` low frames are dropped
 //! 3. past `normal_bytes_max` log entries are dropped: their room is *in a gap* and gets nothing
@@ -88,6 +88,15 @@ impl Piece {
         }
     }
 
+    /// A copy, where the batch is more than [`BATCH_SHARE`] times as large.
+    fn let_go_of_batch(&mut self) {
+        if let Self::Batch(batch, span) = self
+            && span.len() < batch.bytes.len() / BATCH_SHARE
+        {
+            *self = Self::Bytes(Bytes::copy_from_slice(self.as_slice()));
+        }
+    }
+
     fn as_slice(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -147,6 +156,8 @@ pub struct Outbox {
     low_lost: bool,
 }
 
+/// A batch may be so many times as large as what waits of it with a reader that is slow.
+const BATCH_SHARE: usize = 4;
 /// How far back a waiting low frame of the same key is looked for.
 const CONFLATE_LOOK_BACK: usize = 64;
 
@@ -180,7 +191,7 @@ impl Outbox {
                 if self.gap_of(room).is_some() {
                     return Pushed::DroppedNormal;
                 }
-                if after > ladder.normal_bytes_max {
+                if self.bytes > 0 && after > ladder.normal_bytes_max {
                     self.gaps.push((room, first.saturating_sub(1)));
                     return Pushed::DroppedNormal;
                 }
@@ -190,7 +201,7 @@ impl Outbox {
                 if let Some(last) = self.gap_of(room) {
                     return Pushed::BehindGap(last);
                 }
-                if after > ladder.bytes_max {
+                if self.bytes > 0 && after > ladder.bytes_max {
                     return Pushed::Overflow;
                 }
                 (Origin::Log(room, first.saturating_sub(1)), true)
@@ -202,6 +213,31 @@ impl Outbox {
         self.normal.push_back(Waiting { piece: Piece::new(frames, scratch), origin, is_critical });
         self.bytes = after;
         Pushed::Queued
+    }
+
+    /// True when frames of this class and length would be dropped, or end the connection, for what waits before them.
+    pub fn is_too_full(&self, class: Class, len: usize, ladder: &Ladder) -> bool {
+        let max = match class {
+            Class::Critical | Class::CriticalLog { .. } => ladder.bytes_max,
+            Class::Log { .. } | Class::Normal => ladder.normal_bytes_max,
+            Class::Low { .. } => ladder.low_bytes_max,
+        };
+        self.bytes > 0 && self.bytes + len > max
+    }
+
+    /// Lets go of batches of which little waits here: what a slow reader keeps alive is what is counted for it, and not
+    /// all that was committed together with it.
+    pub fn let_go_of_batches(&mut self) {
+        for waiting in &mut self.normal {
+            waiting.piece.let_go_of_batch();
+        }
+    }
+
+    /// The same for what was pushed last.
+    pub fn let_go_of_last_batch(&mut self) {
+        if let Some(last) = self.normal.back_mut() {
+            last.piece.let_go_of_batch();
+        }
     }
 
     fn gap_of(&self, room: RoomKey) -> Option<Seq> {
@@ -228,6 +264,7 @@ impl Outbox {
         let count = dropped.len();
         self.bytes -= dropped.map(|(_, bytes)| bytes.len()).sum::<usize>();
         self.low_composed = self.low_composed.min(keep);
+        self.low_lost |= count > 0;
         count
     }
 

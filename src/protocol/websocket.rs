@@ -26,6 +26,8 @@ use super::error::CloseCode;
 
 /// Longest header of a frame from a client (RFC 6455 section 5.2: masked, 64-bit length).
 const HEADER_BYTES_MAX: usize = 14;
+/// Fragments of one message. A fragment may be empty, so that bytes alone bound nothing.
+const FRAGMENTS_MAX: u16 = 1_024;
 /// Longest payload of a control frame (RFC 6455 section 5.5).
 const CONTROL_BYTES_MAX: usize = 125;
 /// Longest reason of a close frame: a control payload less the code.
@@ -83,8 +85,8 @@ pub struct Codec {
     head: [u8; HEADER_BYTES_MAX],
     head_len: u8,
     at_end: AtEnd,
-    /// `context` holds the first fragments of a message.
-    is_fragmented: bool,
+    /// Fragments of a message that `context` holds.
+    fragments: u16,
     is_reading: bool,
     is_close_sent: bool,
 }
@@ -107,7 +109,7 @@ impl Codec {
             head: [0; HEADER_BYTES_MAX],
             head_len: 0,
             at_end: AtEnd::Keep,
-            is_fragmented: false,
+            fragments: 0,
             is_reading: true,
             is_close_sent: false,
         }
@@ -130,7 +132,7 @@ impl Codec {
 
     /// True when the bytes so far end between two messages: nothing of the client's is held.
     pub fn is_at_boundary(&self) -> bool {
-        self.head_len == 0 && self.rest == 0 && !self.is_fragmented
+        self.head_len == 0 && self.rest == 0 && self.fragments == 0
     }
 
     /// Takes bytes from `input` up to the next message; nothing when `input` is used up.
@@ -250,10 +252,13 @@ impl Codec {
             OpCode::Control(_) if payload_bytes > CONTROL_BYTES_MAX as u64 => {
                 return protocol("a control frame has at most 125 bytes");
             }
-            OpCode::Data(Data::Continue) if !self.is_fragmented => {
+            OpCode::Data(Data::Continue) if self.fragments == 0 => {
                 return protocol("nothing to continue");
             }
-            OpCode::Data(Data::Text | Data::Binary) if self.is_fragmented => {
+            OpCode::Data(Data::Continue) if self.fragments >= FRAGMENTS_MAX => {
+                return Err(Fail::new(CloseCode::TooBig, "a message has at most 1024 fragments"));
+            }
+            OpCode::Data(Data::Text | Data::Binary) if self.fragments > 0 => {
                 return protocol("a fragmented message is not finished");
             }
             OpCode::Data(Data::Binary) => {
@@ -286,13 +291,13 @@ impl Codec {
             }
         }
         if self.rest == 0 {
-            self.is_fragmented = match self.at_end {
-                AtEnd::Keep => self.is_fragmented,
-                AtEnd::Open => true,
-                AtEnd::Finish => false,
+            self.fragments = match self.at_end {
+                AtEnd::Keep => self.fragments,
+                AtEnd::Open => self.fragments + 1,
+                AtEnd::Finish => 0,
             };
         }
-        if self.rest > 0 || self.is_fragmented {
+        if self.rest > 0 || self.fragments > 0 {
             self.context = Some(context);
         }
         Ok(message.and_then(|message| self.on_message(message, text)))

@@ -142,8 +142,16 @@ impl Driver {
     fn flush_one(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.is_dirty()) else { return };
         conn.flush_mark = 0;
+        if self.send_waiting(key) {
+            self.after_flush(key);
+        }
+    }
+
+    /// Offers the socket all that waits. False when it did not take all, or is gone.
+    pub(super) fn send_waiting(&mut self, key: ConnKey) -> bool {
+        let Some(conn) = self.conns.get_mut(key) else { return false };
         let fd = conn.raw_fd();
-        let Some(outbox) = conn.outbox.as_mut() else { return self.after_flush(key) };
+        let Some(outbox) = conn.outbox.as_mut() else { return true };
         if conn.is_batching {
             let composed = outbox.compose();
             let stats = self.engine.stats_mut();
@@ -166,23 +174,26 @@ impl Driver {
                     conn.progress_at = self.now;
                     if sent < offered {
                         self.block(key);
-                        return self.go_on_if_read(key);
+                        self.go_on_if_read(key);
+                        return false;
                     }
                 }
                 Err(SendError::WouldBlock) => {
                     stats.sends_short += 1;
-                    return self.block(key);
+                    self.block(key);
+                    return false;
                 }
                 Err(SendError::Gone(_)) => {
                     // The receive in flight reports the end too; whoever comes first ends it.
                     if matches!(conn.phase, Phase::Open) {
                         self.ended.push(key);
                     }
-                    return self.drop_conn(key);
+                    self.drop_conn(key);
+                    return false;
                 }
             }
         }
-        self.after_flush(key);
+        true
     }
 
     /// Everything that waited has gone.
@@ -192,9 +203,10 @@ impl Driver {
             if matches!(conn.phase, Phase::Open)
                 && let Some(gaps) = outbox.take_gaps(&self.ladder)
             {
-                conn.outbox = Some(outbox);
+                self.give_back(outbox);
                 self.engine.handle(Input::OutboxDrained(key, gaps), self.now);
-                return self.perform();
+                self.perform();
+                return self.go_on_if_read(key);
             }
             self.give_back(outbox);
         }
@@ -216,8 +228,11 @@ impl Driver {
 
     fn block(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !std::mem::replace(&mut conn.is_blocked, true) {
-            self.held_bytes += conn.outbox.as_ref().map_or(0, |outbox| outbox.bytes());
+        if !std::mem::replace(&mut conn.is_blocked, true)
+            && let Some(outbox) = conn.outbox.as_mut()
+        {
+            outbox.let_go_of_batches();
+            self.held_bytes += outbox.bytes();
         }
         conn.progress_at = conn.progress_at.max(self.now.saturating_sub(u64::from(self.limits.stall_ms)));
         let at = self.now + u64::from(self.limits.stall_ms);

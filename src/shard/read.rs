@@ -109,11 +109,10 @@ impl Driver {
                     self.engine.stats_mut().frames_in += 1;
                     self.on_text(key, message);
                 }
-                Ok(Some(Incoming::Ping)) => {
+                Ok(Some(Incoming::Ping | Incoming::Pong)) => {
                     self.engine.stats_mut().frames_in += 1;
-                    self.handle(Input::Ping(key));
+                    self.handle(Input::Control(key));
                 }
-                Ok(Some(Incoming::Pong)) => self.engine.stats_mut().frames_in += 1,
                 Ok(Some(Incoming::Close { .. })) => {
                     self.engine.note_goodbye(key);
                     self.handle(Input::Closed(key));

@@ -117,6 +117,7 @@ impl Driver {
 
     /// Puts frames into a connection's outbox, lending it one if need be.
     fn push(&mut self, key: ConnKey, class: Class, frames: &Frames, scratch: &[u8]) {
+        self.make_room(key, class, frames.as_slice(scratch).len());
         let Some(conn) = self.conns.get_mut(key) else { return };
         if !matches!(conn.phase, Phase::Open) {
             return;
@@ -126,6 +127,7 @@ impl Driver {
         let before = outbox.bytes();
         let pushed = outbox.push(class, frames, scratch, &self.ladder);
         if conn.is_blocked {
+            outbox.let_go_of_last_batch();
             self.held_bytes = self.held_bytes + outbox.bytes() - before;
         } else if matches!(class, Class::Critical) || is_large(before, outbox.bytes()) {
             self.to_flush.mark_urgent(conn);
@@ -139,6 +141,17 @@ impl Driver {
             Pushed::BehindGap(last) => self.push_after_gap(key, last, class, frames, scratch),
             Pushed::Overflow => self.close_slow(key, "too much was waiting to be read"),
             Pushed::Queued | Pushed::Conflated | Pushed::DroppedLow | Pushed::DroppedNormal => {}
+        }
+    }
+
+    /// Sends what waits when the ladder would be climbed otherwise, and the socket was not offered it yet: much in one turn
+    /// is no sign of a slow reader.
+    fn make_room(&mut self, key: ConnKey, class: Class, len: usize) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && !conn.is_blocked
+            && conn.outbox.as_ref().is_some_and(|outbox| outbox.is_too_full(class, len, &self.ladder))
+        {
+            self.send_waiting(key);
         }
     }
 
@@ -171,6 +184,7 @@ impl Driver {
 
     /// Puts bytes into the critical lane of a connection in any phase.
     pub(super) fn push_critical(&mut self, key: ConnKey, bytes: &[u8]) {
+        self.make_room(key, Class::Critical, bytes.len());
         let Some(conn) = self.conns.get_mut(key) else { return };
         let spare = &mut self.spare_outboxes;
         let outbox = conn.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());

@@ -224,7 +224,7 @@ impl Table {
 
     pub fn pings(&mut self, conn: &str) -> Given {
         let key = self.conns[conn];
-        self.give(Input::Ping(key))
+        self.give(Input::Control(key))
     }
 
     pub fn is_heard(&mut self, conn: &str) {

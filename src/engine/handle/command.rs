@@ -68,7 +68,7 @@ impl Shard {
     }
 
     /// There is no reply to refuse with: whoever floods is closed in the end.
-    pub(in crate::engine) fn on_ping_frame(&mut self, conn: ConnKey) {
+    pub(in crate::engine) fn on_control_frame(&mut self, conn: ConnKey) {
         if self.take_command_token(conn).is_err()
             && let Some(session) = self.sessions.get_mut(conn)
         {

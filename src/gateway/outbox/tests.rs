@@ -251,3 +251,48 @@ fn arrays_are_bounded_and_remember_what_a_drop_would_lose() {
     gaps.sort_unstable();
     assert_eq!(gaps, [(RoomKey(1), 128), (RoomKey(2), 6)]);
 }
+
+#[test]
+fn an_empty_outbox_takes_one_piece_of_any_size_and_says_when_it_is_too_full_for_more() {
+    let long = frame(&"x".repeat(LADDER.bytes_max));
+    let critical = Class::CriticalLog { room: RoomKey(1), first: 2, last: 2 };
+    for class in [log(1, 50), critical] {
+        let mut outbox = Outbox::default();
+        assert!(!outbox.is_too_full(class, long.as_slice(&[]).len(), &LADDER));
+        assert_eq!(outbox.push(class, &long, &[], &LADDER), Pushed::Queued);
+        assert_eq!(outbox.take_gaps(&LADDER), None);
+        for more in [log(51, 51), critical, Class::Normal, Class::Critical, Class::Low { key: 0 }] {
+            assert!(outbox.is_too_full(more, 1, &LADDER), "{more:?}");
+        }
+        outbox.advance(outbox.bytes());
+        assert!(!outbox.is_too_full(log(51, 51), 1, &LADDER));
+    }
+}
+
+#[test]
+fn what_was_shed_is_told_anew() {
+    let mut outbox = Outbox::default();
+    outbox.push(Class::Low { key: 1 }, &frame("busy"), &[], &LADDER);
+    assert_eq!(outbox.shed_low(), 1);
+    assert_eq!(outbox.take_gaps(&LADDER), Some(Vec::new()), "only low frames were lost");
+    assert_eq!((outbox.shed_low(), outbox.take_gaps(&LADDER)), (0, None), "nothing was there");
+}
+
+#[test]
+fn a_slow_reader_keeps_no_batch_alive_of_which_little_waits() {
+    let bytes: Bytes = frame(&"x".repeat(100)).as_slice(&[]).repeat(10).into();
+    let batch = Arc::new(CommittedBatch { bytes, ..CommittedBatch::default() });
+    let ladder = Ladder { low_bytes_max: 4_000, normal_bytes_max: 4_000, bytes_max: 4_000 };
+    let mut outbox = Outbox::default();
+    let (little, much) = (Frames::Batch(batch.clone(), 0..102), Frames::Batch(batch.clone(), 102..918));
+    outbox.push(log(1, 1), &little, &[], &ladder);
+    outbox.push(log(2, 9), &much, &[], &ladder);
+    outbox.push(log(10, 10), &little, &[], &ladder);
+    drop((little, much));
+    assert_eq!(Arc::strong_count(&batch), 4);
+    outbox.let_go_of_last_batch();
+    assert_eq!(Arc::strong_count(&batch), 3);
+    outbox.let_go_of_batches();
+    assert_eq!(Arc::strong_count(&batch), 2, "a copy of most of it would cost more than it frees");
+    assert_eq!(drain(&mut outbox, 50), vec!["x".repeat(100); 10]);
+}
