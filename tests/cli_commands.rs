@@ -156,6 +156,9 @@ fn mistakes_end_in_one_sentence_and_their_code() {
         (vec!["inspect", "--data-dir", "nothing-here"], 5, "nothing-here"),
         (vec!["token", "--user", "alice", "--jwt-secret", "short"], 2, "has 5 bytes"),
         (vec!["token", "--user", "alice", "--jwt-secret-file", "none"], 2, "cannot be read"),
+        (vec!["token", "--user", "alice", "--data-dir", "typo"], 2, "no development secret in typo/dev-secret"),
+        (serve(&["--log-level", "warning"]), 2, "neither a level (error, warn, info, debug, trace, off)"),
+        (serve(&["--log-level", ""]), 2, "neither a level"),
     ];
     for (args, code, sentence) in cases {
         let (exit, out, err) = run(&dir.0, &args);
@@ -164,6 +167,7 @@ fn mistakes_end_in_one_sentence_and_their_code() {
         assert!(last.starts_with("antiphon: ") && last.contains(sentence), "{args:?}: {err}");
         assert!(out.is_empty() && !err.contains("hunter2") && !err.contains("panicked"), "{args:?}: {out}{err}");
     }
+    assert!(!dir.0.join("typo").exists(), "a token is no reason to make a folder");
 }
 
 #[test]
@@ -234,6 +238,11 @@ fn check_says_what_it_found_and_leaves_nothing() {
     let (code, out, _) = run(&dir.0, &["check", "--listen", &taken.local_addr().unwrap().to_string()]);
     assert_eq!(code, 3);
     assert!(out.contains("FAIL  listen"), "{out}");
+    std::fs::write(dir.0.join("file"), "").unwrap();
+    let free = ["check", "--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--data-dir"];
+    let (code, out, _) = run(&dir.0, &[&free[..], &["file"]].concat());
+    assert_eq!(code, 3);
+    assert!(out.contains("FAIL  data folder    file is no folder"), "{out}");
 }
 
 #[test]
@@ -254,6 +263,11 @@ fn a_server_starts_from_nothing_and_stops_gracefully() {
     let (code, _, err) = run(&dir.0, &[&["serve"][..], &free].concat());
     assert_eq!(code, 5, "{err}");
     assert!(err.contains("in use by another"), "{err}");
+    let (code, out, _) = run(&dir.0, &[&["check"][..], &free].concat());
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("FAIL  data folder    data is in use by another"), "{out}");
+    let refused = http(&server.control, "GET /admin/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
 
     let (code, log) = server.stop();
     assert_eq!(code, 0, "{log}");
@@ -262,6 +276,8 @@ fn a_server_starts_from_nothing_and_stops_gracefully() {
         assert!(event["level"].is_string() && event["message"].is_string(), "{line}");
     }
     assert!(!log.contains(admin.trim()));
+    // As it was asked for, not as the router sees it.
+    assert!(log.contains(r#""path":"/admin/stats""#), "{log}");
     let (code, out, err) = run(&dir.0, &["inspect", "--data-dir", "data"]);
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("integrity    ok"), "{out}");

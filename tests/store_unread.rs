@@ -133,12 +133,23 @@ fn inspect_finds_what_does_not_add_up() {
         assert_eq!(db.execute(sql, []).unwrap(), 1);
     };
     tamper(&format!("UPDATE heads SET messages = messages + 1 WHERE room = {}", second.0));
-    assert_eq!(faults(&dir), [format!("room {}: its head has another tally than its entries", second.0)]);
+    let found = faults(&dir);
+    let room = format!("room second (key {}): an entry from seq ", second.0);
+    assert!(found.len() == 1 && found[0].starts_with(&room) && found[0].ends_with("its head was"), "{found:?}");
     tamper(&format!("UPDATE heads SET messages = messages - 1 WHERE room = {}", second.0));
     tamper(&format!("UPDATE log SET ts = ts + 1 WHERE room = {} AND seq = 130", first.0));
+    // One change is one fault, however many anchors come after it.
+    let room = format!("room first (key {})", first.0);
+    let changed = "was changed or is missing, or the tally anchored at seq 192 was";
+    assert_eq!(faults(&dir), [format!("{room}: an entry from seq 129 to 192 {changed}")]);
+    tamper(&format!("UPDATE log SET ts = ts - 1 WHERE room = {} AND seq = 130", first.0));
+    // Of many of a kind the first are named.
+    let db = Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+    db.execute("UPDATE log SET kind = 99 WHERE room = ?1 AND seq BETWEEN 130 AND 150", [first.0 as i64]).unwrap();
     let found = faults(&dir);
-    // The anchor at 192 and the head are behind it, the anchors at 64 and 128 are not.
-    assert!(found.len() == 2 && found.iter().all(|fault| fault.starts_with(&format!("room {}", first.0))), "{found:?}");
+    assert!(found[..4].iter().all(|fault| fault.ends_with("is of no known kind")), "{found:?}");
+    assert_eq!(found.last(), Some(&format!("{room}: 17 more entries of no known kind")), "{found:?}");
+    assert_eq!(found.len(), 6, "{found:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! the disk.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ const LOCKED_BYTES_MIN: u64 = 512 * 1024;
 const OPEN_FILES_LOW: u64 = 65_536;
 /// Open files below which nothing works.
 const OPEN_FILES_MIN: u64 = 256;
+/// What a running server holds a lock on, in its data folder.
+const LOCK_FILE: &str = "antiphon.lock";
 /// Writes that are timed.
 const SYNCS: usize = 24;
 /// Median time of a sync above which acknowledgements feel slow.
@@ -110,6 +112,7 @@ fn findings(config: &Config) -> Vec<Finding> {
         locked_memory(process::locked_bytes(), config.server.shards),
         open_files(process::open_files()),
         shards(config.server.shards, cores),
+        folder(&config.server.data_dir),
         disk(&config.server.data_dir),
         port("listen", config.server.listen),
         port("control listen", config.server.control_listen),
@@ -160,6 +163,43 @@ fn shards(shards: u16, cores: usize) -> Finding {
     Finding::ok("shards", found)
 }
 
+/// Whether a server could have the folder to itself.
+fn folder(data_dir: &Path) -> Finding {
+    let what = "data folder";
+    let shown = data_dir.display();
+    let there = existing(data_dir);
+    if !there.is_dir() {
+        let found = format!("{} is no folder", there.display());
+        return Finding::bad(what, Verdict::Fail, found, "give the server a folder (--data-dir)");
+    }
+    match is_in_use(data_dir) {
+        Ok(true) => {
+            let advice = "stop that one, or give this one a folder of its own (--data-dir)";
+            Finding::bad(what, Verdict::Fail, format!("{shown} is in use by another antiphon process"), advice)
+        }
+        Ok(false) if there == data_dir => Finding::ok(what, shown.to_string()),
+        Ok(false) => Finding::ok(what, format!("{shown} would be made")),
+        Err(err) => {
+            let advice = "the server must be able to write the files in its folder";
+            Finding::bad(what, Verdict::Fail, format!("{shown} cannot be used: {err}"), advice)
+        }
+    }
+}
+
+/// Whether another process holds the lock of the folder. It is asked for by trying it, for a moment, and without
+/// making the file.
+fn is_in_use(data_dir: &Path) -> io::Result<bool> {
+    let file = match OpenOptions::new().write(true).open(data_dir.join(LOCK_FILE)) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(err)) => Err(err),
+    }
+}
+
 fn disk(data_dir: &Path) -> Finding {
     let folder = existing(data_dir);
     let shown = folder.display();
@@ -183,12 +223,13 @@ fn disk(data_dir: &Path) -> Finding {
     Finding::ok("disk", found)
 }
 
-/// The folder itself or, before it is made, where it would be made.
+/// The folder itself or, before it is made, where it would be made. Whatever has the name is taken, so that a file
+/// (or a link to nothing) in the place of a folder is found.
 fn existing(path: &Path) -> PathBuf {
     let here = PathBuf::from(".");
     path.ancestors()
         .map(|ancestor| if ancestor.as_os_str().is_empty() { here.clone() } else { ancestor.to_owned() })
-        .find(|ancestor| ancestor.is_dir())
+        .find(|ancestor| ancestor.symlink_metadata().is_ok())
         .unwrap_or(here)
 }
 
@@ -269,6 +310,27 @@ mod tests {
         assert!(finding.found.contains("a sync in"), "{finding}");
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
         assert_eq!(disk(Path::new("/proc")).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_folder_that_no_server_could_have_is_found() {
+        let dir = TestDir::new("check-folder");
+        let file = dir.0.join("file");
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(dir.0.join("nothing"), dir.0.join("link")).unwrap();
+        for path in [file.clone(), file.join("below"), dir.0.join("link")] {
+            for finding in [folder(&path), disk(&path)] {
+                assert_eq!(finding.verdict, Verdict::Fail, "{path:?}: {finding}");
+            }
+        }
+        assert!(folder(&dir.0.join("not/yet")).to_string().contains("not/yet would be made"));
+        assert_eq!(folder(&dir.0).verdict, Verdict::Ok);
+        let lock = File::create(dir.0.join(LOCK_FILE)).unwrap();
+        assert_eq!(folder(&dir.0).verdict, Verdict::Ok, "left by a server that has ended");
+        lock.try_lock().unwrap();
+        let taken = folder(&dir.0);
+        assert_eq!(taken.verdict, Verdict::Fail);
+        assert!(taken.to_string().contains("in use by another antiphon process"), "{taken}");
     }
 
     #[test]

@@ -110,6 +110,7 @@ fn as_text(data_dir: &str, report: &Report, rooms: &[&RoomRow], left_out: usize)
     let integrity = match (report.faults.len(), report.is_thorough) {
         (0, true) => "ok".to_owned(),
         (0, false) => "not checked".to_owned(),
+        (1, _) => "1 fault".to_owned(),
         (count, _) => format!("{count} faults"),
     };
     line("integrity", &integrity);

@@ -20,8 +20,9 @@ Examples:
       on free ports, which are printed
   antiphon serve --shards 1 --rate-limits off
       for a benchmark of one core
-  antiphon serve --print-config > config.toml
-      write down what is in force
+  antiphon serve --print-config > printed.toml
+      write down what is in force; to another file than config.toml, which the shell
+      would empty before it is read
 
 A flag goes before its variable (--listen, ANTIPHON_LISTEN), a variable before the config file,
 the file before the default. SIGTERM and SIGINT stop gracefully: clients are told when to come

@@ -11,7 +11,7 @@ use clap::Args;
 use super::{Shared, serve};
 use crate::config::secrets::KeyMaterial;
 use crate::config::value::FilePath;
-use crate::config::{AuthConfig, Config, Secret};
+use crate::config::{AuthConfig, Config, KeySource, Secret};
 use crate::exit::{Exit, StartError};
 use crate::gateway::token::{self, NewToken};
 use crate::protocol::ids::{DeviceId, RoomName, UnixMillis, UserId};
@@ -68,12 +68,23 @@ impl Token {
     /// The configuration is wrong, or has no secret to sign with.
     pub(super) fn run(&self) -> Result<Exit, StartError> {
         let config = self.config()?;
-        let secret = match config.auth.key.load()?.value {
+        let key = &config.auth.key;
+        // A secret made here would be no server's: with a wrong folder the token would be refused everywhere.
+        if let KeySource::Development(path) = key
+            && !path.exists()
+        {
+            return Err(StartError::usage(format!(
+                "there is no development secret in {}: start the server once with this data folder, which makes it, or \
+                 give the server's own folder (--data-dir) or secret (--jwt-secret, --jwt-secret-file)",
+                path.display()
+            )));
+        }
+        let secret = match key.read()? {
             KeyMaterial::Hs256(secret) => secret,
             KeyMaterial::PublicKeyPem(_) | KeyMaterial::Jwks(_) => {
                 return Err(StartError::usage(format!(
                     "the server checks with the {}; only whoever has the private key can make tokens",
-                    config.auth.key.describe()
+                    key.describe()
                 )));
             }
         };

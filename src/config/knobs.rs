@@ -157,7 +157,7 @@ section! {
         jwt_secret: Secret = "", "jwt-secret" "ANTIPHON_JWT_SECRET";
         /// File that holds the HS256 secret
         jwt_secret_file: FilePath = "", "jwt-secret-file" "ANTIPHON_JWT_SECRET_FILE";
-        /// PEM file of a public key; its kind fixes the algorithm: RS256, ES256 or EdDSA
+        /// PEM file of a public key; its kind fixes the algorithm: RS256, ES256, ES384 or EdDSA
         jwt_public_key_file: FilePath = "", "jwt-public-key-file" "ANTIPHON_JWT_PUBLIC_KEY_FILE";
         /// JWKS file of public keys, chosen by `kid`
         jwks_file: FilePath = "", "jwks-file" "ANTIPHON_JWKS_FILE";

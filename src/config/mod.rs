@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+
 use crate::engine::inbox::Bounds;
 use crate::engine::limits::{Limits, Rate};
 use crate::exit::StartError;
@@ -211,12 +213,28 @@ fn ring_config(ring: &knobs::RingSettings) -> Result<RingConfig, String> {
     })
 }
 
+/// A bare word that is no level is refused here: the filter would take `warning` for the name of a module, of which
+/// nothing is ever logged, and leave out everything else, errors too.
 fn log_config(log: &knobs::LogSettings) -> Result<LogConfig, String> {
-    match tracing_subscriber::filter::EnvFilter::builder().parse(&log.level) {
-        Ok(_) => Ok(LogConfig { format: log.format, level: log.level.clone() }),
-        Err(_) => {
-            Err(format!("log.level: {:?} is neither a level nor a filter such as info,antiphon=debug", log.level))
-        }
+    let wrong = |what: &str| {
+        format!(
+            "log.level: {what:?} is neither a level (error, warn, info, debug, trace, off) nor a filter such as \
+             info,antiphon=debug"
+        )
+    };
+    let parts: Vec<&str> = log.level.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Err(wrong(&log.level));
+    }
+    let is_directive = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    if let Some(word) = parts.iter().find(|part| !is_directive(part)) {
+        return Err(wrong(word));
+    }
+    // Without spaces, which the filter would count to the name of the module.
+    let level = parts.join(",");
+    match EnvFilter::builder().parse(&level) {
+        Ok(_) => Ok(LogConfig { format: log.format, level }),
+        Err(_) => Err(wrong(&log.level)),
     }
 }
 

@@ -23,6 +23,8 @@ pub const DEV_SECRET_FILE: &str = "dev-secret";
 pub const ADMIN_TOKEN_FILE: &str = "admin-token";
 /// Largest key file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// What the development secret is called in messages.
+const DEV_SECRET: &str = "the development secret";
 /// Random bytes of a made secret.
 const MADE_BYTES: usize = 32;
 
@@ -93,19 +95,27 @@ impl KeySource {
     /// # Errors
     /// The file cannot be read or written, or the secret is too short.
     pub fn load(&self) -> Result<Made<KeyMaterial>, StartError> {
-        let old = |value| Made { value, is_new: false };
         match self {
-            Self::Secret(secret) => Ok(old(KeyMaterial::Hs256(secret.clone()))),
-            Self::SecretFile(path) => {
-                let secret = read_secret(path, "the HS256 secret", JWT_SECRET_BYTES_MIN)?;
-                Ok(old(KeyMaterial::Hs256(secret)))
-            }
-            Self::PublicKeyFile(path) => Ok(old(KeyMaterial::PublicKeyPem(read_text(path, "the public key")?))),
-            Self::JwksFile(path) => Ok(old(KeyMaterial::Jwks(read_text(path, "the JWKS")?))),
             Self::Development(path) => {
-                let made = read_or_make(path, "the development secret", JWT_SECRET_BYTES_MIN)?;
+                let made = read_or_make(path, DEV_SECRET, JWT_SECRET_BYTES_MIN)?;
                 Ok(Made { value: KeyMaterial::Hs256(made.value), is_new: made.is_new })
             }
+            _ => Ok(Made { value: self.read()?, is_new: false }),
+        }
+    }
+
+    /// Reads the key and makes nothing: for those who use the key of a server, which makes its own.
+    ///
+    /// # Errors
+    /// The file is not there or cannot be read, or the secret is too short.
+    pub fn read(&self) -> Result<KeyMaterial, StartError> {
+        let secret = |path, what| read_secret(path, what, JWT_SECRET_BYTES_MIN).map(KeyMaterial::Hs256);
+        match self {
+            Self::Secret(secret) => Ok(KeyMaterial::Hs256(secret.clone())),
+            Self::SecretFile(path) => secret(path, "the HS256 secret"),
+            Self::PublicKeyFile(path) => Ok(KeyMaterial::PublicKeyPem(read_text(path, "the public key")?)),
+            Self::JwksFile(path) => Ok(KeyMaterial::Jwks(read_text(path, "the JWKS")?)),
+            Self::Development(path) => secret(path, DEV_SECRET),
         }
     }
 

@@ -143,6 +143,25 @@ fn wrong_settings_are_named_in_one_sentence() {
 }
 
 #[test]
+fn a_log_level_that_would_silence_everything_is_refused() {
+    let level = |level: &str| load(&format!("[log]\nlevel = {level:?}\n"), &[]).map(|config| config.log.level);
+    for (given, kept) in [
+        ("info", "info"),
+        ("WARN", "WARN"),
+        ("off", "off"),
+        ("info,antiphon::store=debug", "info,antiphon::store=debug"),
+        (" info, antiphon::store=debug,", "info,antiphon::store=debug"),
+        ("antiphon[session]=debug", "antiphon[session]=debug"),
+    ] {
+        assert_eq!(level(given).as_deref(), Ok(kept), "{given:?}");
+    }
+    for wrong in ["warning", "information", "blah", "", " ", ",", "info,antiphon::store", "info,antiphon=warning"] {
+        let message = level(wrong).unwrap_err();
+        assert!(message.contains("error, warn, info, debug, trace"), "{wrong:?}: {message}");
+    }
+}
+
+#[test]
 fn misspelt_variables_are_noticed() {
     let names = ["ANTIPHON_LISTEN", "ANTIPHON_LISTENN", "PATH", "ANTIPHON_CONFIG"].map(str::to_owned);
     assert_eq!(unknown_variables(names.into_iter()), ["ANTIPHON_LISTENN"]);

@@ -26,6 +26,8 @@ use crate::engine::shard_of;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{Priority, RoomName, UserId};
 
+/// What every path here begins with. Requests arrive without it: the router cuts it off.
+pub(super) const PREFIX: &str = "/admin";
 /// Author of a published message when none is named.
 const DEFAULT_AUTHOR: &str = "system";
 /// Longest reason shown to a disconnected client, bytes (a close frame holds 123).
@@ -61,7 +63,8 @@ async fn require_token(State(context): State<Context>, request: Request, next: N
         Some(_) => "the admin token is wrong",
         None => "an admin token is needed: Authorization: Bearer <token>",
     };
-    tracing::warn!(method = %request.method(), path = request.uri().path(), "admin request without the right token");
+    let path = format_args!("{PREFIX}{}", request.uri().path());
+    tracing::warn!(method = %request.method(), %path, "admin request without the right token");
     Failure::from(Refusal::new(ErrorCode::Unauthorized, refused)).into_response()
 }
 

@@ -141,7 +141,7 @@ fn api(context: Context) -> Router {
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(metrics::metrics))
         .merge(page::routes())
-        .nest("/admin", admin::routes(&context))
+        .nest(admin::PREFIX, admin::routes(&context))
         .fallback(reply::no_such_path)
         .method_not_allowed_fallback(reply::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

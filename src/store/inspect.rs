@@ -2,6 +2,7 @@
 //! nothing, takes no lock, and works beside a running server.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
@@ -13,6 +14,9 @@ use crate::engine::event::RoomRow;
 use crate::engine::tally::Tally;
 use crate::protocol::encode::EventKind;
 use crate::protocol::ids::{Position, RoomKey, Seq, UnixMillis};
+
+/// Faults of one kind that are listed of one room; those past it are counted.
+const LISTED_MAX: u64 = 4;
 
 /// What a data directory holds.
 #[derive(Debug)]
@@ -29,7 +33,7 @@ pub struct Report {
     pub rooms: Vec<RoomRow>,
     /// Revocations that stand.
     pub revocations: u64,
-    /// What is wrong, one sentence each; empty: nothing.
+    /// What is wrong, one sentence each; empty: nothing. Of many of one kind in one room the first, and how many more.
     pub faults: Vec<String>,
     /// The thorough checks were made: `integrity_check`, and every entry of every room counted.
     pub is_thorough: bool,
@@ -76,15 +80,92 @@ pub fn inspect(dir: &Path, thorough: bool) -> Result<Report, OpenError> {
     fill(&snapshot, &mut report)?;
     if thorough {
         check_integrity(&snapshot, &mut report.faults)?;
-        check_density(&snapshot, &report.rooms, &mut report.faults)?;
-        check_heads(&snapshot, &mut report.faults)?;
-        check_members(&snapshot, &report.rooms, &mut report.faults)?;
-        check_messages(&snapshot, &mut report.faults)?;
+        let mut faults = Faults::of(&report.rooms);
+        check_density(&snapshot, &report.rooms, &mut faults)?;
+        check_heads(&snapshot, &mut faults)?;
+        check_members(&snapshot, &report.rooms, &mut faults)?;
+        check_messages(&snapshot, &mut faults)?;
         if has_tallies(&report) {
-            check_tallies(&snapshot, &report.rooms, &mut report.faults)?;
+            check_tallies(&snapshot, &report.rooms, &mut faults)?;
         }
+        let found = faults.into_sentences();
+        report.faults.extend(found);
     }
     Ok(report)
+}
+
+/// What a fault is about: those of one kind in one room are counted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    NoRoom,
+    Seq,
+    Prev,
+    Anchor,
+    Head,
+    Members,
+    State,
+    Reactions,
+    Unknown,
+    Tally,
+}
+
+/// Faults as they are found: the first of each room and kind in words, the rest as a number. One cause can have
+/// thousands of them.
+struct Faults<'a> {
+    names: BTreeMap<RoomKey, &'a str>,
+    sentences: Vec<String>,
+    counts: BTreeMap<(RoomKey, Kind), u64>,
+}
+
+impl<'a> Faults<'a> {
+    fn of(rooms: &'a [RoomRow]) -> Self {
+        let names = rooms.iter().map(|room| (room.key, room.name.as_str())).collect();
+        Self { names, sentences: Vec::new(), counts: BTreeMap::new() }
+    }
+
+    fn add(&mut self, room: RoomKey, kind: Kind, fault: impl Display) {
+        let count = self.counts.entry((room, kind)).or_default();
+        *count += 1;
+        if *count <= LISTED_MAX {
+            self.sentences.push(format!("{}: {fault}", in_words(&self.names, room)));
+        }
+    }
+
+    /// Where some were left out, how many, behind the others.
+    fn into_sentences(self) -> Vec<String> {
+        let mut sentences = self.sentences;
+        let left_out = self.counts.into_iter().filter(|(_, count)| *count > LISTED_MAX);
+        sentences.extend(left_out.map(|((room, kind), count)| {
+            let (room, more) = (in_words(&self.names, room), count - LISTED_MAX);
+            format!("{room}: {more} more {}", kind.of_many())
+        }));
+        sentences
+    }
+}
+
+/// Operators know rooms by name; the key is what stands in the tables.
+fn in_words(names: &BTreeMap<RoomKey, &str>, room: RoomKey) -> String {
+    match names.get(&room) {
+        Some(name) => format!("room {name} (key {})", room.0),
+        None => format!("room with key {}", room.0),
+    }
+}
+
+impl Kind {
+    fn of_many(self) -> &'static str {
+        match self {
+            Self::NoRoom => "entries",
+            Self::Seq => "seqs that do not follow the one before",
+            Self::Prev => "entries that point back at a wrong position",
+            Self::Anchor => "entries that are anchored wrongly",
+            Self::Head => "faults of its head",
+            Self::Members => "faults of its members",
+            Self::State => "states without a message",
+            Self::Reactions => "messages with another number of reactions",
+            Self::Unknown => "entries of no known kind",
+            Self::Tally => "places like that where tallies differ",
+        }
+    }
 }
 
 /// Read-only where that is possible. A log left by a crash is only readable for who may replay it.
@@ -138,7 +219,7 @@ fn check_integrity(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Res
 
 /// Every room's seqs are 1, 2, 3 … up to its head, each entry points back at the one before, and the
 /// anchors are where they should be.
-fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>) -> rusqlite::Result<()> {
+fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Faults<'_>) -> rusqlite::Result<()> {
     let mut heads: BTreeMap<RoomKey, (Seq, Position)> = rooms.iter().map(|room| (room.key, (0, 0))).collect();
     let mut statement = conn.prepare(
         "SELECT l.room, l.seq, l.position, l.prev, coalesce(a.position, 0)
@@ -149,31 +230,37 @@ fn check_density(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>)
         let (key, seq, position) = (RoomKey(integer(row, 0)?), integer(row, 1)?, integer(row, 2)?);
         let (prev, anchor) = (integer(row, 3)?, integer(row, 4)?);
         let Some((head, last)) = heads.get_mut(&key) else {
-            faults.push(format!("entry {position} is of room {}, which does not exist", key.0));
+            faults.add(
+                key,
+                Kind::NoRoom,
+                format_args!("the entry at position {position} is of a room that does not exist"),
+            );
             continue;
         };
         if seq != *head + 1 {
-            faults.push(format!("room {}: seq {seq} follows {head}", key.0));
+            faults.add(key, Kind::Seq, format_args!("seq {seq} follows {head}"));
         }
         if prev != *last {
-            faults.push(format!("room {}: seq {seq} points back at position {prev} instead of {last}", key.0));
+            let fault = format_args!("seq {seq} points back at position {prev} instead of {last}");
+            faults.add(key, Kind::Prev, fault);
         }
         if anchor != if seq.is_multiple_of(ANCHOR_EVERY) { position } else { 0 } {
-            faults.push(format!("room {}: seq {seq} is anchored at position {anchor}", key.0));
+            let fault = format_args!("seq {seq}, at position {position}, is anchored at position {anchor}");
+            faults.add(key, Kind::Anchor, fault);
         }
         (*head, *last) = (seq, position);
     }
     for room in rooms {
         let (seq, _) = heads[&room.key];
         if seq != room.head {
-            faults.push(format!("room {}: the last seq is {seq} where {} is noted", room.key.0, room.head));
+            faults.add(room.key, Kind::Head, format_args!("the last seq is {seq} where {} is noted", room.head));
         }
     }
     Ok(())
 }
 
 /// Heads point at the entries that they name.
-fn check_heads(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Result<()> {
+fn check_heads(conn: &Connection, faults: &mut Faults<'_>) -> rusqlite::Result<()> {
     let mut statement = conn.prepare(
         "SELECT h.room, h.seq, h.position FROM heads h LEFT JOIN log l ON l.position = h.position
          WHERE l.room IS NOT h.room OR l.seq IS NOT h.seq LIMIT 20",
@@ -181,23 +268,25 @@ fn check_heads(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Result<
     let rows = statement.query_map([], |row| Ok((integer(row, 0)?, integer(row, 1)?, row.get::<_, i64>(2)?)))?;
     for row in rows {
         let (room, seq, position) = row?;
-        faults.push(format!("room {room}: its head {seq} is not at position {position}"));
+        faults.add(RoomKey(room), Kind::Head, format_args!("its head {seq} is not at position {position}"));
     }
     Ok(())
 }
 
 /// What is kept beside the log about messages fits the log, and reactions are counted.
-fn check_messages(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Result<()> {
+fn check_messages(conn: &Connection, faults: &mut Faults<'_>) -> rusqlite::Result<()> {
     if !conn.table_exists(None, "message_state")? {
         return Ok(()); // A database of an older version that was not opened for writing yet.
     }
     let queries = [
         (
+            Kind::State,
             "SELECT s.room, s.seq FROM message_state s LEFT JOIN log l ON l.position = s.position
              WHERE l.room IS NOT s.room OR l.seq IS NOT s.seq OR l.kind IS NOT 1 LIMIT 20",
             "has a state and is no message",
         ),
         (
+            Kind::Reactions,
             "SELECT DISTINCT coalesce(r.room, c.room), coalesce(r.seq, c.seq)
              FROM (SELECT room, seq, emoji, count(*) AS n FROM reactions GROUP BY room, seq, emoji) r
              FULL OUTER JOIN reaction_counts c ON c.room = r.room AND c.seq = r.seq AND c.emoji = r.emoji
@@ -205,12 +294,12 @@ fn check_messages(conn: &Connection, faults: &mut Vec<String>) -> rusqlite::Resu
             "has another number of reactions than is noted",
         ),
     ];
-    for (query, fault) in queries {
+    for (kind, query, fault) in queries {
         let mut statement = conn.prepare(query)?;
         let rows = statement.query_map([], |row| Ok((integer(row, 0)?, integer(row, 1)?)))?;
         for row in rows {
             let (room, seq) = row?;
-            faults.push(format!("room {room}: seq {seq} {fault}"));
+            faults.add(RoomKey(room), kind, format_args!("seq {seq} {fault}"));
         }
     }
     Ok(())
@@ -220,10 +309,12 @@ fn has_tallies(report: &Report) -> bool {
     report.schema_version >= super::schema::TALLIES_STEP
 }
 
-/// Heads and anchors say what the entries come to.
-fn check_tallies(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>) -> rusqlite::Result<()> {
-    let start = |room: &RoomRow| (room.key, Tally::start(room.name.as_str()));
-    let mut tallies: BTreeMap<RoomKey, Tally> = rooms.iter().map(start).collect();
+/// Heads and anchors say what the entries come to. Each anchor is compared with the one before it and the entries
+/// between: so one changed entry is one fault, and the anchors after it are none.
+fn check_tallies(conn: &Connection, rooms: &[RoomRow], faults: &mut Faults<'_>) -> rusqlite::Result<()> {
+    // Beside the tally the seq of the last anchor, up to which all was compared.
+    let start = |room: &RoomRow| (room.key, (Tally::start(room.name.as_str()), 0));
+    let mut tallies: BTreeMap<RoomKey, (Tally, Seq)> = rooms.iter().map(start).collect();
     let mut statement = conn.prepare(
         "SELECT l.room, l.seq, l.ts, l.kind, a.messages, a.hash
          FROM log l LEFT JOIN anchors a ON l.seq % ?1 = 0 AND a.room = l.room AND a.seq = l.seq ORDER BY l.position",
@@ -231,28 +322,44 @@ fn check_tallies(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>)
     let mut rows = statement.query([signed(ANCHOR_EVERY)])?;
     while let Some(row) = rows.next()? {
         let (key, seq) = (RoomKey(integer(row, 0)?), integer(row, 1)?);
-        let Some(tally) = tallies.get_mut(&key) else { continue };
+        let Some((tally, compared)) = tallies.get_mut(&key) else { continue };
         match EventKind::from_number(row.get(3)?) {
             Some(kind) => tally.add(seq, integer(row, 2)?, kind),
-            None => faults.push(format!("room {}: seq {seq} is of no known kind", key.0)),
+            None => faults.add(key, Kind::Unknown, format_args!("seq {seq} is of no known kind")),
         }
-        let is_anchored = row.get::<_, Option<i64>>(4)?.is_some();
-        if is_anchored && super::columns::tally(row, 4)? != *tally {
-            faults.push(format!("room {}: another tally than that of its entries is anchored at seq {seq}", key.0));
+        if row.get::<_, Option<i64>>(4)?.is_some() {
+            let anchored = super::columns::tally(row, 4)?;
+            if anchored != *tally {
+                let fault = changed(*compared, seq);
+                faults.add(key, Kind::Tally, format_args!("{fault}, or the tally anchored at seq {seq} was"));
+            }
+            (*tally, *compared) = (anchored, seq);
         }
     }
-    for room in rooms.iter().filter(|room| tallies[&room.key] != room.tally) {
-        faults.push(format!("room {}: its head has another tally than its entries", room.key.0));
+    for room in rooms {
+        let (tally, compared) = tallies[&room.key];
+        if tally != room.tally && compared >= room.head {
+            faults.add(room.key, Kind::Tally, "its head has another tally than its entries");
+        } else if tally != room.tally {
+            let fault = changed(compared, room.head);
+            faults.add(room.key, Kind::Tally, format_args!("{fault}, or the tally of its head was"));
+        }
     }
     Ok(())
 }
 
-fn check_members(conn: &Connection, rooms: &[RoomRow], faults: &mut Vec<String>) -> rusqlite::Result<()> {
+/// All up to `compared` fits, and what is noted of `seq` does not.
+fn changed(compared: Seq, seq: Seq) -> String {
+    format!("an entry from seq {} to {seq} was changed or is missing", compared + 1)
+}
+
+fn check_members(conn: &Connection, rooms: &[RoomRow], faults: &mut Faults<'_>) -> rusqlite::Result<()> {
     let mut statement = conn.prepare("SELECT count(*) FROM members WHERE room = ?1 AND role > 0")?;
     for room in rooms {
         let count: u32 = statement.query_row([signed(room.key.0)], |row| row.get(0))?;
         if count != room.members {
-            faults.push(format!("room {}: {count} members where {} are noted", room.key.0, room.members));
+            let fault = format_args!("{count} members where {} are noted", room.members);
+            faults.add(room.key, Kind::Members, fault);
         }
     }
     Ok(())
