@@ -70,6 +70,14 @@ fn who_never_stops_is_closed() {
         fast.begin(json!({"type": "ping"}));
     }
     assert_eq!(fast.end().code, 4101);
+    // Pings and pongs have no reply to refuse with, and are counted all the same.
+    for first in [0x89, 0x8a] {
+        let mut flood = server.client("carol");
+        for _ in 0..80 {
+            flood.frame(first, b"");
+        }
+        assert_eq!(flood.end().code, 4101);
+    }
     let server = Options::shards(2).with("--errors-max", "50").start();
     let mut wrong = server.client("alice");
     for _ in 0..49 {

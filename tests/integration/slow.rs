@@ -186,6 +186,31 @@ fn defaults_hold_a_burst() {
 }
 
 #[test]
+fn a_burst_of_a_few_harms_no_reader_that_reads() {
+    // Committed in one or two batches and applied in one turn: more than the outbox may hold, and less than that
+    // together with what the kernel takes at once.
+    for priority in ["normal", "critical"] {
+        let server = small_outboxes().start();
+        let mut writers: Vec<Client> = (0..4).map(|number| server.client(&format!("writer-{number}"))).collect();
+        for writer in &mut writers {
+            writer.join("hot");
+            writer.ok(json!({"type": "room:unsubscribe", "room": "hot"}));
+        }
+        let mut reader = server.client("reader");
+        let joined = reader.join("hot")["seq"].as_u64().unwrap();
+        let message = json!({"type": "message:send", "room": "hot", "body": "x".repeat(8_000), "priority": priority});
+        let burst = crate::support::client::text_frame(&message).repeat(13);
+        for writer in &mut writers {
+            writer.raw(&burst);
+        }
+        let head = joined + 4 * 13;
+        let seen: Vec<u64> = reader.entries_until("hot", head).iter().map(|e| e["seq"].as_u64().unwrap()).collect();
+        assert_eq!(seen, (joined + 1..=head).collect::<Vec<_>>(), "{priority}");
+        assert_eq!((server.stat("gaps"), server.stat("slow_closed")), (0, 0));
+    }
+}
+
+#[test]
 fn a_close_comes_after_what_waited() {
     // The reader is far behind within its bounds when the server ends it: it gets what was under way, then the
     // close frame, and nothing after that (the client checks).
