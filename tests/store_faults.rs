@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use antiphon::engine::event::{Entry, Revocation, StoreEvent};
+use antiphon::engine::event::{Entry, Query, ReadRequest, Revocation, ShardId, StoreEvent, Token};
 use antiphon::protocol::error::{ErrorCode, Refusal};
 use antiphon::protocol::ids::{RoomKey, RoomKind};
 use antiphon::store::schema::{DATABASE_FILE, SCHEMA_VERSION};
-use antiphon::store::{Durability, OpenError, SqliteLog, StoreConfig};
+use antiphon::store::{Durability, OpenError, RoomLog as _, SqliteLog, StoreConfig};
 use store_support::*;
 
 fn quick(dir: &TempDir) -> StoreConfig {
@@ -211,6 +211,36 @@ fn relaxed_is_an_option_and_full_the_default() {
     assert_eq!(Store::open(&config).origin.position, 2);
 }
 
+/// A crash in the same boot of the machine loses nothing; one in another may have, and clients are to know.
+#[test]
+fn a_relaxed_store_gets_another_epoch_when_the_machine_went_down_under_it() {
+    let dir = TempDir::new();
+    let mut config = config(&dir);
+    config.durability = Durability::Relaxed;
+    let reboot = || {
+        let conn = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+        conn.execute("UPDATE meta SET value = 'another' WHERE key = 'relaxed_boot'", []).unwrap()
+    };
+    let store = Store::open(&config);
+    store.committed(join("a", "alice"));
+    let epoch = store.origin.epoch.clone();
+    drop(store);
+    let store = Store::open(&config);
+    assert_eq!((store.origin.epoch.clone(), store.origin.position), (epoch.clone(), 1), "only the process ended");
+    store.stop();
+    assert_eq!(reboot(), 0, "an orderly stop takes the mark away");
+    drop(Store::open(&config));
+    assert_eq!(reboot(), 1);
+    let store = Store::open(&config);
+    assert_ne!(store.origin.epoch, epoch);
+    let epoch = store.origin.epoch.clone();
+    store.stop();
+    config.durability = Durability::Full;
+    drop(Store::open(&config));
+    assert_eq!(reboot(), 0, "durable commits need no mark");
+    assert_eq!(Store::open(&config).origin.epoch, epoch);
+}
+
 #[test]
 fn a_newer_schema_and_a_foreign_database_are_refused_with_a_sentence() {
     let dir = TempDir::new();
@@ -265,9 +295,9 @@ fn an_inspection_beside_a_running_server_finds_what_is_wrong() {
     let faults = report.faults.join("\n");
     for expected in [
         "some are missing",
-        "room 1: seq 6 follows 4",
-        "room 1: seq 6 points back",
-        "room 2: 1 members where 9 are noted",
+        "room a (key 1): seq 6 follows 4",
+        "room a (key 1): seq 6 points back",
+        "room b (key 2): 1 members where 9 are noted",
     ] {
         assert!(faults.contains(expected), "{faults}");
     }
@@ -309,4 +339,50 @@ fn the_write_ahead_log_stays_bounded_and_is_copied_when_idle() {
     });
     store.stop();
     assert_eq!(size(), 0, "an orderly stop leaves no log");
+}
+
+/// Two readers without a rest between their snapshots: there is never a moment in which nobody reads from the log, and
+/// it starts over all the same.
+#[test]
+fn busy_readers_do_not_keep_the_write_ahead_log_from_starting_over() {
+    const QUESTIONS: usize = 32;
+    let dir = TempDir::new();
+    let mut config = config(&dir);
+    config.wal_bytes = 1024 * 1024;
+    let store = Store::open(&config);
+    let key = store.committed(join("a", "alice")).room;
+    let wal = dir.path().join("antiphon.db-wal");
+    let body = "x".repeat(4_000);
+    let (began, mut largest, mut n, mut answered) = (Instant::now(), 0, 0usize, 0usize);
+    let ask = || {
+        let query = Query::History {
+            room: key,
+            after: 0,
+            before: u64::MAX,
+            newest: true,
+            thread: None,
+            current: false,
+            limit: 200,
+            bytes_max: u32::MAX,
+        };
+        store.log.read(vec![ReadRequest { shard: ShardId(0), token: Token(0), query }]).unwrap();
+    };
+    (0..QUESTIONS).for_each(|_| ask());
+    while began.elapsed().as_millis() < 4_000 {
+        for _ in 0..8 {
+            n += 1;
+            store.submit(vec![message(key, "alice", None, &body)]);
+        }
+        while store.batch().outcomes[0].iter().all(|outcome| outcome.token.0 < n as u64) {}
+        largest = largest.max(std::fs::metadata(&wal).map_or(0, |meta| meta.len()));
+        for reply in store.replies[0].try_iter() {
+            assert!(reply.result.is_ok());
+            answered += 1;
+            ask();
+        }
+    }
+    let written = n as u64 * 4_000;
+    assert!(answered > 100 && written > 16 * config.wal_bytes, "{answered} answers, {written} bytes written");
+    assert!(largest < written / 2, "{written} bytes written, the log grew to {largest}");
+    store.stop();
 }

@@ -114,3 +114,28 @@ fn only_who_shares_a_room_may_notify_and_only_members_are_told_of_mentions() {
     assert!(ids(&store, "carol").is_empty() && ids(&store, "alice").is_empty());
     store.stop();
 }
+
+/// A row that an accident made unreadable is nobody's append's fault, and hides no other row.
+#[test]
+fn an_expired_item_that_cannot_be_read_spoils_no_append() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let key = store.committed(join("a", "alice")).room;
+    for to in ["damaged", "eve"] {
+        store.committed(notify(to, "n", Priority::Low, Some(1)));
+    }
+    store.stop();
+    let meddle = rusqlite::Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+    meddle.execute_batch("UPDATE inbox SET user = x'ff00', expires_ts = 1 WHERE user = 'damaged'").unwrap();
+    drop(meddle);
+    let store = Store::open(&config(&dir));
+    for n in 0..40 {
+        assert!(!store.committed(numbered(key, "alice", n)).duplicate);
+    }
+    store.submit((100..200).map(|n| numbered(key, "alice", n)).collect());
+    assert!(store.batch().outcomes[0].iter().all(|outcome| outcome.result.is_ok()));
+    let stats = store.running().stats();
+    assert_eq!((stats.poisoned, stats.failures, stats.letters, stats.items_expired), (0, 0, 0, 1));
+    assert_eq!(ids(&store, "eve"), []);
+    store.stop();
+}

@@ -252,6 +252,7 @@ impl Model {
         let (new, event) = match (act, old) {
             (Manage::Invite(Role::Banned | Role::Owner), _) => return Err(ErrorCode::BadRequest),
             (Manage::Invite(_), Some(Role::Banned)) => return Err(ErrorCode::PermissionDenied),
+            (Manage::Invite(Role::Moderator), Some(Role::Member)) => return Err(ErrorCode::Conflict),
             (Manage::Invite(_), Some(_)) => return same,
             (Manage::Invite(Role::Moderator), None) if mine < 3 => return Err(ErrorCode::PermissionDenied),
             (Manage::Invite(role), None) => (Some(role), EventKind::RoomJoined),

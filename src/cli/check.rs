@@ -14,6 +14,7 @@ use clap::Args;
 use super::{Shared, process};
 use crate::config::Config;
 use crate::exit::{Exit, StartError};
+use crate::store::schema::LOCK_FILE;
 
 /// glommio asks for this much locked memory for each executor.
 const LOCKED_BYTES_MIN: u64 = 512 * 1024;
@@ -21,8 +22,6 @@ const LOCKED_BYTES_MIN: u64 = 512 * 1024;
 const OPEN_FILES_LOW: u64 = 65_536;
 /// Open files below which nothing works.
 const OPEN_FILES_MIN: u64 = 256;
-/// What a running server holds a lock on, in its data folder.
-const LOCK_FILE: &str = "antiphon.lock";
 /// Writes that are timed.
 const SYNCS: usize = 24;
 /// Median time of a sync above which acknowledgements feel slow.

@@ -1,10 +1,15 @@
 //! Users' inboxes on the disk: what the sequencer decided, written; what it and the shards ask, read.
 
+use std::sync::Once;
+
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::columns::{integer, priority, priority_number, signed, user};
 use crate::engine::inbox::{Head, InboxChange, Item, ItemId, Removal};
 use crate::protocol::ids::{RoomKey, UnixMillis, UserId};
+
+/// Rows that cannot be read, past which a look for expired ones ends.
+const UNREADABLE_MAX: u32 = 4_096;
 
 /// Writes changes in their order, within the caller's transaction.
 pub(super) fn write(conn: &Connection, changes: &[InboxChange], now: UnixMillis) -> rusqlite::Result<()> {
@@ -95,13 +100,38 @@ pub(super) fn heads(conn: &Connection, of: &UserId) -> rusqlite::Result<Vec<Head
     rows.collect()
 }
 
-/// Items whose time is over, the longest overdue first.
+/// Items whose time is over, the longest overdue first. Rows that cannot be read are passed over, and stay: not in
+/// front of others, and not for an append to be refused.
 pub(super) fn expired(conn: &Connection, now: UnixMillis, max: u32) -> rusqlite::Result<Vec<(UserId, ItemId)>> {
-    let mut statement =
-        conn.prepare_cached("SELECT user, id FROM inbox WHERE expires_ts <= ?1 ORDER BY expires_ts LIMIT ?2")?;
-    let rows =
-        statement.query_map((signed(now), max), |row| Ok((user(row.get_ref(0)?.as_str()?)?, integer(row, 1)?)))?;
-    rows.collect()
+    let mut statement = conn.prepare_cached("SELECT user, id FROM inbox WHERE expires_ts <= ?1 ORDER BY expires_ts")?;
+    let mut rows = statement.query([signed(now)])?;
+    let (mut found, mut unreadable) = (Vec::new(), 0_u32);
+    while found.len() < max as usize
+        && unreadable < UNREADABLE_MAX
+        && let Some(row) = rows.next()?
+    {
+        match owner(row) {
+            Ok(item) => found.push(item),
+            Err(error) => {
+                unreadable += 1;
+                tell_unreadable(row, &error);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn owner(row: &Row<'_>) -> rusqlite::Result<(UserId, ItemId)> {
+    Ok((user(row.get_ref(0)?.as_str()?)?, integer(row, 1)?))
+}
+
+/// Once in the life of a process: the look comes again every few seconds, and finds the same.
+fn tell_unreadable(row: &Row<'_>, error: &rusqlite::Error) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        let id = row.get::<_, i64>(1).unwrap_or_default();
+        tracing::error!(id, %error, "store: an inbox item cannot be read and is left alone, as are others like it");
+    });
 }
 
 /// The highest number that was ever given.

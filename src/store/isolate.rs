@@ -51,7 +51,7 @@ impl Failure {
 }
 
 /// True for errors that another entry need not meet.
-fn is_about_values(error: &rusqlite::Error) -> bool {
+pub(super) fn is_about_values(error: &rusqlite::Error) -> bool {
     use rusqlite::{Error, ffi};
     match error {
         Error::SqliteFailure(error, _) => matches!(

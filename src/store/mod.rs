@@ -9,9 +9,9 @@
 //! stand behind it. The store refuses to know what a shard is beyond "someone who listens", never
 //! blocks who submits, and never tells anybody of an entry before its commit returned.
 //!
-//! Reading order: [`schema`] (the file), `writer` (the turn), `isolate` (one transaction, and what is
-//! done when an entry spoils it), `transaction`, `facts`, `query`,
-//! `history`, `checkpoint`, `vfs` (how the log's pages get to the file), [`breaker`], [`window`], [`inspect`].
+//! Reading order: [`schema`] (the file), `recovery` (what a start settles), `writer` (the turn), `isolate` (one
+//! transaction, and what is done when an entry spoils it), `transaction`, `facts`, `query`, `history`, `checkpoint`,
+//! `pause` (readers stand aside for it), `vfs` (how the log's pages get to the file), [`breaker`], [`window`], [`inspect`].
 
 mod audit;
 pub mod breaker;
@@ -28,9 +28,11 @@ pub mod inspect;
 mod intake;
 mod isolate;
 mod open;
+mod pause;
 mod presence;
 mod query;
 mod reader;
+mod recovery;
 mod running;
 pub mod schema;
 pub mod stats;

@@ -1,5 +1,5 @@
-//! Opening a log: take the directory, bring the schema up to date, rebuild the dedupe window, say
-//! where the log ends. No thread runs yet.
+//! Opening a log: take the directory, make what stands in it durable, bring the schema up to date, rebuild the
+//! dedupe window, say where the log ends. No thread runs yet.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::schema::{self, DirLock};
 use super::writer::unix_ms;
-use super::{Durability, LogListener, RunningLog, StoreConfig, facts};
+use super::{Durability, LogListener, RunningLog, StoreConfig, facts, recovery};
 use crate::engine::event::Revocation;
 use crate::engine::sequencer::{CLOCK_SLACK_MS, Sequencer};
 use crate::protocol::ids::{Epoch, Position, RoomKey, UnixMillis};
@@ -117,11 +117,12 @@ impl OpenLog {
     pub fn open(config: &StoreConfig) -> Result<(Self, Origin), OpenError> {
         let began = Instant::now();
         let lock = schema::lock_dir(&config.dir)?;
-        let conn = schema::open_writer(&config.dir, config.durability)?;
+        let conn = schema::open_writer(&config.dir)?;
+        let epoch = recovery::epoch(&conn, config.durability, &recovery::boot_id())?;
         if config.durability == Durability::Relaxed {
             tracing::warn!("store: durability=relaxed: acknowledged messages may be lost in a power cut");
+            schema::relax(&conn)?;
         }
-        let epoch = schema::epoch(&conn)?;
         facts::forget_revocations(&conn, unix_ms())?;
         let end = facts::log_end(&conn)?;
         let mut sequencer = Sequencer::new(config.sequencer.clone(), end);

@@ -10,6 +10,7 @@ use std::time::Instant;
 use rusqlite::Connection;
 
 use super::LogListener;
+use super::pause::Pause;
 use super::query::{self, Snapshot};
 use super::stats::Counters;
 use crate::engine::event::{Page, Query, ReadReply, ReadRequest};
@@ -27,6 +28,7 @@ pub(super) struct Reader {
     conn: Connection,
     inbox: flume::Receiver<ToReader>,
     listeners: Arc<[Box<dyn LogListener>]>,
+    pause: Arc<Pause>,
     counters: Arc<Counters>,
 }
 
@@ -35,9 +37,10 @@ impl Reader {
         dir: &Path,
         inbox: flume::Receiver<ToReader>,
         listeners: Arc<[Box<dyn LogListener>]>,
+        pause: Arc<Pause>,
         counters: Arc<Counters>,
     ) -> rusqlite::Result<Self> {
-        Ok(Self { conn: super::schema::open_reader(dir)?, inbox, listeners, counters })
+        Ok(Self { conn: super::schema::open_reader(dir)?, inbox, listeners, pause, counters })
     }
 
     /// Answers until told to stop.
@@ -54,6 +57,8 @@ impl Reader {
     }
 
     fn answer_all(&self, requests: &[ReadRequest]) -> Vec<ReadReply> {
+        // Dropped after the snapshot, which comes later.
+        let _reading = self.pause.read();
         let snapshot = Snapshot::open(&self.conn);
         let answer = |query: &Query| match &snapshot {
             Ok(snapshot) => self.answer(snapshot, query),

@@ -12,6 +12,7 @@ use super::fault::Faults;
 use super::heads::Heads;
 use super::intake::{Submitter, intake};
 use super::open::{OpenError, OpenLog, Origin};
+use super::pause::Pause;
 use super::reader::{Reader, ToReader};
 use super::stats::{Counters, StoreStats};
 use super::upkeep::Upkeep;
@@ -94,11 +95,12 @@ impl RunningLog {
         let (stop_checkpointer, stop) = flume::bounded(1);
         let counters = Arc::new(Counters::default());
         let (help, abandoned, faults) = (Arc::default(), Arc::default(), Arc::default());
+        let pause = Arc::<Pause>::default();
         let checkpointer = Checkpointer::open(
             &config.dir,
             config.wal_bytes,
             stop,
-            Arc::clone(&help),
+            (Arc::clone(&help), pause.clone()),
             counters.clone(),
             config.fatal.clone(),
         )?;
@@ -118,7 +120,8 @@ impl RunningLog {
             faults: Arc::clone(&faults),
         };
         for index in 0..config.readers.max(1) {
-            let reader = Reader::open(&config.dir, questions.clone(), listeners.clone(), counters.clone())?;
+            let reader =
+                Reader::open(&config.dir, questions.clone(), listeners.clone(), pause.clone(), counters.clone())?;
             running.readers.push(spawn(format!("antiphon-read-{index}"), &config.fatal, move || reader.run())?);
         }
         running.checkpointer = Some(spawn("antiphon-ckpt".to_owned(), &config.fatal, move || checkpointer.run())?);

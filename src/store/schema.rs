@@ -13,6 +13,7 @@
 //! - 4 KiB pages: a small batch rewrites the last page of each tree it touches, so pages cost their size.
 //! - No memory map: a failing disk would be SIGBUS, not an error.
 //! - `wal_autocheckpoint=0`: the checkpoint thread does it, outside of the commit path.
+//! - `cache_spill=OFF`: a transaction that is rolled back never came near the log.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -22,8 +23,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Durability, OpenError};
-use crate::protocol::ids::Epoch;
+use super::{OpenError, recovery};
 
 /// Version of the schema that this program writes.
 pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
@@ -162,7 +162,8 @@ pub(super) const TALLIES_STEP: u32 = 4;
 
 /// Name of the database in the data directory.
 pub const DATABASE_FILE: &str = "antiphon.db";
-const LOCK_FILE: &str = "antiphon.lock";
+/// What a running server holds a lock on, in its data directory.
+pub const LOCK_FILE: &str = "antiphon.lock";
 
 /// Every entry whose seq is a multiple of this has an anchor. Part of the file format.
 pub(super) const ANCHOR_EVERY: u64 = 64;
@@ -177,7 +178,9 @@ const WRITER_CACHE_KIB: i64 = 16 * 1_024;
 const READER_CACHE_KIB: i64 = 8 * 1_024;
 /// The WAL file is cut back to this when it starts over, bytes.
 const WAL_KEEP_BYTES: i64 = 64 * 1_024 * 1_024;
-/// How long to wait for another connection of this process (a truncating checkpoint).
+/// `PRAGMA synchronous` as it is read back.
+const SYNCHRONOUS_FULL: i64 = 2;
+/// How long to wait for another connection (a truncating checkpoint).
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 
 /// Each connection stays on one thread, so SQLite's own mutexes are not needed.
@@ -202,7 +205,8 @@ pub(super) fn lock_dir(dir: &Path) -> Result<DirLock, OpenError> {
 }
 
 /// Opens the writer's connection: settings made and read back, schema brought up to date.
-pub(super) fn open_writer(dir: &Path, durability: Durability) -> Result<Connection, OpenError> {
+/// Commits are durable (`synchronous=FULL`) until [`relax`] says otherwise.
+pub(super) fn open_writer(dir: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | THREAD_FLAGS;
     let conn = set_up(Connection::open_with_flags_and_vfs(database_path(dir), flags, super::vfs::name()?)?)?;
     check_ownership(&conn)?;
@@ -212,12 +216,8 @@ pub(super) fn open_writer(dir: &Path, durability: Durability) -> Result<Connecti
     }
     conn.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}"))?;
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-    let level = match durability {
-        Durability::Full => 2,
-        Durability::Relaxed => 1,
-    };
     conn.execute_batch(&format!(
-        "PRAGMA synchronous = {level};
+        "PRAGMA synchronous = {SYNCHRONOUS_FULL};
          PRAGMA wal_autocheckpoint = 0;
          PRAGMA journal_size_limit = {WAL_KEEP_BYTES};
          PRAGMA mmap_size = 0;
@@ -225,12 +225,22 @@ pub(super) fn open_writer(dir: &Path, durability: Durability) -> Result<Connecti
          PRAGMA cache_size = -{WRITER_CACHE_KIB};"
     ))?;
     let synchronous: i64 = conn.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
-    if mode != "wal" || synchronous != level {
+    if mode != "wal" || synchronous != SYNCHRONOUS_FULL {
         return Err(OpenError::NotDurable { mode, synchronous });
     }
     conn.set_prepared_statement_cache_capacity(64);
+    recovery::make_durable(&conn, &log_path(dir))?;
     migrate(&conn, version)?;
+    // Nothing of a transaction goes to the log before its commit (see `vfs`). What a transaction changes stays in
+    // memory until then: that of a batch is bounded by its appends, which are in memory anyhow, and that of
+    // upkeep by its slices. A migration may need more, and is over.
+    conn.execute_batch("PRAGMA cache_spill = OFF")?;
     Ok(conn)
+}
+
+/// From here on a commit is durable when the operating system has it.
+pub(super) fn relax(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute_batch("PRAGMA synchronous = NORMAL")
 }
 
 /// Opens a connection that cannot write.
@@ -254,6 +264,11 @@ pub(super) fn open_checkpointer(dir: &Path) -> rusqlite::Result<Connection> {
 /// Path of the database in a data directory.
 pub(super) fn database_path(dir: &Path) -> PathBuf {
     dir.join(DATABASE_FILE)
+}
+
+/// Path of its write-ahead log.
+pub(super) fn log_path(dir: &Path) -> PathBuf {
+    database_path(dir).with_extension("db-wal")
 }
 
 fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
@@ -290,19 +305,4 @@ fn migrate(conn: &Connection, from: u32) -> Result<(), OpenError> {
         whole.commit()?;
     }
     Ok(())
-}
-
-/// The log's epoch; a new database gets one.
-pub(super) fn epoch(conn: &Connection) -> Result<Epoch, OpenError> {
-    use rusqlite::OptionalExtension as _;
-    let known: Option<String> =
-        conn.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0)).optional()?;
-    if let Some(text) = known {
-        return Ok(Epoch::new(&text));
-    }
-    let mut random = [0u8; 8];
-    getrandom::fill(&mut random).map_err(|error| OpenError::Random(error.to_string()))?;
-    let text = format!("{:016x}", u64::from_be_bytes(random));
-    conn.execute("INSERT INTO meta (key, value) VALUES ('epoch', ?1)", [&text])?;
-    Ok(Epoch::new(&text))
 }

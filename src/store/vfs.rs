@@ -11,6 +11,9 @@
 //! - A write that fails does so in the call that sent it out, with the system's code. What was gathered is
 //!   then forgotten, and SQLite rolls the transaction back, as after any write that fails.
 //! - Only appends are gathered. Where SQLite goes back in the file, what was gathered goes out first.
+//! - Nothing is left over from a transaction that is rolled back, to be written later over what another connection
+//!   has committed: this connection does not spill (see `schema`), so frames are written within a commit only, and
+//!   its last write, or the first that fails, empties what was gathered.
 //!
 //! Sources: "The SQLite OS Interface or VFS", "WAL-mode File Format" (a frame is a header of 24 bytes, with
 //! the database's size at its bytes 4 to 7 if it commits and zero if not, and a page).

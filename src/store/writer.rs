@@ -8,13 +8,14 @@
 //! 6. one `Arc<CommittedBatch>` to every listener  7. help with the checkpoint when asked
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
 use super::breaker::{Breaker, Gate};
-use super::checkpoint::checkpoint;
+use super::checkpoint::{checkpoint, start_over};
 use super::facts::{SqlFacts, is_revoked, log_end};
 use super::fault::Faults;
 use super::heads::Heads;
@@ -23,7 +24,7 @@ use super::schema::DirLock;
 use super::stats::Counters;
 use super::upkeep::Upkeep;
 use super::window::{CommitWindow, Wait};
-use super::{FatalHook, LogListener, is_fatal, presence};
+use super::{FatalHook, LogListener, is_fatal, presence, recovery};
 use crate::clock::now_us;
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
 use crate::engine::sequencer::{Facts as _, LogEnd, Sequencer};
@@ -111,10 +112,20 @@ impl Writer {
             self.help_checkpoint();
             self.look_after(matches!(wake, Wake::Idle));
         }
-        if !self.abandoned.load(Relaxed)
-            && let Err(error) = checkpoint(&self.conn, "TRUNCATE")
-        {
-            tracing::warn!(%error, "store: the last checkpoint failed; the log is replayed at the next start");
+        if !self.abandoned.load(Relaxed) {
+            self.end_in_order();
+        }
+    }
+
+    fn end_in_order(&self) {
+        match recovery::end_in_order(&self.conn).and_then(|()| start_over(&self.conn)) {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("store: a reader kept the log from being copied; it is replayed at the next start")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "store: the last checkpoint failed; the log is replayed at the next start")
+            }
         }
     }
 
@@ -396,7 +407,7 @@ impl Writer {
     }
 
     fn help_checkpoint(&mut self) {
-        if !self.help.swap(false, Relaxed) {
+        if !self.help.load(Acquire) {
             return;
         }
         match checkpoint(&self.conn, "PASSIVE") {
@@ -404,6 +415,7 @@ impl Writer {
             Err(error) if is_fatal(&error) => self.on_trouble(error.into()),
             Err(error) => tracing::warn!(%error, "store: a checkpoint failed"),
         }
+        self.help.store(false, Release);
     }
 
     /// Does what a test has ordered.
