@@ -54,6 +54,13 @@ impl Truth {
 }
 
 impl RoomTruth {
+    fn allows(&self, reader: &Reader<'_>, role: Option<Role>) -> bool {
+        match role {
+            Some(role) => role.is_member(),
+            None => reader.is_admin || self.kind == RoomKind::Public,
+        }
+    }
+
     pub fn head(&self) -> Seq {
         self.entries.len() as Seq
     }
@@ -226,13 +233,17 @@ impl Checker {
         self.may_read_at_or_after(reader, room, Position::MAX)
     }
 
+    /// True when there was a moment at which the reader could not read the room.
+    pub fn was_shut_out(&self, reader: &Reader<'_>, room: &str) -> bool {
+        let Some(room) = self.rooms.get(room) else { return true };
+        let mut roles = room.roles.get(reader.user).into_iter().flatten().map(|(_, role)| *role);
+        !room.allows(reader, None) || roles.any(|role| !room.allows(reader, role))
+    }
+
     /// True when the reader may read the room at this place in the log, or at a later one.
     fn may_read_at_or_after(&self, reader: &Reader<'_>, room: &str, from: Position) -> bool {
         let Some(room) = self.rooms.get(room) else { return false };
-        let allows = |role: Option<Role>| match role {
-            Some(role) => role.is_member(),
-            None => reader.is_admin || room.kind == RoomKind::Public,
-        };
+        let allows = |role: Option<Role>| room.allows(reader, role);
         let changes = room.roles.get(reader.user).map_or(&[][..], Vec::as_slice);
         let before = changes.iter().rev().find(|(at, _)| *at <= from).and_then(|(_, role)| *role);
         allows(before) || changes.iter().any(|(at, role)| *at > from && allows(*role))
