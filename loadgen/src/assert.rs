@@ -100,6 +100,8 @@ mod tests {
             "connect.p50<1s",
             "tool-limit=0",
             "p99@whole<20ms",
+            "p99@'whole'<20ms",
+            "p99@\"whole\"<20ms",
         ] {
             assert_eq!(assertion(holds).unwrap().failure(&report), None, "{holds}");
         }

@@ -1,7 +1,7 @@
 //! What can be asked of the tool: raw arguments in, a checked [`Request`] out.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -16,6 +16,7 @@ use crate::play::presence::PresenceArgs;
 mod output;
 mod rate;
 
+use output::check_writable;
 pub use output::{CompareArgs, Output, ReportArgs};
 use rate::Rate;
 
@@ -63,14 +64,15 @@ EXAMPLES
   antiphon-load chat --dialect socket-io --url ws://127.0.0.1:3000
 
   An assertion is FIGURE OP VALUE, with < <= > >= = != and a unit (us ms s; k M; KB MB). Figures:
-    p50 p90 p99 p99.9 mean max    latency of deliveries; ack.p99, connect.p99; p99@after, p99@'step 3' of a
-                                  part of the time (without @: the worst part)
+    p50 p90 p99 p99.9 mean max    latency of deliveries; ack.p99, connect.p99; p99@after of a part of the time,
+                                  \"p99@'step 3'<20ms\" where its name has a space (without @: the worst part)
     rate deliveries connects      a second
     cpu cpu-connect rss           CPU s a million deliveries, CPU us and bytes a connection (--server-pid)
-    lost doubled out-of-order differing gaps errors closed broken      counts
+    lost doubled out-of-order differing gaps excused errors closed broken    counts
     tool tool-limit               load of this tool's threads (1: a core each); 1 when it was the limit
 
 Rate limits are the server's own: start it with `--rate-limits off` to measure more than they allow.
+Ctrl-C ends a run early and tells what it has measured (twice: ends it at once).
 The exit code is 0 when every promise and assertion held, 1 when one did not, 2 when the run could not be made.";
 
 #[cfg(test)]
@@ -181,7 +183,7 @@ pub struct Load {
     #[arg(long, value_name = "K", help_heading = "Messages")]
     pub in_flight: Option<u32>,
     /// Open loop: messages a second in all, whatever the server does, or FROM..TO in steps; latency counts
-    /// from the intended time
+    /// from the intended time (of a closed loop: from the sending)
     #[arg(long, value_name = "R", conflicts_with = "in_flight", help_heading = "Messages")]
     pub rate: Option<Rate>,
     /// Equal steps of --rate FROM..TO within --duration, each with its own figures (2 to 50) [default: 10]
@@ -317,7 +319,7 @@ pub struct EchoArgs {
     pub common: Common,
 }
 
-/// Largest body (PROTOCOL.md: `message:send`).
+/// Largest body (docs/WEBSOCKET_API.md: `message:send`).
 const BODY_BYTES_MAX: usize = 8 * 1024;
 
 /// Who, how many, how: checked.
@@ -472,7 +474,7 @@ impl Common {
         }
     }
 
-    /// Times and threads.
+    /// Times, threads, and files that are to be written.
     ///
     /// # Errors
     /// One sentence that names the flag.
@@ -482,6 +484,13 @@ impl Common {
         }
         if self.threads == 0 || self.threads > 256 {
             return Err("--threads must be 1 to 256".to_owned());
+        }
+        self.output.check()?;
+        if let Some(file) = self.json.as_deref().filter(|file| *file != "-") {
+            check_writable("--json", Path::new(file))?;
+        }
+        if let Some(prefix) = &self.hgrm {
+            check_writable("--hgrm", &crate::hgrm::file(prefix, "delivery", "whole"))?;
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         match self.pin.iter().find(|core| **core >= cores.max(1)) {
@@ -518,6 +527,9 @@ mod tests {
         ] {
             assert!(help.contains(word), "{word}");
         }
+        for (name, ..) in crate::figures::FIGURES {
+            assert!(help.split([' ', '\n']).any(|word| word == name), "{name} is not in the help");
+        }
     }
 
     #[test]
@@ -548,6 +560,9 @@ mod tests {
             (&["idle", "--duration", "0"][..], "--duration"),
             (&["idle", "--threads", "0"], "--threads"),
             (&["idle", "--pin", "9999"], "--pin"),
+            (&["idle", "--json", "/no/such/folder/r.json"], "--json"),
+            (&["idle", "--html", "/no/such/folder/r.html"], "--html"),
+            (&["idle", "--hgrm", "/no/such/folder/r"], "--hgrm"),
         ] {
             assert!(parse(args).common().check().unwrap_err().contains(word), "{args:?}");
         }

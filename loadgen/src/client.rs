@@ -19,6 +19,7 @@ use crate::body::Filler;
 use crate::dialect::{self, Dialect, Packet};
 use crate::frame::{FrameReader, Opcode, push_masked};
 use crate::measure::{Meters, Schedule};
+use crate::roll::{self, Known, Roll};
 use crate::scan::{self, Head};
 use crate::tally::{Tally, count_step};
 use crate::verify::{Cursor, Facts, Ledger, Seq, Sight, Step};
@@ -91,6 +92,8 @@ pub struct Shared<'a> {
     pub schedule: &'a Schedule,
     /// One for each room that has members in this thread.
     pub ledgers: &'a mut [Ledger],
+    /// What the thread sent.
+    pub roll: &'a mut Roll,
     /// Counts.
     pub tally: &'a mut Tally,
     /// Latencies.
@@ -421,7 +424,7 @@ impl Client {
             b"ok" => self.on_reply(&head, payload, shared),
             b"error" => self.on_error(&head, payload, shared),
             b"hello" => self.on_hello(payload, shared),
-            b"gap" => self.on_gap(payload, shared),
+            b"gap" => self.on_gap(&head, payload, shared),
             _ if head.seq.is_some() && head.room.is_some() => self.on_entry(&head, payload, shared),
             _ => {}
         }
@@ -435,7 +438,11 @@ impl Client {
         self.greeted(shared);
     }
 
-    fn on_gap(&mut self, payload: &[u8], shared: &mut Shared<'_>) {
+    fn on_gap(&mut self, head: &Head<'_>, payload: &[u8], shared: &mut Shared<'_>) {
+        if head.room != Some(&*self.room) {
+            shared.tally.malformed += 1;
+            return;
+        }
         shared.tally.gaps += 1;
         match scan::reply(payload) {
             Ok(scan::Reply { last: Some(last), head: Some(head), .. }) => {
@@ -462,21 +469,24 @@ impl Client {
             self.note_missed(seq - missing, seq - 1, shared);
         }
         count_step(shared.tally, step);
-        let is_message = head.kind == b"message:created";
-        if is_message {
-            shared.tally.delivered += 1;
-            shared.tally.delivered_in_window += u64::from(shared.schedule.is_measuring(shared.now_ns));
-        } else {
-            shared.tally.other_events += 1;
-        }
         let sent_ns = self.compare(seq, payload, shared);
-        let is_live = self.stage == Stage::Live && seq > self.resumed_until && !self.is_slow;
-        if is_message && is_live && sent_ns != 0 {
+        if head.kind != b"message:created" {
+            shared.tally.other_events += 1;
+            return;
+        }
+        if sent_ns == 0 {
+            // None of this tool's: counted when it was first seen, and no delivery.
+            return;
+        }
+        shared.tally.delivered += 1;
+        shared.tally.delivered_in_window += u64::from(shared.schedule.is_measuring(shared.now_ns));
+        if self.stage == Stage::Live && seq > self.resumed_until && !self.is_slow {
             shared.meters.record_delivery(shared.schedule, sent_ns, shared.now_ns);
         }
     }
 
-    /// Compares the entry with what others saw; returns when it was meant to be sent (0: unknown).
+    /// Compares the entry with what others saw; returns when it was meant to be sent (0: it is no
+    /// message of this tool).
     fn compare(&self, seq: Seq, payload: &[u8], shared: &mut Shared<'_>) -> u64 {
         let ledger = &mut shared.ledgers[self.local_room as usize];
         let bytes = shared.world.hasher.hash_one(payload);
@@ -484,26 +494,64 @@ impl Client {
             Sight::Same(sent_ns) => sent_ns,
             Sight::OtherBytes(sent_ns) => {
                 let same =
-                    facts(payload, bytes, shared.world).is_some_and(|(f, _)| ledger.is_same_content(seq, f.content));
+                    scan::content(payload).is_ok_and(|c| ledger.is_same_content(seq, content_hash(&c, shared.world)));
                 shared.tally.differing += u64::from(!same);
                 sent_ns
             }
             Sight::Forgotten => {
                 shared.tally.unchecked += 1;
-                facts(payload, bytes, shared.world).map_or(0, |(f, _)| f.sent_ns)
+                scan::content(payload).map_or(0, |content| self.identify(&content, seq, false, shared))
             }
             Sight::New => {
-                let Some((facts, body)) = facts(payload, bytes, shared.world) else {
+                let Ok(content) = scan::content(payload) else {
                     shared.tally.malformed += 1;
                     return 0;
                 };
-                if facts.client != 0 && body.get(16..) != Some(shared.filler.of(facts.client)) {
-                    shared.tally.wrong_bodies += 1;
-                }
-                shared.tally.wrong_acks += u64::from(ledger.learn(seq, facts).is_err());
-                facts.sent_ns
+                let sent_ns = self.identify(&content, seq, true, shared);
+                let facts = Facts { bytes, content: content_hash(&content, shared.world), sent_ns };
+                shared.ledgers[self.local_room as usize].learn(seq, facts);
+                sent_ns
             }
         }
+    }
+
+    /// Looks an entry up in the books of who sent it; returns when it was meant to be sent (0: it is no
+    /// message of this tool). `is_first`: nobody in this thread has seen its number.
+    fn identify(&self, content: &scan::Content<'_>, seq: Seq, is_first: bool, shared: &mut Shared<'_>) -> u64 {
+        if content.kind != b"message:created" {
+            return 0;
+        }
+        let tally = &mut *shared.tally;
+        let client = content.client_id.and_then(scan::hex16).unwrap_or(0);
+        let told_ns = scan::hex16(content.body).unwrap_or(0);
+        let thread = roll::thread_of(client);
+        let known = if thread == Some(shared.world.thread_of(self.user)) {
+            shared.roll.on_seen(client, self.local_room, seq, is_first)
+        } else if thread.is_some_and(|thread| shared.world.is_in_room(thread, shared.world.room_of(self.user))) {
+            // Another thread's: it hears of it as well, and has the book.
+            Known::Ours(told_ns, true)
+        } else {
+            Known::Invented
+        };
+        let sent_ns = match known {
+            Known::Ours(sent_ns, acked_right) => {
+                tally.wrong_acks += u64::from(!acked_right);
+                sent_ns
+            }
+            Known::Forgotten => told_ns,
+            Known::Again => {
+                tally.stored_again += 1;
+                return 0;
+            }
+            Known::Invented => {
+                tally.invented += u64::from(is_first);
+                return 0;
+            }
+        };
+        let is_body_right = told_ns == sent_ns && content.body.get(16..) == Some(shared.filler.of(client));
+        tally.wrong_bodies += u64::from(is_first && !is_body_right);
+        // A message meant for the run's first nanosecond is still a message.
+        sent_ns.max(1)
     }
 }
 
@@ -535,13 +583,9 @@ fn expected_accept() -> &'static str {
     &ACCEPT
 }
 
-/// What an entry tells, and its body.
-fn facts<'a>(payload: &'a [u8], bytes: u64, world: &World) -> Option<(Facts, &'a [u8])> {
-    let content = scan::content(payload).ok()?;
-    let client = content.client_id.and_then(scan::hex16).unwrap_or(0);
-    let sent_ns = if client == 0 { 0 } else { scan::hex16(content.body).unwrap_or(0) };
-    let hash = world.hasher.hash_one((content.kind, content.seq, content.who, content.client_id, content.body));
-    Some((Facts { bytes, content: hash, client, sent_ns }, content.body))
+/// Of what must be the same for everybody.
+fn content_hash(content: &scan::Content<'_>, world: &World) -> u64 {
+    world.hasher.hash_one((content.kind, content.seq, content.who, content.client_id, content.body))
 }
 
 mod history;

@@ -21,6 +21,7 @@ use crate::dialect::Dialect;
 use crate::links::{Came, Links, Received};
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, ns};
+use crate::roll::Roll;
 use crate::tally::{RoomEnd, Tally};
 use crate::traffic::Sending;
 use crate::verify::Ledger;
@@ -57,6 +58,7 @@ pub struct Driver {
     /// Rooms with members here, and each one's ledger.
     rooms: Vec<u32>,
     ledgers: Vec<Ledger>,
+    roll: Roll,
     /// What [`ThreadEnd`] tells of the rooms.
     stock: Vec<RoomEnd>,
     tally: Tally,
@@ -110,6 +112,7 @@ impl Driver {
         (0..clients.len() as u32).for_each(|slot| links.enqueue(slot));
         Ok(Self {
             ledgers: rooms.iter().map(|_| Ledger::new(each)).collect(),
+            roll: Roll::new(thread),
             meters: Meters::new(plan.windows()),
             rng: Rng::new(world.seed ^ u64::from(thread) << 32),
             filler: Filler::new(plan.body_bytes),
@@ -198,6 +201,7 @@ impl Driver {
             world: &self.world,
             schedule: &self.schedule,
             ledgers: &mut self.ledgers,
+            roll: &mut self.roll,
             tally: &mut self.tally,
             meters: &mut self.meters,
             rng: &mut self.rng,
@@ -290,7 +294,10 @@ impl Driver {
     fn on_connect_failure(&mut self, slot: u32, error: &io::Error) {
         self.tally.connect_failures += 1;
         self.drop_link(slot);
-        self.conductor.give_up(format!("cannot connect to {}: {error}", self.world.target));
+        // Once there are figures, they are worth more than an early end.
+        if self.phase < Phase::Traffic {
+            self.conductor.give_up(format!("cannot connect to {}: {error}", self.world.target));
+        }
     }
 
     // --------------------------------------------------------------------------------------------
@@ -307,7 +314,7 @@ impl Driver {
                 Phase::Create => self.create_rooms(),
                 Phase::Subscribe => self.entrants.extend(0..self.clients.len() as u32),
                 Phase::Traffic => self.begin_traffic(),
-                Phase::Drain => {}
+                Phase::Drain => self.end_traffic(),
                 Phase::Close => {
                     self.take_stock();
                     for slot in 0..self.clients.len() as u32 {
@@ -395,6 +402,16 @@ impl Driver {
         self.sending = Some(sending);
     }
 
+    /// Nothing new is sent, even when the time is not over.
+    fn end_traffic(&mut self) {
+        // What a late turn still owes of its time goes out first.
+        self.send_due();
+        if let Some(sending) = &mut self.sending {
+            sending.stop();
+        }
+        self.schedule.to_ns = self.schedule.to_ns.min(self.now_ns);
+    }
+
     // --------------------------------------------------------------------------------------------
     // What is due
 
@@ -419,12 +436,17 @@ impl Driver {
         let Some(mut sending) = self.sending.take() else { return };
         let now_ns = self.world.now_ns();
         while let Some((slot, message)) = sending.again(now_ns) {
+            // Whose connection is gone cannot: the roll has it as put off, to the end.
             if self.clients[slot as usize].stage == Stage::Live {
+                self.roll.on_again(message.client);
                 self.send(slot, message);
             }
         }
-        if now_ns < self.schedule.to_ns {
-            while let Some((slot, message)) = sending.next(now_ns, |s| self.clients[s as usize].stage == Stage::Live) {
+        // What was due at a rate before the end is sent, however late this turn comes.
+        if now_ns < self.schedule.to_ns || sending.is_paced() {
+            let due_ns = now_ns.min(self.schedule.to_ns.saturating_sub(1));
+            while let Some((slot, message)) = sending.next(due_ns, |s| self.clients[s as usize].stage == Stage::Live) {
+                self.roll.add(message, self.clients[slot as usize].local_room);
                 if sending.is_paced() && self.schedule.is_measuring(message.sent_ns) {
                     self.meters.late.saturating_record(now_ns - message.sent_ns);
                 }
@@ -483,8 +505,11 @@ impl Driver {
         self.links.cut(slot);
         // Nobody will answer these: their room owes others instead.
         let room = self.clients[slot as usize].local_room;
-        let lost = self.clients[slot as usize].end().count();
-        (0..lost).for_each(|_| self.on_done(room));
+        let cut: Vec<u64> = self.clients[slot as usize].end().map(|message| message.client).collect();
+        for client in cut {
+            self.roll.on_cut(client);
+            self.on_done(room);
+        }
     }
 
     // --------------------------------------------------------------------------------------------
@@ -500,7 +525,9 @@ impl Driver {
         gauges.sent.store(self.tally.sent, Ordering::Relaxed);
         gauges.acked.store(self.tally.acked, Ordering::Relaxed);
         gauges.delivered.store(self.tally.delivered, Ordering::Relaxed);
-        let broken = self.tally.lost + self.tally.doubled + self.tally.out_of_order + self.tally.differing;
+        let tally = &self.tally;
+        let broken =
+            tally.lost + tally.doubled + tally.out_of_order + tally.differing + tally.stored_again + tally.invented;
         gauges.broken.store(broken, Ordering::Relaxed);
     }
 
@@ -513,6 +540,10 @@ impl Driver {
             next: BTreeMap::new(),
         });
         self.stock = ends.collect();
+        let open = self.roll.open();
+        self.tally.acked_only += open.acked_only;
+        self.tally.unanswered += open.cut;
+        self.tally.never_accepted += open.put_off + self.sending.as_ref().map_or(0, Sending::unsent);
         for client in &self.clients {
             self.tally.unanswered += client.unanswered() as u64;
             self.tally.lost += client.missing();

@@ -45,6 +45,18 @@ pub enum Fault {
     SilentResume,
     /// One frame is not JSON.
     Garbage,
+    /// From the tenth message on everything is refused with 113.
+    BusyForGood,
+    /// One message is stored under two numbers.
+    StoreTwice,
+    /// One message is made up.
+    Invent,
+    /// One message is acknowledged with an old number, and not stored.
+    AckOnly,
+    /// One message comes with another time in its body, to everybody.
+    OtherTime,
+    /// One receiver misses a message and is told by a `gap` of another room.
+    StrangeGap,
 }
 
 /// The message of a room at which the fault is committed.
@@ -59,6 +71,8 @@ struct Room {
 
 struct House {
     fault: Fault,
+    /// Says `hello`.
+    greets: bool,
     rooms: Mutex<HashMap<String, Room>>,
 }
 
@@ -71,9 +85,18 @@ pub struct Fake {
 impl Fake {
     /// Starts one on a free port of loopback.
     pub fn start(fault: Fault) -> Self {
+        Self::start_as(fault, true)
+    }
+
+    /// Starts one that speaks the plain dialect.
+    pub fn start_plain(fault: Fault) -> Self {
+        Self::start_as(fault, false)
+    }
+
+    fn start_as(fault: Fault, greets: bool) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!("bound to IPv4") };
-        let house = Arc::new(House { fault, rooms: Mutex::default() });
+        let house = Arc::new(House { fault, greets, rooms: Mutex::default() });
         std::thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 let (Ok(stream), house) = (stream, house.clone()) else { return };
@@ -97,7 +120,9 @@ impl House {
         stream.set_nodelay(true).ok()?;
         let out = Arc::new(Mutex::new(stream.try_clone().ok()?));
         let mut socket = tungstenite::accept(stream).ok()?;
-        send(&out, &json!({"type":"hello","epoch":"e1","rooms":[]}).to_string());
+        if self.greets {
+            send(&out, &json!({"type":"hello","epoch":"e1","rooms":[]}).to_string());
+        }
         while let Ok(Message::Text(text)) = socket.read() {
             let command: Value = serde_json::from_str(&text).unwrap();
             self.obey(number, &command, &out);
@@ -148,6 +173,13 @@ impl House {
             room.held = Some(String::new());
             return send(out, &refusal(103, false));
         }
+        if self.fault == Fault::BusyForGood && seq >= 10 {
+            return send(out, &refusal(113, true));
+        }
+        if self.fault == Fault::AckOnly && is_time && room.held.is_none() {
+            room.held = Some(String::new());
+            return send(out, &json!({"type":"ok","id":id,"seq":1,"duplicate":false}).to_string());
+        }
         let body = command["body"].as_str().unwrap();
         let event = |body: &str| {
             let (room, client) = (&command["room"], &command["client_id"]);
@@ -155,8 +187,23 @@ impl House {
                 .to_string()
         };
         let forged = event(&format!("{}!", &body[..body.len() - 1]));
-        let honest = if is_time && self.fault == Fault::ForgeForAll { forged.clone() } else { event(body) };
+        let honest = match self.fault {
+            Fault::ForgeForAll if is_time => forged.clone(),
+            Fault::OtherTime if is_time => event(&format!("{:016x}{}", u64::MAX / 2, &body[16..])),
+            _ => event(body),
+        };
         room.log.push(honest.clone());
+        let more = match self.fault {
+            Fault::StoreTwice if is_time => {
+                Some(honest.replace(&format!("\"seq\":{seq}"), &format!("\"seq\":{}", seq + 1)))
+            }
+            Fault::Invent if is_time => {
+                let room = &command["room"];
+                Some(json!({"type":"message:created","room":room,"seq":seq + 1,"author":"u","body":"x"}).to_string())
+            }
+            _ => None,
+        };
+        room.log.extend(more.clone());
         let acked = if is_time && self.fault == Fault::WrongAck { seq - 1 } else { seq };
         if !(is_time && self.fault == Fault::NoAck) {
             send(out, &json!({"type":"ok","id":id,"seq":acked,"duplicate":false}).to_string());
@@ -166,10 +213,13 @@ impl House {
         for at in 0..room.subscribers.len() {
             let to = room.subscribers[at].1.clone();
             if at == victim && is_time {
-                self.wrong(room, &to, &honest, &forged, seq);
+                self.wrong(room, command["room"].as_str().unwrap(), &to, (&honest, &forged), seq);
             } else {
                 send(&to, &honest);
             }
+        }
+        for (to, more) in room.subscribers.iter().flat_map(|(_, to)| Some(to).zip(more.as_ref())) {
+            send(to, more);
         }
         if let Some(late) = late {
             send(&room.subscribers[victim].1, &late);
@@ -177,8 +227,9 @@ impl House {
     }
 
     /// What the victim gets in place of the event.
-    fn wrong(&self, room: &mut Room, to: &Arc<Mutex<TcpStream>>, event: &str, forged: &str, seq: u64) {
-        let gap = |last: u64| json!({"type":"gap","room":"r","last":last,"head":seq}).to_string();
+    fn wrong(&self, room: &mut Room, name: &str, to: &Arc<Mutex<TcpStream>>, (event, forged): (&str, &str), seq: u64) {
+        let gap_of = |room: &str, last: u64| json!({"type":"gap","room":room,"last":last,"head":seq}).to_string();
+        let gap = |last: u64| gap_of(name, last);
         match self.fault {
             Fault::Drop => {}
             Fault::Double => {
@@ -188,6 +239,7 @@ impl House {
             Fault::Swap => room.held = Some(event.to_owned()),
             Fault::Forge => send(to, forged),
             Fault::ToldGap => send(to, &gap(seq - 1)),
+            Fault::StrangeGap => send(to, &gap_of("another's", seq - 1)),
             Fault::WrongGap => send(to, &gap(seq - 2)),
             Fault::Garbage => {
                 send(to, "[not an object");

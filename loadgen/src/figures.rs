@@ -58,8 +58,8 @@ pub fn read(report: &Report, name: &str) -> Option<f64> {
         "deliveries" => traffic.map(|t| t.delivered_per_second),
         "connects" => Some(report.connect.per_second),
         "cpu" => server?.cpu_s_per_million_deliveries,
-        "cpu-connect" => server.map(|s| s.connect_cpu_us_each),
-        "rss" => server.map(|s| s.rss_per_connection),
+        "cpu-connect" => server?.connect_cpu_us_each,
+        "rss" => server?.rss_per_connection,
         "tool" => Some(report.tool.driver_load),
         "tool-limit" => Some(f64::from(u8::from(report.tool.was_the_limit))),
         "lost" => count(checked.lost),
@@ -70,7 +70,7 @@ pub fn read(report: &Report, name: &str) -> Option<f64> {
         "excused" => count(checked.excused),
         "errors" => count(checked.errors.iter().map(|(_, n)| n).sum()),
         "closed" => count(checked.closes.iter().map(|(_, n)| n).sum()),
-        "broken" => count(report.failures.len() as u64),
+        "broken" => count((report.failures.len() as u64).max(u64::from(!report.passed))),
         _ => latency(report, name),
     }
 }
@@ -89,6 +89,7 @@ fn latency(report: &Report, name: &str) -> Option<f64> {
 /// `[ack.]p99[@window]` as latency, quantile, window.
 fn parts(name: &str) -> (&str, &str, Option<&str>) {
     let (name, window) = name.split_once('@').map_or((name, None), |(name, window)| (name, Some(window)));
+    let window = window.map(|window| window.trim_matches(['\'', '"']));
     match name.split_once('.').filter(|(which, _)| LATENCIES.contains(which)) {
         Some((which, quantile)) => (which, quantile, window),
         None => ("delivery", name, window),
@@ -119,7 +120,7 @@ mod tests {
         for (name, ..) in FIGURES {
             assert!(kind(name).is_some() && read(&report, name).is_some(), "{name}");
         }
-        for name in ["p50", "p99.9", "ack.p99", "connect.max", "delivery.mean", "p99@whole"] {
+        for name in ["p50", "p99.9", "ack.p99", "connect.max", "delivery.mean", "p99@whole", "p99@'whole'"] {
             assert_eq!(kind(name), Some(Kind::Time), "{name}");
             assert!(read(&report, name).is_some(), "{name}");
         }

@@ -62,13 +62,18 @@ pub fn write(prefix: &Path, schedule: &Schedule, meters: &Meters) -> Result<Vec<
     all.extend(single.map(|(which, window, hist)| (which, window, hist.clone())));
     let mut written = Vec::new();
     for (which, window, hist) in all.into_iter().filter(|(.., hist)| !hist.is_empty()) {
-        let mut file = prefix.as_os_str().to_owned();
-        file.push(format!("-{which}-{}.hgrm", window.replace(' ', "-")));
-        std::fs::write(&file, text(&hist))
-            .map_err(|error| format!("--hgrm {}: {error}", Path::new(&file).display()))?;
-        written.push(file.into());
+        let file = file(prefix, which, window);
+        std::fs::write(&file, text(&hist)).map_err(|error| format!("--hgrm {}: {error}", file.display()))?;
+        written.push(file);
     }
     Ok(written)
+}
+
+/// The file of one latency in one part of the time.
+pub fn file(prefix: &Path, which: &str, window: &str) -> PathBuf {
+    let mut file = prefix.as_os_str().to_owned();
+    file.push(format!("-{which}-{}.hgrm", window.replace(' ', "-")));
+    file.into()
 }
 
 #[cfg(test)]

@@ -72,11 +72,7 @@ fn write_verdict(out: &mut String, report: &Report) -> fmt::Result {
         writeln!(out, "</ul>")?;
     }
     match &report.tool.limit {
-        Some(limit) => writeln!(
-            out,
-            "<p class=\"warn\">The tool, not the server, was the limit: {}. The server can do more.</p>",
-            escape(limit)
-        )?,
+        Some(limit) => writeln!(out, "<p class=\"warn\">{}: {}.</p>", report.limit_words(), escape(limit))?,
         None => writeln!(
             out,
             "<p class=\"soft\">The tool was not the limit: its threads were busy for {:.0} % of the time.</p>",
@@ -98,7 +94,9 @@ fn write_cards(out: &mut String, report: &Report) -> fmt::Result {
         if let Some(cost) = server.cpu_s_per_million_deliveries {
             cards.push(("CPU s a million deliveries", format!("{cost:.2}")));
         }
-        cards.push(("memory a connection", format!("{:.1} KB", server.rss_per_connection / 1_024.0)));
+        if let Some(bytes) = server.rss_per_connection {
+            cards.push(("memory a connection", format!("{:.1} KB", bytes / 1_024.0)));
+        }
     }
     cards.push(("connections a second", thousands(report.connect.per_second as u64)));
     writeln!(out, "<dl>")?;
@@ -108,7 +106,7 @@ fn write_cards(out: &mut String, report: &Report) -> fmt::Result {
 
 fn write_latency(out: &mut String, report: &Report) -> fmt::Result {
     let Some(traffic) = &report.traffic else { return Ok(()) };
-    writeln!(out, "<h2>Latency, from the time at which a message should have been sent</h2>")?;
+    writeln!(out, "<h2>Latency, {}</h2>", report.latency_from())?;
     let busiest = traffic.windows.iter().max_by_key(|w| w.delivery.count);
     if let Some(window) = busiest {
         // By the number of nines, as HdrHistogram's plotters do: the tail is what matters.
@@ -241,7 +239,8 @@ mod tests {
         report.stages = vec![Stage { name: "commit".to_owned(), p50_ms: Some(1.0), p99_ms: Some(2.0) }];
         let page = page(&report);
         let at = |words: &str| page.find(words).unwrap_or_else(|| panic!("no {words}"));
-        assert!(at("Failed.") < at("1 deliveries &lt;lost&gt;") && at("was the limit: busy") < at("<dl>"));
+        assert!(at("Failed.") < at("1 deliveries &lt;lost&gt;") && at("can do more: busy") < at("<dl>"));
+        assert!(page.contains("Latency, from the time of sending"), "a closed loop");
         assert!(at("<dl>") < at("aria-label=\"Latency by percentile") && at("Memory of the server") < at("commit"));
         assert!(at("commit") < at("<td>all back</td><td>0.75</td><td>s &lt;in all&gt;</td>"));
         assert_eq!(page.matches("<svg role=\"img\"").count(), 4);

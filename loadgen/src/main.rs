@@ -3,10 +3,10 @@
 //! Reading order: [`cli`] (what can be asked), [`scenario`] (what it means), [`plan`] (as data),
 //! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
 //! (a thread's part, over its [`links`]), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
-//! [`scan`] (bytes), [`body`] (what is sent), [`verify`] (what was promised), [`tally`] (the books),
+//! [`scan`] (bytes), [`body`] (what is sent), [`verify`] and [`roll`] (what was promised), [`tally`] (the books),
 //! [`measure`], [`sampler`], [`stages`] and [`mod@proc`] (numbers), [`watch`] and [`control`] (the server from outside), [`report`] and what is
 //! made of it: [`figures`] by name, [`assert`](mod@assert), [`compare`], [`hgrm`], [`html`]. Scripted scenarios: [`play`], on a [`stage`].
-//! [`dialect`] is how other servers are spoken to.
+//! [`interrupt`] ends a run early. [`dialect`] is how other servers are spoken to.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,12 +37,14 @@ mod figures;
 mod frame;
 mod hgrm;
 mod html;
+mod interrupt;
 mod links;
 mod measure;
 mod plan;
 mod play;
 mod proc;
 mod report;
+mod roll;
 mod run;
 mod sampler;
 mod scan;
@@ -60,11 +62,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(scenario) => run_scenario(&scenario).and_then(|mut report| {
+        Command::Run(scenario) => run_scenario(&scenario).and_then(|(mut report, written)| {
             let common = scenario.common();
-            tell(&mut report, common.json.as_deref(), &common.output)
+            // The text first: no other file that fails takes it away.
+            let passed = tell(&mut report, common.json.as_deref(), &common.output);
+            written.and(passed)
         }),
-        Command::Report(args) => compare::load(&args.file).and_then(|mut report| tell(&mut report, None, &args.output)),
+        Command::Report(args) => args
+            .output
+            .check()
+            .and_then(|()| compare::load(&args.file))
+            .and_then(|mut report| tell(&mut report, None, &args.output)),
         Command::Compare(args) => {
             let load = |paths: &[_]| paths.iter().map(compare::load).collect::<Result<Vec<_>, _>>();
             load(&args.a).and_then(|a| compare::compare(&a, &load(&args.b)?)).map(|table| {
@@ -83,20 +91,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
+/// The report, and whether the files that are not made of it could be written.
+fn run_scenario(scenario: &Scenario) -> Result<(Report, Result<(), String>), String> {
     let common = scenario.common();
     common.check()?;
     let cast = scenario.cast()?;
     probe::probe()?;
     check_open_files(cast.clients)?;
     common.dialect.check(scenario.name())?;
-    match scenario {
-        Scenario::Presence(args) => return play::presence::run(args),
-        Scenario::Inbox(args) => return play::inbox::run(args),
-        Scenario::Herd(args) => return play::herd::run(args),
-        Scenario::Mixed(args) => return play::mixed::run(args, false),
-        Scenario::Soak(args) => return play::mixed::run(args, true),
-        _ => {}
+    interrupt::listen()?;
+    let scripted = match scenario {
+        Scenario::Presence(args) => Some(play::presence::run(args)),
+        Scenario::Inbox(args) => Some(play::inbox::run(args)),
+        Scenario::Herd(args) => Some(play::herd::run(args)),
+        Scenario::Mixed(args) => Some(play::mixed::run(args, false)),
+        Scenario::Soak(args) => Some(play::mixed::run(args, true)),
+        _ => None,
+    };
+    if let Some(report) = scripted {
+        return Ok((report?, Ok(())));
     }
     let plan = Arc::new(scenario::plan(scenario, &cast)?);
     let target = common.target()?;
@@ -126,16 +139,19 @@ fn run_scenario(scenario: &Scenario) -> Result<Report, String> {
     let outcome = run::run(&world, &plan, &options);
     let seen = watch.stop();
     let outcome = outcome?;
-    if let Some(prefix) = &common.hgrm {
-        hgrm::write(prefix, &outcome.schedule, &outcome.meters)?;
-    }
+    let written = common
+        .hgrm
+        .as_deref()
+        .map_or(Ok(()), |prefix| hgrm::write(prefix, &outcome.schedule, &outcome.meters).map(drop));
     let findings = scenario::findings(scenario, &cast, &outcome, &seen);
     let mut failures = outcome.tally.failures();
     failures.extend(findings.failures);
-    failures.extend(seen.trouble);
+    for what in outcome.trouble.iter().cloned().chain(seen.trouble) {
+        run::add_trouble(&mut failures, what);
+    }
     let mut report = report::report(&world, &plan, &outcome, findings.notes, failures);
     report.figures = findings.figures;
-    Ok(report)
+    Ok((report, written))
 }
 
 /// Descriptors beside the clients': rings, eventfds, standard streams, /proc.
@@ -157,17 +173,16 @@ fn check_open_files(clients: u32) -> Result<(), String> {
 /// Checks the assertions, and writes the report wherever it is wanted. Returns true when all is well.
 fn tell(report: &mut Report, json: Option<&str>, output: &Output) -> Result<bool, String> {
     report.failures.extend(output.asserts.iter().filter_map(|assertion| assertion.failure(report)).collect::<Vec<_>>());
-    report.passed = report.failures.is_empty();
+    report.passed &= report.failures.is_empty();
     let text = || serde_json::to_string_pretty(report).map_err(|error| format!("cannot write the report: {error}"));
-    if let Some(file) = json.filter(|file| *file != "-") {
-        std::fs::write(file, text()? + "\n").map_err(|error| format!("--json {file}: {error}"))?;
-    }
-    if let Some(file) = &output.html {
-        std::fs::write(file, html::page(report)).map_err(|error| format!("--html {}: {error}", file.display()))?;
-    }
     match json {
         Some("-") => println!("{}", text()?),
         _ => print!("{}", report.text()),
     }
-    Ok(report.passed)
+    let save = |file: &str| std::fs::write(file, text()? + "\n").map_err(|error| format!("--json {file}: {error}"));
+    let saved = json.filter(|file| *file != "-").map_or(Ok(()), save);
+    let page = output.html.as_deref().map_or(Ok(()), |file| {
+        std::fs::write(file, html::page(report)).map_err(|error| format!("--html {}: {error}", file.display()))
+    });
+    saved.and(page).map(|()| report.passed)
 }

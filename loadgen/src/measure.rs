@@ -42,6 +42,15 @@ impl Schedule {
         Self { from_ns, to_ns, windows: vec![Window { name: "whole", from_ns, to_ns }] }
     }
 
+    /// It ends now.
+    pub fn cut(&mut self, now_ns: u64) {
+        self.to_ns = self.to_ns.min(now_ns);
+        for window in &mut self.windows {
+            window.from_ns = window.from_ns.min(now_ns);
+            window.to_ns = window.to_ns.min(now_ns);
+        }
+    }
+
     /// True within the measuring window.
     pub fn is_measuring(&self, ns: u64) -> bool {
         (self.from_ns..self.to_ns).contains(&ns)
@@ -106,7 +115,6 @@ impl Meters {
 
 /// A histogram in a few numbers, milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Latency {
     /// How many.
     pub count: u64,
@@ -208,6 +216,9 @@ mod tests {
         assert_eq!(meters.ack[0].len(), 2);
         assert!(meters.delivery[0].max() >= 19_990_000, "an answer after the end still counts, at its full length");
         assert!(schedule.is_measuring(8_999) && !schedule.is_measuring(9_000));
+        let mut cut = schedule.clone();
+        cut.cut(5_500);
+        assert_eq!((cut.to_ns, cut.windows[0], cut.windows[1].from_ns), (5_500, schedule.windows[0], 5_500));
     }
 
     #[test]

@@ -34,7 +34,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// # Errors
 /// No such process, or not ours to read.
 pub fn sample(pid: u32) -> io::Result<Sample> {
-    let (user_s, system_s) = parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    if is_over(&stat) {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "it has ended"));
+    }
+    let (user_s, system_s) = parse_stat(&stat)?;
     let rss_bytes = parse_rss(&fs::read_to_string(format!("/proc/{pid}/status"))?);
     let mut threads = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
@@ -80,6 +84,20 @@ pub fn spent(before: &Sample, after: &Sample) -> Spent {
     Spent { user_s, system_s, total_s, threads }
 }
 
+/// What is said when the server's process cannot be read any more.
+pub fn gone(pid: u32, error: &io::Error) -> String {
+    match sample(pid) {
+        Ok(_) => format!("cannot read the server's /proc entry (--server-pid {pid}): {error}"),
+        Err(_) => format!("the server's process is gone (--server-pid {pid})"),
+    }
+}
+
+/// It has ended, and its parent has not asked how: such an entry still reads, as if nothing were used.
+fn is_over(stat: &str) -> bool {
+    let rest = stat.rfind(')').and_then(|at| stat.get(at + 1..)).unwrap_or("");
+    matches!(rest.trim_start().as_bytes().first(), Some(b'Z' | b'X'))
+}
+
 /// `comm`: in parentheses, and free to hold parentheses and spaces itself.
 fn parse_name(stat: &str) -> &str {
     let start = stat.find('(').map_or(0, |at| at + 1);
@@ -119,6 +137,7 @@ mod tests {
     fn stat_is_read_behind_any_name() {
         assert_eq!(parse_name(STAT), "anti) (phon s");
         assert_eq!(parse_stat(STAT).unwrap(), (12.34, 5.67));
+        assert!(!is_over(STAT) && is_over(&STAT.replace(") S 1", ") Z 1")));
         for bad in ["", "77", "77 (x) S 1 2 3", "77 (x) S 1 77 77 0 -1 4194560 5 0 0 0 a b"] {
             assert!(parse_stat(bad).is_err(), "{bad}");
         }

@@ -18,9 +18,8 @@ const TOOL_LIMIT: f64 = 0.95;
 /// A tool that is this late with one in a hundred messages does not keep the rate asked for, ms.
 const TOOL_LATE_MS: f64 = 5.0;
 
-/// The whole report.
+/// The whole report. What has no default must stand in a saved one, or it is none.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Report {
     /// Name of the scenario.
     pub scenario: String,
@@ -37,18 +36,22 @@ pub struct Report {
     /// This tool.
     pub tool: Tool,
     /// Numbers that only this scenario has.
+    #[serde(default)]
     pub figures: Vec<Figure>,
     /// Figures over time.
+    #[serde(default)]
     pub timeline: Timeline,
     /// Where the server says that time goes; empty when it was not asked or does not say.
+    #[serde(default)]
     pub stages: Vec<Stage>,
     /// What only this scenario shows.
+    #[serde(default)]
     pub notes: Vec<String>,
     /// Counts of everything that was checked.
     pub checked: Checked,
-    /// Broken promises in words; empty: all held.
+    /// Broken promises in words.
     pub failures: Vec<String>,
-    /// True when nothing was broken.
+    /// True when nothing was broken; once false, it stays so.
     pub passed: bool,
 }
 
@@ -65,7 +68,6 @@ pub struct Figure {
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Settings {
     /// Connections.
     pub clients: u32,
@@ -84,12 +86,12 @@ pub struct Settings {
     /// Driver threads.
     pub threads: u32,
     /// How the server was spoken to.
+    #[serde(default)]
     pub dialect: String,
 }
 
 /// Connecting.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Connect {
     /// From the first to the last.
     pub seconds: f64,
@@ -101,7 +103,6 @@ pub struct Connect {
 
 /// Messages.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct TrafficReport {
     /// Seconds measured.
     pub seconds: f64,
@@ -113,23 +114,25 @@ pub struct TrafficReport {
     pub delivered: u64,
     /// … a second.
     pub delivered_per_second: f64,
-    /// Latencies by part of the time, from the intended time of sending.
+    /// Latencies by part of the time; of open loops from the intended time of sending.
     pub windows: Vec<WindowReport>,
 }
 
 /// Latencies of one part of the time.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct WindowReport {
     /// "whole", or "before", "during", "after" what happens in the scenario.
     pub name: String,
     /// When it began and ended, seconds of measuring.
+    #[serde(default)]
     pub from_s: f64,
     /// See [`WindowReport::from_s`].
+    #[serde(default)]
     pub to_s: f64,
     /// The rate asked for, when there was one.
     pub asked_per_second: Option<f64>,
     /// Messages meant for this time and acknowledged, a second.
+    #[serde(default)]
     pub acked_per_second: f64,
     /// Cores of the server in use, on average.
     pub server_cores: Option<f64>,
@@ -138,50 +141,52 @@ pub struct WindowReport {
     /// To the delivery.
     pub delivery: Latency,
     /// Percentiles of `ack` for plots: share, ms.
+    #[serde(default)]
     pub ack_curve: Vec<(f64, f64)>,
     /// Those of `delivery`.
+    #[serde(default)]
     pub delivery_curve: Vec<(f64, f64)>,
 }
 
-/// The server's process.
+/// The server's process; what could not be read is not there.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Server {
     /// CPU seconds in the measuring window.
-    pub cpu_s: f64,
+    pub cpu_s: Option<f64>,
     /// … in user mode (in ticks of 10 ms).
-    pub cpu_user_s: f64,
+    pub cpu_user_s: Option<f64>,
     /// … in the kernel.
-    pub cpu_system_s: f64,
+    pub cpu_system_s: Option<f64>,
     /// CPU seconds for a million deliveries.
     pub cpu_s_per_million_deliveries: Option<f64>,
     /// CPU seconds by thread name.
     pub threads: Vec<(String, f64)>,
     /// CPU seconds while connecting.
-    pub connect_cpu_s: f64,
+    pub connect_cpu_s: Option<f64>,
     /// CPU microseconds a connection, connecting.
-    pub connect_cpu_us_each: f64,
+    pub connect_cpu_us_each: Option<f64>,
     /// Resident bytes before the first connection.
-    pub rss_start: u64,
+    pub rss_start: Option<u64>,
     /// With everybody in their rooms, before traffic.
-    pub rss_ready: u64,
+    pub rss_ready: Option<u64>,
     /// At the end of measuring.
-    pub rss_end: u64,
+    pub rss_end: Option<u64>,
     /// Resident bytes that each connection added, before traffic.
-    pub rss_per_connection: f64,
+    pub rss_per_connection: Option<f64>,
     /// The same at the end of measuring.
-    pub rss_per_connection_end: f64,
+    pub rss_per_connection_end: Option<f64>,
 }
 
 /// This tool.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Tool {
     /// CPU seconds in the same time.
     pub cpu_s: f64,
     /// The share of a core that its busiest driver threads took, on average over them.
     pub driver_load: f64,
     /// At a rate: how late the tool itself was in sending.
+    #[serde(default)]
     pub late: Latency,
     /// The tool, not the server, set the pace: its figures are lower bounds.
     pub was_the_limit: bool,
@@ -191,7 +196,6 @@ pub struct Tool {
 
 /// Counts of everything that was checked.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Checked {
     /// Deliveries of messages in the whole run.
     pub delivered: u64,
@@ -213,6 +217,21 @@ pub struct Checked {
     pub out_of_order: u64,
     /// Not the same for everybody.
     pub differing: u64,
+    /// Messages that came under a second number.
+    #[serde(default)]
+    pub stored_again: u64,
+    /// Messages that nobody sent.
+    #[serde(default)]
+    pub invented: u64,
+    /// Messages acknowledged that nobody got.
+    #[serde(default)]
+    pub acked_only: u64,
+    /// Refusals for the time being, and messages that were never accepted.
+    #[serde(default)]
+    pub put_off: u64,
+    /// See [`Checked::put_off`].
+    #[serde(default)]
+    pub never_accepted: u64,
     /// Content too old to be compared.
     pub unchecked: u64,
     /// `gap` events.
@@ -236,12 +255,13 @@ pub struct Checked {
 /// Puts the report together. `failures` are those of the tally and of the scenario.
 pub fn report(world: &World, plan: &Plan, outcome: &Outcome, notes: Vec<String>, failures: Vec<String>) -> Report {
     let tally = &outcome.tally;
+    let seconds = if outcome.is_cut_short { outcome.measured_s.max(1e-3) } else { plan.duration_s };
     let traffic = (plan.traffic != Traffic::None).then(|| TrafficReport {
         seconds: outcome.measured_s,
         acked: tally.acked_in_window,
-        acked_per_second: tally.acked_in_window as f64 / plan.duration_s,
+        acked_per_second: tally.acked_in_window as f64 / seconds,
         delivered: tally.delivered_in_window,
-        delivered_per_second: tally.delivered_in_window as f64 / plan.duration_s,
+        delivered_per_second: tally.delivered_in_window as f64 / seconds,
         windows: outcome.schedule.windows.iter().enumerate().map(|(at, _)| window_report(plan, outcome, at)).collect(),
     });
     Report {
@@ -309,17 +329,18 @@ fn settings(world: &World, plan: &Plan) -> Settings {
 
 fn server(outcome: &Outcome) -> Option<Server> {
     let used = outcome.server.as_ref()?;
+    let (window, connect) = (used.window.as_ref(), used.connect.as_ref());
     let delivered = outcome.tally.delivered_in_window;
     // Of those that were there: a script may have places that nobody takes.
-    let each = |rss: u64, there: u32| (rss as f64 - used.rss_start as f64) / f64::from(there.max(1));
+    let each = |rss: Option<u64>, there: u32| Some((rss? as f64 - used.rss_start? as f64) / f64::from(there.max(1)));
     Some(Server {
-        cpu_s: used.window.total_s,
-        cpu_user_s: used.window.user_s,
-        cpu_system_s: used.window.system_s,
-        cpu_s_per_million_deliveries: (delivered > 0).then(|| used.window.total_s * 1e6 / delivered as f64),
-        threads: used.window.threads.clone(),
-        connect_cpu_s: used.connect.total_s,
-        connect_cpu_us_each: used.connect.total_s * 1e6 / f64::from(outcome.connected.max(1)),
+        cpu_s: window.map(|w| w.total_s),
+        cpu_user_s: window.map(|w| w.user_s),
+        cpu_system_s: window.map(|w| w.system_s),
+        cpu_s_per_million_deliveries: window.filter(|_| delivered > 0).map(|w| w.total_s * 1e6 / delivered as f64),
+        threads: window.map(|w| w.threads.clone()).unwrap_or_default(),
+        connect_cpu_s: connect.map(|c| c.total_s),
+        connect_cpu_us_each: connect.map(|c| c.total_s * 1e6 / f64::from(outcome.connected.max(1))),
         rss_start: used.rss_start,
         rss_ready: used.rss_ready,
         rss_end: used.rss_end,
@@ -363,6 +384,11 @@ fn checked(outcome: &Outcome) -> Checked {
         doubled: tally.doubled,
         out_of_order: tally.out_of_order,
         differing: tally.differing,
+        stored_again: tally.stored_again,
+        invented: tally.invented,
+        acked_only: tally.acked_only,
+        put_off: tally.put_off,
+        never_accepted: tally.never_accepted,
         unchecked: tally.unchecked,
         gaps: tally.gaps,
         excused: tally.excused,
@@ -430,7 +456,7 @@ impl Report {
             self.tool.driver_load * 100.0
         )?;
         if let Some(limit) = &self.tool.limit {
-            writeln!(out, "             THE TOOL WAS THE LIMIT, the server can do more: {limit}")?;
+            writeln!(out, "             {}: {limit}", self.limit_words())?;
         }
         for stage in &self.stages {
             let ms = |ms: Option<f64>| ms.map_or("–".to_owned(), |ms| format!("{ms:.3}"));
@@ -444,8 +470,27 @@ impl Report {
         }
         self.checked.write_text(out)?;
         match self.failures.as_slice() {
-            [] => writeln!(out, "  PASSED     every promise held"),
+            [] if self.passed => writeln!(out, "  PASSED     every promise held"),
+            [] => writeln!(out, "  FAILED     (the report does not say why)"),
             failures => failures.iter().try_for_each(|failure| writeln!(out, "  FAILED     {failure}")),
+        }
+    }
+
+    /// What it means that the tool was the limit. A server that refuses has a limit of its own.
+    pub fn limit_words(&self) -> &'static str {
+        if self.checked.errors.is_empty() && self.checked.closes.is_empty() {
+            "THE TOOL WAS THE LIMIT, the server can do more"
+        } else {
+            "the tool was at its limit, and the server refused messages or closed connections"
+        }
+    }
+
+    /// The report of a run with closed loops has latencies from the sending itself.
+    pub fn latency_from(&self) -> &'static str {
+        if self.settings.traffic.starts_with("closed loop") {
+            "from the time of sending (a closed loop sends when an answer comes, so a stall lengthens few)"
+        } else {
+            "from the time at which a message should have been sent"
         }
     }
 }
@@ -484,11 +529,10 @@ impl WindowReport {
 
 impl Server {
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        write!(
-            out,
-            "  server     {:.2} CPU s ({:.2} user, {:.2} kernel)",
-            self.cpu_s, self.cpu_user_s, self.cpu_system_s
-        )?;
+        let number = |n: Option<f64>, digits: usize| n.map_or("?".to_owned(), |n| format!("{n:.digits$}"));
+        let (all, user, kernel) = (self.cpu_s, self.cpu_user_s, self.cpu_system_s);
+        let [all, user, kernel] = [all, user, kernel].map(|s| number(s, 2));
+        write!(out, "  server     {all} CPU s ({user} user, {kernel} kernel)")?;
         if let Some(cost) = self.cpu_s_per_million_deliveries {
             write!(out, ": {cost:.2} CPU s per million deliveries")?;
         }
@@ -497,19 +541,13 @@ impl Server {
         if !threads.is_empty() {
             writeln!(out, "             by thread: {}", threads.join(", "))?;
         }
+        let (cpu, each) = (number(self.connect_cpu_s, 2), number(self.connect_cpu_us_each, 0));
+        writeln!(out, "             connecting: {cpu} CPU s, {each} µs each")?;
+        let [start, ready, end] = [self.rss_start, self.rss_ready, self.rss_end].map(mib);
+        let [each, each_end] = [self.rss_per_connection, self.rss_per_connection_end].map(|bytes| number(bytes, 0));
         writeln!(
             out,
-            "             connecting: {:.2} CPU s, {:.0} µs each",
-            self.connect_cpu_s, self.connect_cpu_us_each
-        )?;
-        writeln!(
-            out,
-            "             RSS {} empty, {} ready ({:.0} B a connection), {} at the end ({:.0} B)",
-            mib(self.rss_start),
-            mib(self.rss_ready),
-            self.rss_per_connection,
-            mib(self.rss_end),
-            self.rss_per_connection_end
+            "             RSS {start} empty, {ready} ready ({each} B a connection), {end} at the end ({each_end} B)"
         )
     }
 }
@@ -553,8 +591,8 @@ fn quantiles(latency: &Latency) -> String {
     )
 }
 
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
+fn mib(bytes: Option<u64>) -> String {
+    bytes.map_or("?".to_owned(), |bytes| format!("{:.1} MiB", bytes as f64 / 1_048_576.0))
 }
 
 /// `1234567` as `1,234,567`.
@@ -571,84 +609,4 @@ pub fn thousands(number: u64) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
-    use super::*;
-    use crate::proc::Spent;
-
-    /// A good run with round figures.
-    pub fn sample() -> Report {
-        let latency =
-            Latency { count: 1_000, mean_ms: 4.5, p50_ms: 4.0, p90_ms: 8.0, p99_ms: 12.5, p999_ms: 30.0, max_ms: 42.0 };
-        let curve = vec![(0.0, 1.0), (0.5, 4.0), (0.9, 8.0), (0.99, 12.5), (0.999, 30.0), (1.0, 42.0)];
-        let window = WindowReport {
-            name: "whole".to_owned(),
-            to_s: 10.0,
-            acked_per_second: 1_500.0,
-            ack: latency,
-            delivery: latency,
-            ack_curve: curve.clone(),
-            delivery_curve: curve,
-            ..WindowReport::default()
-        };
-        Report {
-            scenario: "chat".to_owned(),
-            run: "abc123".to_owned(),
-            settings: Settings {
-                clients: 100,
-                rooms_of: 10,
-                rooms: 10,
-                traffic: "closed loop, 4 in flight a room".to_owned(),
-                dialect: "antiphon".to_owned(),
-                ..Settings::default()
-            },
-            connect: Connect { seconds: 0.5, per_second: 200.0, latency },
-            traffic: Some(TrafficReport {
-                seconds: 10.0,
-                acked: 15_000,
-                acked_per_second: 1_500.0,
-                delivered: 150_000,
-                delivered_per_second: 15_000.0,
-                windows: vec![window],
-            }),
-            server: Some(Server {
-                cpu_s: 5.0,
-                cpu_s_per_million_deliveries: Some(2.5),
-                rss_per_connection: 2_048.0,
-                ..Server::default()
-            }),
-            passed: true,
-            ..Report::default()
-        }
-    }
-
-    #[test]
-    fn numbers_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
-            assert_eq!(thousands(number), text);
-        }
-    }
-
-    #[test]
-    fn a_busy_or_a_late_tool_is_the_limit() {
-        assert_eq!(limit(0.5, 0.9), None);
-        assert!(limit(0.5, 6.0).unwrap().contains("6.0 ms or more late"));
-        assert!(limit(0.97, 0.0).unwrap().contains("97 %"));
-    }
-
-    #[test]
-    fn only_driver_threads_count_for_the_tools_load() {
-        let threads = vec![("load-1".to_owned(), 1.9), ("load-2".to_owned(), 1.9), ("antiphon-load".to_owned(), 5.0)];
-        let spent = Spent { threads, ..Spent::default() };
-        assert!((sampler::drivers_s(&spent) - 3.8).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_saved_report_reads_back_and_older_ones_too() {
-        let saved = serde_json::to_string(&sample()).unwrap();
-        let back: Report = serde_json::from_str(&saved).unwrap();
-        assert_eq!(serde_json::to_string(&back).unwrap(), saved);
-        assert_eq!(back.text(), sample().text());
-        let older: Report = serde_json::from_str(r#"{"scenario":"chat","passed":true}"#).unwrap();
-        assert!(older.passed && older.timeline.points.is_empty());
-    }
-}
+pub mod tests;

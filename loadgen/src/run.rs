@@ -9,6 +9,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::conductor::{Conductor, Phase};
 use crate::driver::{Driver, ThreadEnd};
+use crate::interrupt;
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, Traffic};
 use crate::proc::{self, Sample, Spent};
@@ -30,19 +31,34 @@ pub struct RunOptions {
     pub metrics: Option<String>,
 }
 
-/// What was measured of the server.
+/// What was measured of the server; what could not be read is not there.
 #[derive(Debug, Clone, Default)]
 pub struct ServerUse {
     /// While connecting.
-    pub connect: Spent,
+    pub connect: Option<Spent>,
     /// Within the measuring window.
-    pub window: Spent,
+    pub window: Option<Spent>,
     /// Resident bytes before the first connection.
-    pub rss_start: u64,
+    pub rss_start: Option<u64>,
     /// With everybody in their rooms, before traffic.
-    pub rss_ready: u64,
+    pub rss_ready: Option<u64>,
     /// At the end of measuring.
-    pub rss_end: u64,
+    pub rss_end: Option<u64>,
+}
+
+impl ServerUse {
+    /// From what was read before connecting, then, with everybody there, and at both edges of measuring.
+    pub fn of(start: Option<&Sample>, ready: Option<&Sample>, window: [Option<&Sample>; 2]) -> Self {
+        let rss = |sample: Option<&Sample>| sample.map(|sample| sample.rss_bytes);
+        let between = |from: Option<&Sample>, to: Option<&Sample>| Some(proc::spent(from?, to?));
+        Self {
+            connect: between(start, ready),
+            window: between(window[0], window[1]),
+            rss_start: rss(start),
+            rss_ready: rss(ready),
+            rss_end: rss(window[1]),
+        }
+    }
 }
 
 /// Everything a run yields.
@@ -72,10 +88,17 @@ pub struct Outcome {
     pub timeline: Timeline,
     /// Where the server says that time goes.
     pub stages: Vec<Stage>,
+    /// It was ended before its time.
+    pub is_cut_short: bool,
+    /// What went wrong beside the promises: the server's process is gone, say.
+    pub trouble: Vec<String>,
 }
 
 /// Time for connecting: this, and a millisecond a client.
 const SETUP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Why a run that was ended too early has nothing to tell.
+const INTERRUPTED: &str = "interrupted before anything was measured";
 
 /// Runs the plan.
 ///
@@ -111,15 +134,18 @@ pub fn run(world: &Arc<World>, plan: &Arc<Plan>, options: &RunOptions) -> Result
         conductor: &conductor,
         progress: Progress::new(options.progress),
         sampler: Sampler::new(expected_s, options.server_pid),
+        trouble: Vec::new(),
     };
     let led = lead.lead();
-    let sampler = lead.sampler;
+    let (sampler, trouble) = (lead.sampler, lead.trouble);
     if led.is_none() {
         conductor.give_up("the run ended early");
     }
     let ends: Vec<ThreadEnd> = handles.into_iter().filter_map(|handle| handle.join().ok().flatten()).collect();
     match led {
-        Some(led) if ends.len() == world.threads as usize => Ok(put_together(world, plan, led, sampler, &ends)),
+        Some(led) if ends.len() == world.threads as usize => {
+            Ok(put_together(world, plan, led, sampler, &ends, trouble))
+        }
         _ => Err(conductor.reason().unwrap_or("a driver thread failed").to_owned()),
     }
 }
@@ -129,9 +155,10 @@ struct Led {
     schedule: Schedule,
     connect_start_ns: u64,
     connect: [Edge; 2],
+    ready: Edge,
     window: [Edge; 2],
-    rss_ready: u64,
     stages: Vec<Stage>,
+    is_cut_short: bool,
 }
 
 /// Samples at one moment.
@@ -149,11 +176,18 @@ struct Lead<'a> {
     conductor: &'a Conductor,
     progress: Progress,
     sampler: Sampler,
+    trouble: Vec<String>,
 }
 
 impl Lead<'_> {
     fn lead(&mut self) -> Option<Led> {
+        // What cannot be read now was asked for wrongly; what cannot be read later is a finding.
+        self.metrics();
         let connect_start = self.edge()?;
+        if let Some(wrong) = self.trouble.pop() {
+            self.conductor.give_up(wrong);
+            return None;
+        }
         let connect_start_ns = self.world.now_ns();
         let limit = SETUP_LIMIT + Duration::from_millis(u64::from(self.world.clients));
         self.phase(Phase::Connect, limit)?;
@@ -164,16 +198,27 @@ impl Lead<'_> {
         }
         // Let the server settle, and the counts of CPU time with it.
         std::thread::sleep(Duration::from_millis(if self.plan.traffic == Traffic::None { 500 } else { 50 }));
-        let rss_ready = self.edge()?.server.map_or(0, |sample| sample.rss_bytes);
-        let now_ns = self.world.now_ns();
-        let schedule = self.plan.schedule(now_ns);
+        let ready = self.edge()?;
+        let mut schedule = self.plan.schedule(self.world.now_ns());
         self.conductor.plan_traffic(schedule.clone());
         self.conductor.begin(Phase::Traffic);
         let window_start = self.edge_at(schedule.from_ns)?;
-        let metrics_before = self.metrics()?;
+        let metrics_before = self.metrics();
+        if self.world.now_ns() < schedule.from_ns {
+            self.conductor.give_up(INTERRUPTED);
+            return None;
+        }
         let window_end = self.edge_at(schedule.to_ns)?;
-        let stages = stages::stages(&metrics_before, &self.metrics()?);
-        self.phase(Phase::Traffic, Duration::from_secs(10))?;
+        let now_ns = self.world.now_ns();
+        let is_cut_short = now_ns < schedule.to_ns;
+        let stages = stages::stages(&metrics_before, &self.metrics());
+        if is_cut_short {
+            let measured_s = (now_ns - schedule.from_ns) as f64 / 1e9;
+            schedule.cut(now_ns);
+            self.trouble.push(format!("interrupted: the figures are of {measured_s:.1} s"));
+        } else {
+            self.phase(Phase::Traffic, Duration::from_secs(10))?;
+        }
         self.phase(Phase::Drain, Duration::from_secs(30))?;
         self.phase(Phase::Close, Duration::from_secs(30))?;
         self.progress.end();
@@ -181,8 +226,9 @@ impl Lead<'_> {
             schedule,
             connect_start_ns,
             connect: [connect_start, connect_end],
+            ready,
+            is_cut_short,
             window: [window_start, window_end],
-            rss_ready,
             stages,
         })
     }
@@ -193,6 +239,9 @@ impl Lead<'_> {
         let (conductor, progress, scenario) = (self.conductor, &mut self.progress, self.plan.scenario);
         let (sampler, world) = (&mut self.sampler, self.world);
         let done = conductor.wait_for(phase, limit, || {
+            if phase < Phase::Traffic && interrupt::is_asked() {
+                conductor.give_up(INTERRUPTED);
+            }
             progress.tick(scenario, phase, conductor);
             if sampler::is_timed(phase) {
                 sampler.tick(world.now_ns(), || conductor.totals());
@@ -209,11 +258,11 @@ impl Lead<'_> {
         done.then_some(())
     }
 
-    /// Sleeps until a time of the run, then samples.
+    /// Sleeps until a time of the run, or an interruption, then samples.
     fn edge_at(&mut self, at_ns: u64) -> Option<Edge> {
         loop {
             let left = Duration::from_nanos(at_ns.saturating_sub(self.world.now_ns()));
-            if left.is_zero() {
+            if left.is_zero() || interrupt::is_asked() {
                 return self.edge();
             }
             if self.conductor.has_given_up() {
@@ -225,23 +274,43 @@ impl Lead<'_> {
         }
     }
 
-    /// The server's metrics; nothing when they were not asked for.
-    fn metrics(&self) -> Option<String> {
+    /// The server's metrics; nothing when they were not asked for, or do not come.
+    fn metrics(&mut self) -> String {
         let scraped = self.options.metrics.as_deref().map(stages::scrape).transpose();
-        scraped.map(Option::unwrap_or_default).map_err(|error| self.conductor.give_up(error)).ok()
+        scraped.map_err(|error| add_trouble(&mut self.trouble, error)).ok().flatten().unwrap_or_default()
     }
 
-    fn edge(&self) -> Option<Edge> {
+    fn edge(&mut self) -> Option<Edge> {
         let give_up = |error: std::io::Error| {
-            self.conductor.give_up(format!("cannot read the server's /proc entry (--server-pid): {error}"));
+            self.conductor.give_up(format!("cannot read this tool's own /proc entry: {error}"));
         };
-        let server = self.options.server_pid.map(proc::sample).transpose().map_err(give_up).ok()?;
         let tool = proc::sample(std::process::id()).map_err(give_up).ok()?;
+        let server = read_server(self.options.server_pid, &mut self.trouble);
         Some(Edge { at: Instant::now(), server, tool })
     }
 }
 
-fn put_together(world: &World, plan: &Plan, led: Led, sampler: Sampler, ends: &[ThreadEnd]) -> Outcome {
+/// The server's process, if it is asked for and there.
+pub fn read_server(pid: Option<u32>, trouble: &mut Vec<String>) -> Option<Sample> {
+    let pid = pid?;
+    proc::sample(pid).map_err(|error| add_trouble(trouble, proc::gone(pid, &error))).ok()
+}
+
+/// Says each thing once.
+pub fn add_trouble(trouble: &mut Vec<String>, what: String) {
+    if !trouble.contains(&what) {
+        trouble.push(what);
+    }
+}
+
+fn put_together(
+    world: &World,
+    plan: &Plan,
+    led: Led,
+    sampler: Sampler,
+    ends: &[ThreadEnd],
+    trouble: Vec<String>,
+) -> Outcome {
     let mut tally = Tally::default();
     let mut meters = Meters::new(plan.windows());
     let mut rooms = Vec::new();
@@ -252,14 +321,11 @@ fn put_together(world: &World, plan: &Plan, led: Led, sampler: Sampler, ends: &[
     }
     reconcile(&rooms, &mut tally);
     let connected_ns = ends.iter().map(|end| end.connected_ns).max().unwrap_or(0);
-    let between =
-        |edges: &[Edge; 2]| edges[0].server.as_ref().zip(edges[1].server.as_ref()).map(|(a, b)| proc::spent(a, b));
-    let server = between(&led.window).map(|window| ServerUse {
-        connect: between(&led.connect).unwrap_or_default(),
-        window,
-        rss_start: led.connect[0].server.as_ref().map_or(0, |sample| sample.rss_bytes),
-        rss_ready: led.rss_ready,
-        rss_end: led.window[1].server.as_ref().map_or(0, |sample| sample.rss_bytes),
+    let [start, connected] = [0, 1].map(|at| led.connect[at].server.as_ref());
+    // Memory is read once the server has settled, CPU time as soon as all are there.
+    let server = start.map(|_| ServerUse {
+        rss_ready: led.ready.server.as_ref().map(|sample| sample.rss_bytes),
+        ..ServerUse::of(start, connected, [0, 1].map(|at| led.window[at].server.as_ref()))
     });
     let seconds = |edges: &[Edge; 2]| (edges[1].at - edges[0].at).as_secs_f64();
     let tool_edges = if plan.setup == Setup::JoinEach { &led.connect } else { &led.window };
@@ -276,6 +342,8 @@ fn put_together(world: &World, plan: &Plan, led: Led, sampler: Sampler, ends: &[
         timeline: sampler.timeline(led.schedule.from_ns),
         stages: led.stages,
         schedule: led.schedule,
+        is_cut_short: led.is_cut_short,
+        trouble,
     }
 }
 

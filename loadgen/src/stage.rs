@@ -15,6 +15,7 @@ use antiphon::shard::socket;
 use crate::client::{is_upgraded, push_upgrade};
 use crate::dialect::Dialect;
 use crate::frame::{FrameReader, Opcode, push_masked};
+use crate::interrupt;
 use crate::links::{Came, Links};
 use crate::world::World;
 
@@ -99,6 +100,8 @@ pub struct Stage {
     pub rng: Rng,
     /// What passed.
     pub books: Books,
+    /// An interruption ends what it waits for, as a failure.
+    pub heeds_interrupt: bool,
     /// From the start of connecting to `hello`, ns.
     pub connect: hdrhistogram::Histogram<u64>,
     links: Links,
@@ -121,6 +124,7 @@ impl Stage {
             now_ns: world.now_ns(),
             rng: Rng::new(world.seed),
             books: Books::default(),
+            heeds_interrupt: true,
             connect: crate::measure::histogram(),
             links: Links::new(slots as usize, MAKING_MAX)?,
             actors: (0..slots).map(|_| Actor::default()).collect(),
@@ -212,7 +216,7 @@ impl Stage {
     /// Turns until `done`, at most for `limit_s` seconds.
     ///
     /// # Errors
-    /// The ring's, or that `what` took longer than that.
+    /// The ring's, or that `what` took longer than that, or was interrupted.
     pub fn until<P: Play>(
         &mut self,
         play: &mut P,
@@ -222,6 +226,9 @@ impl Stage {
     ) -> Result<(), String> {
         let end_ns = self.world.now_ns() + crate::plan::ns(limit_s);
         while !done(play, self) {
+            if self.heeds_interrupt && interrupt::is_asked() {
+                return Err(format!("interrupted during {what}"));
+            }
             if self.now_ns > end_ns {
                 return Err(format!("{what} was not done within {limit_s:.0} s"));
             }

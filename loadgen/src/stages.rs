@@ -29,11 +29,11 @@ const METRIC: &str = "antiphon_stage_seconds";
 /// Not an `http://` URL, nobody there, or not an answer of 200.
 pub fn scrape(url: &str) -> Result<String, String> {
     const PATIENCE: Duration = Duration::from_secs(2);
-    let failed = |error: std::io::Error| format!("--metrics {url}: {error}");
-    let rest = url.strip_prefix("http://").ok_or_else(|| format!("--metrics {url}: it begins with http://"))?;
+    let failed = |error: std::io::Error| format!("--control {url}: {error}");
+    let rest = url.strip_prefix("http://").ok_or_else(|| format!("--control {url}: it begins with http://"))?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let path = if path.len() < 2 { "/metrics" } else { path };
-    let address = host.to_socket_addrs().map_err(failed)?.next().ok_or(format!("--metrics {url}: no such host"))?;
+    let address = host.to_socket_addrs().map_err(failed)?.next().ok_or(format!("--control {url}: no such host"))?;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes()).map_err(failed)?;
@@ -41,7 +41,7 @@ pub fn scrape(url: &str) -> Result<String, String> {
     stream.read_to_string(&mut answer).map_err(failed)?;
     match answer.split_once("\r\n\r\n") {
         Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
-        _ => Err(format!("--metrics {url}: {}", answer.lines().next().unwrap_or("no answer"))),
+        _ => Err(format!("--control {url}: {}", answer.lines().next().unwrap_or("no answer"))),
     }
 }
 

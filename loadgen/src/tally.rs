@@ -40,8 +40,18 @@ pub struct Tally {
     pub differing: u64,
     /// Acknowledged and delivered disagree.
     pub wrong_acks: u64,
-    /// A message whose body is not what was sent.
+    /// A message whose body is not what was sent, the time in it included.
     pub wrong_bodies: u64,
+    /// A message that came under a second number.
+    pub stored_again: u64,
+    /// A message that nobody of this tool sent.
+    pub invented: u64,
+    /// Acknowledged, and nobody got it.
+    pub acked_only: u64,
+    /// Refusals for the time being.
+    pub put_off: u64,
+    /// Meant to be sent, and not accepted by the end.
+    pub never_accepted: u64,
     /// Not what the protocol allows: bad JSON, bad frames, replies to nothing.
     pub malformed: u64,
     /// Commands without any reply at the end.
@@ -99,6 +109,11 @@ impl Tally {
             differing,
             wrong_acks,
             wrong_bodies,
+            stored_again,
+            invented,
+            acked_only,
+            put_off,
+            never_accepted,
             malformed,
             unanswered,
             refused,
@@ -135,6 +150,11 @@ impl Tally {
             (&mut self.differing, differing),
             (&mut self.wrong_acks, wrong_acks),
             (&mut self.wrong_bodies, wrong_bodies),
+            (&mut self.stored_again, stored_again),
+            (&mut self.invented, invented),
+            (&mut self.acked_only, acked_only),
+            (&mut self.put_off, put_off),
+            (&mut self.never_accepted, never_accepted),
             (&mut self.malformed, malformed),
             (&mut self.unanswered, unanswered),
             (&mut self.refused, refused),
@@ -169,6 +189,10 @@ impl Tally {
             (self.differing, "deliveries not the same for everybody"),
             (self.wrong_acks, "acknowledgements that name another message"),
             (self.wrong_bodies, "messages with a wrong body"),
+            (self.stored_again, "messages stored again under another number"),
+            (self.invented, "messages that nobody sent"),
+            (self.acked_only, "messages acknowledged and never delivered"),
+            (self.never_accepted, "messages were never accepted"),
             (self.malformed, "frames the protocol does not allow"),
             (self.unanswered, "commands without a reply"),
             (self.refused, "messages refused for good"),

@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use crate::client::Message;
 use crate::measure::{Pacer, Schedule};
 use crate::plan::{Traffic, ns};
+use crate::roll;
 use antiphon::engine::rng::Rng;
 
 /// One thread's part of the traffic.
@@ -21,6 +22,8 @@ pub struct Sending {
     later: BinaryHeap<Reverse<(u64, u32, u64, u64)>>,
     /// Id of the next message; its high bits name the thread.
     next_client: u64,
+    /// Messages that were due while nobody could send.
+    unsent: u64,
     rng: Rng,
 }
 
@@ -59,8 +62,19 @@ impl Sending {
                 }
             }
         }
-        let next_client = u64::from(thread + 1) << 40;
-        Self { senders, everybody, pacer, owed, later: BinaryHeap::new(), next_client, rng }
+        let next_client = roll::first_id(thread);
+        Self { senders, everybody, pacer, owed, later: BinaryHeap::new(), next_client, unsent: 0, rng }
+    }
+
+    /// Nothing new from now on; what was put off still is.
+    pub fn stop(&mut self) {
+        self.pacer = None;
+        self.owed.clear();
+    }
+
+    /// Messages that were due at a rate while nobody could send them.
+    pub fn unsent(&self) -> u64 {
+        self.unsent
     }
 
     /// A closed loop's message came back: the room owes another.
@@ -112,7 +126,10 @@ impl Sending {
         let choices = room.map_or(&self.everybody, |room| &self.senders[room as usize]);
         let first = self.rng.below(choices.len() as u32) as usize;
         let (before, from) = choices.split_at(first);
-        let slot = from.iter().chain(before).copied().find(|slot| is_live(*slot))?;
+        let Some(slot) = from.iter().chain(before).copied().find(|slot| is_live(*slot)) else {
+            self.unsent += u64::from(room.is_none());
+            return None;
+        };
         let client = self.next_client;
         self.next_client += 1;
         Some((slot, Message { client, sent_ns }))
@@ -151,6 +168,9 @@ mod tests {
         assert!(owed.windows(2).all(|pair| pair[1].1.sent_ns - pair[0].1.sent_ns == 1_000_000));
         open.on_done(0);
         assert_eq!(open.next(10_001_000, |_| true), None, "an ack owes nothing");
+        assert_eq!((open.next(11_001_000, |_| false), open.unsent()), (None, 1), "it stays in the books");
+        open.stop();
+        assert_eq!((open.next(20_001_000, |_| true), open.next_ns()), (None, None));
         let ids: std::collections::HashSet<u64> = owed.iter().map(|(_, m)| m.client).collect();
         assert_eq!(ids.len(), owed.len());
     }

@@ -2,10 +2,10 @@
 //!
 //! Two views are kept. A [`Cursor`] per connection and room holds that the numbers are dense: each
 //! once, in order, none missing, unless the server said so. A [`Ledger`] per room (one in each
-//! thread that has members of it) holds that everybody sees the same thing under the same number,
-//! and that what was acknowledged is what was delivered; its memory is bounded, so it forgets old
-//! entries, and checks that could not be made are counted. A running digest over all entries lets
-//! the ledgers of several threads be compared at the end.
+//! thread that has members of it) holds that everybody sees the same thing under the same number;
+//! its memory is bounded, so it forgets old entries, and checks that could not be made are counted. A
+//! running digest over all entries lets the ledgers of several threads be compared at the end. That
+//! what was acknowledged is what was delivered is [`crate::roll`]'s to hold.
 
 /// Number of an entry within its room.
 pub type Seq = u64;
@@ -100,8 +100,6 @@ pub struct Facts {
     pub bytes: u64,
     /// Hash of what must be equal however it is written.
     pub content: u64,
-    /// The author's id for it; 0 when it is none of this tool's messages.
-    pub client: u64,
     /// Intended time of sending, ns; 0 when it is none of this tool's messages.
     pub sent_ns: u64,
 }
@@ -119,19 +117,13 @@ pub enum Sight {
     Forgotten,
 }
 
-/// Acknowledged and delivered do not agree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WrongAck;
-
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     seq: Seq,
     facts: Option<Facts>,
-    /// What an acknowledgement said stands here; 0: none yet.
-    acked: u64,
 }
 
-const EMPTY: Entry = Entry { seq: 0, facts: None, acked: 0 };
+const EMPTY: Entry = Entry { seq: 0, facts: None };
 
 /// One thread's memory of one room.
 #[derive(Debug)]
@@ -140,7 +132,6 @@ pub struct Ledger {
     /// Made at the first entry; a power of two long.
     entries: Vec<Entry>,
     high: Seq,
-    acked_high: Seq,
     digest: Digest,
 }
 
@@ -159,7 +150,7 @@ impl Ledger {
     /// A ledger of a room that remembers the last `capacity` entries (rounded up to a power of two).
     pub fn new(capacity: usize) -> Self {
         let digest = Digest { base: 0, last: 0, sum: 0 };
-        Self { capacity: capacity.next_power_of_two(), entries: Vec::new(), high: 0, acked_high: 0, digest }
+        Self { capacity: capacity.next_power_of_two(), entries: Vec::new(), high: 0, digest }
     }
 
     /// The room's head at a subscription: digests begin at the highest one.
@@ -170,14 +161,14 @@ impl Ledger {
         }
     }
 
-    /// The server named `head` as the room's: everybody must get that far.
+    /// The server named `head` as the room's, or as an acknowledged message's: everybody must get that far.
     pub fn on_head(&mut self, head: Seq) {
         self.high = self.high.max(head);
     }
 
     /// The highest number that was delivered to anybody, acknowledged, or told as head.
     pub fn high(&self) -> Seq {
-        self.high.max(self.acked_high)
+        self.high
     }
 
     /// For the comparison with other threads.
@@ -205,37 +196,13 @@ impl Ledger {
     }
 
     /// Keeps what the first sight told.
-    pub fn learn(&mut self, seq: Seq, facts: Facts) -> Result<(), WrongAck> {
+    pub fn learn(&mut self, seq: Seq, facts: Facts) {
         self.high = self.high.max(seq);
         if seq == self.digest.last + 1 {
             self.digest.last = seq;
             self.digest.sum = self.digest.sum.rotate_left(1).wrapping_add(facts.content);
         }
-        let entry = self.entry(seq);
-        let acked = if entry.seq == seq { entry.acked } else { 0 };
-        *entry = Entry { seq, facts: Some(facts), acked };
-        if acked == 0 || acked == facts.client { Ok(()) } else { Err(WrongAck) }
-    }
-
-    /// An acknowledgement said that the message `client` stands at `seq`.
-    pub fn on_ack(&mut self, seq: Seq, client: u64) -> Result<(), WrongAck> {
-        self.acked_high = self.acked_high.max(seq);
-        let entry = self.entry(seq);
-        if entry.seq < seq {
-            *entry = Entry { seq, facts: None, acked: client };
-            return Ok(());
-        }
-        if entry.seq > seq {
-            return Ok(());
-        }
-        if entry.acked != 0 && entry.acked != client {
-            return Err(WrongAck);
-        }
-        entry.acked = client;
-        match entry.facts {
-            Some(facts) if facts.client != client => Err(WrongAck),
-            _ => Ok(()),
-        }
+        *self.entry(seq) = Entry { seq, facts: Some(facts) };
     }
 
     fn entry(&mut self, seq: Seq) -> &mut Entry {
@@ -251,8 +218,8 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn facts(bytes: u64, client: u64) -> Facts {
-        Facts { bytes, content: bytes ^ 1, client, sent_ns: 5 }
+    fn facts(bytes: u64) -> Facts {
+        Facts { bytes, content: bytes ^ 1, sent_ns: 5 }
     }
 
     #[test]
@@ -283,7 +250,7 @@ mod tests {
         let mut ledger = Ledger::new(3);
         ledger.start_at(10);
         assert_eq!(ledger.look(11, 100), Sight::New);
-        assert_eq!(ledger.learn(11, facts(100, 7)), Ok(()));
+        ledger.learn(11, facts(100));
         assert_eq!(ledger.look(11, 100), Sight::Same(5));
         assert_eq!(ledger.look(11, 101), Sight::OtherBytes(5));
         assert!(ledger.is_same_content(11, 101));
@@ -291,25 +258,11 @@ mod tests {
         assert!(!ledger.is_same_content(12, 101));
         for seq in 12..=15 {
             assert_eq!(ledger.look(seq, seq), Sight::New);
-            ledger.learn(seq, facts(seq, seq)).unwrap();
+            ledger.learn(seq, facts(seq));
         }
         assert_eq!(ledger.look(11, 100), Sight::Forgotten);
         assert_eq!(ledger.high(), 15);
-    }
-
-    #[test]
-    fn acks_and_deliveries_must_agree_in_either_order() {
-        let mut ledger = Ledger::new(8);
-        assert_eq!(ledger.on_ack(1, 7), Ok(()));
-        assert_eq!(ledger.look(1, 100), Sight::New);
-        assert_eq!(ledger.learn(1, facts(100, 7)), Ok(()));
-        assert_eq!(ledger.on_ack(1, 7), Ok(()), "a duplicate is acked with the first number");
-        assert_eq!(ledger.on_ack(1, 8), Err(WrongAck));
-        ledger.on_ack(2, 9).unwrap();
-        assert_eq!(ledger.learn(2, facts(1, 10)), Err(WrongAck));
-        ledger.learn(3, facts(1, 11)).unwrap();
-        assert_eq!(ledger.on_ack(3, 12), Err(WrongAck));
-        assert_eq!(ledger.on_ack(20, 1), Ok(()));
+        ledger.on_head(20);
         assert_eq!(ledger.high(), 20, "what was acked must come");
     }
 
@@ -318,8 +271,8 @@ mod tests {
         let run = |order: [u64; 2]| {
             let mut ledger = Ledger::new(8);
             ledger.start_at(3);
-            ledger.learn(4, facts(order[0], 0)).unwrap();
-            ledger.learn(5, facts(order[1], 0)).unwrap();
+            ledger.learn(4, facts(order[0]));
+            ledger.learn(5, facts(order[1]));
             ledger.digest()
         };
         assert_eq!(run([10, 20]), run([10, 20]));

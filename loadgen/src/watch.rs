@@ -100,7 +100,7 @@ fn last_look(mut seen: Seen, pid: Option<u32>, control: Option<SocketAddr>, star
 fn look(pid: Option<u32>, control: Option<SocketAddr>, start: Instant) -> Result<(Sight, Option<Metrics>), String> {
     let mut sight = Sight { at_s: start.elapsed().as_secs_f64(), ..Sight::default() };
     if let Some(pid) = pid {
-        let told = |error| format!("cannot read /proc/{pid} (--server-pid): {error}");
+        let told = |error| proc::gone(pid, &error);
         let sample = proc::sample(pid).map_err(told)?;
         sight.rss_bytes = sample.rss_bytes;
         sight.threads = sample.threads.len() as u64;

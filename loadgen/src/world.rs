@@ -135,6 +135,11 @@ impl World {
         if self.rooms() >= self.threads { self.room_of(user) % self.threads } else { user % self.threads }
     }
 
+    /// True when a thread drives members of a room.
+    pub fn is_in_room(&self, thread: u32, room: u32) -> bool {
+        thread < self.threads && self.members(room).take(self.threads as usize).any(|u| self.thread_of(u) == thread)
+    }
+
     /// The user's name.
     pub fn user_name(&self, user: u32) -> String {
         format!("{}-{user}", self.run)
@@ -235,6 +240,8 @@ pub mod tests {
         }
         let one = world(100, 100, 4, target);
         assert_eq!((0..100).filter(|u| one.thread_of(*u) == 3).count(), 25);
+        assert!((0..4).all(|thread| one.is_in_room(thread, 0)) && !one.is_in_room(4, 0));
+        assert!(many.is_in_room(1, 1) && !many.is_in_room(0, 1));
     }
 
     #[test]

@@ -16,12 +16,12 @@ impl Client {
             Asked::History => self.on_page(reply.events, shared),
             Asked::Probe => {}
             Asked::Send(message) => {
-                let Some(seq) = reply.seq else {
+                let Some(seq) = reply.seq.filter(|seq| *seq > 0) else {
                     shared.tally.malformed += 1;
                     return;
                 };
-                let ledger = &mut shared.ledgers[self.local_room as usize];
-                shared.tally.wrong_acks += u64::from(ledger.on_ack(seq, message.client).is_err());
+                shared.ledgers[self.local_room as usize].on_head(seq);
+                shared.tally.wrong_acks += u64::from(!shared.roll.on_ack(message.client, seq));
                 shared.tally.acked += 1;
                 shared.tally.acked_in_window += u64::from(shared.schedule.is_measuring(shared.now_ns));
                 shared.meters.record_ack(shared.schedule, message.sent_ns, shared.now_ns);
@@ -69,10 +69,15 @@ impl Client {
         *shared.tally.errors.entry(reply.code.unwrap_or(0)).or_default() += 1;
         match self.answered(head) {
             Some(Asked::Send(message)) if reply.temporary => {
+                shared.tally.put_off += 1;
+                shared.roll.on_put_off(message.client);
                 let after_ns = reply.retry_after_ms.unwrap_or(0).max(1) * 1_000_000;
                 shared.news.push(News::TryAgain(message, after_ns));
             }
-            Some(Asked::Send(_)) => shared.news.push(News::Refused),
+            Some(Asked::Send(message)) => {
+                shared.roll.on_refused(message.client);
+                shared.news.push(News::Refused);
+            }
             // What was missed stays missed, and is counted at the end.
             Some(Asked::History | Asked::Probe) => {}
             // Set-up that is refused cannot go on.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::measure::Window;
+use crate::roll::first_id;
 use crate::world::tests::world;
 use antiphon::protocol::encode::frame_text;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,6 +11,7 @@ struct Bench {
     world: World,
     client: Client,
     ledgers: Vec<Ledger>,
+    roll: Roll,
     tally: Tally,
     meters: Meters,
     rng: Rng,
@@ -25,6 +27,7 @@ impl Bench {
             client: Client::new(&world, 2, 0),
             world,
             ledgers: vec![Ledger::new(16)],
+            roll: Roll::new(0),
             tally: Tally::default(),
             meters: Meters::new(1),
             rng: Rng::new(1),
@@ -44,6 +47,7 @@ impl Bench {
             world: &self.world,
             schedule: &self.schedule,
             ledgers: &mut self.ledgers,
+            roll: &mut self.roll,
             tally: &mut self.tally,
             meters: &mut self.meters,
             rng: &mut self.rng,
@@ -85,6 +89,13 @@ impl Bench {
         bench.client.out.clear();
         assert_eq!(bench.text(r#"{"type":"ok","id":1,"epoch":"e1","seq":7,"recovered":true}"#), [News::Live]);
         bench
+    }
+
+    /// The thread's message of that number.
+    fn sends(&mut self, number: u64, sent_ns: u64) -> Message {
+        let message = Message { client: first_id(0) + number, sent_ns };
+        self.roll.add(message, 0);
+        message
     }
 
     fn room(&self) -> String {
@@ -166,7 +177,10 @@ fn events_of_a_resume_count_inside_the_reply_and_behind_it() {
         bench.client.end().for_each(drop);
         bench.client.stage = Stage::Ready;
         bench.client.enter_room(&mut bench.rng, false);
-        let events: Vec<String> = (8..=9).map(|seq| bench.event(seq, Message { client: seq, sent_ns: 5 })).collect();
+        let events = [8, 9].map(|seq| {
+            let message = bench.sends(seq - 8, 5);
+            bench.event(seq, message)
+        });
         let carried = if inside { format!("[{}]", events.join(",")) } else { "2".to_owned() };
         let ok = format!(r#"{{"type":"ok","id":2,"epoch":"e1","seq":9,"recovered":true,"events":{carried}}}"#);
         assert_eq!(bench.text(&ok), [News::Live]);
@@ -182,10 +196,10 @@ fn events_of_a_resume_count_inside_the_reply_and_behind_it() {
 #[test]
 fn a_message_is_sent_acked_delivered_and_timed() {
     let mut bench = Bench::live();
-    let message = Message { client: 0xabc, sent_ns: 3_000_000 };
+    let message = bench.sends(0, 3_000_000);
     bench.client.send(message, &bench.filler, &mut bench.rng);
     let said: serde_json::Value = serde_json::from_str(&bench.said()).unwrap();
-    assert_eq!((&said["type"], &said["client_id"]), (&"message:send".into(), &"0000000000000abc".into()));
+    assert_eq!((&said["type"], &said["client_id"]), (&"message:send".into(), &"0000010000000000".into()));
     assert_eq!(said["body"].as_str().unwrap().len(), 32);
     assert_eq!(bench.client.unanswered(), 1);
     let event = bench.event(8, message);
@@ -246,6 +260,28 @@ fn numbers_of_other_entries_count_too() {
         bench.text(&format!(r#"{{"type":"{kind}","room":"{room}","seq":{seq},"ts":1}}"#));
     }
     assert_eq!((bench.client.next_seq(), bench.tally.other_events, bench.tally.lost), (11, 3, 0));
+    bench.text(r#"{"type":"gap","room":"another's","last":10,"head":15}"#);
+    assert_eq!((bench.client.next_seq(), bench.tally.gaps, bench.tally.malformed), (11, 0, 1));
     bench.text(&format!(r#"{{"type":"gap","room":"{room}","last":10,"head":15}}"#));
     assert_eq!((bench.client.next_seq(), bench.tally.excused, bench.tally.wrong_gaps), (16, 5, 0));
+}
+
+#[test]
+fn the_books_of_the_sender_are_believed_and_no_one_else() {
+    let mut bench = Bench::live();
+    let message = bench.sends(0, 3_000_000);
+    let later = Message { sent_ns: 9_000_000, ..message };
+    let lie = bench.event(8, later);
+    bench.text(&lie);
+    assert_eq!((bench.tally.wrong_bodies, bench.tally.delivered), (1, 1));
+    assert!(bench.meters.delivery[0].max() >= 6_990_000, "the time that was sent, not the time that came");
+    let (again, unsent, strange) =
+        (bench.event(9, message), bench.event(10, Message { client: message.client + 1, sent_ns: 1 }), bench.room());
+    bench.text(&again);
+    bench.text(&unsent);
+    bench.text(&format!(r#"{{"type":"message:created","room":"{strange}","seq":11,"author":"x","body":"invented"}}"#));
+    let of_no_thread = bench.event(12, Message { client: first_id(1), sent_ns: 1 });
+    bench.text(&of_no_thread);
+    assert_eq!((bench.tally.stored_again, bench.tally.invented, bench.tally.delivered), (1, 3, 1));
+    assert_eq!(bench.client.next_seq(), 13);
 }

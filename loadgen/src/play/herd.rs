@@ -8,7 +8,7 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
-use super::roster::{Place, judge};
+use super::roster::{Place, judge, pause_ns};
 use super::{Crew, Theatre, Verdict, assemble, command, perform, text};
 use crate::cli::Common;
 use crate::measure::{Latency, Pacer, histogram};
@@ -212,7 +212,7 @@ impl Herd {
                 let code = scan::reply(payload).ok().and_then(|reply| reply.code).unwrap_or(0);
                 *self.tally.errors.entry(code).or_default() += 1;
             }
-            b"gap" => place.gap(payload, &mut self.tally),
+            b"gap" => place.gap(head.room == Some(self.rooms[room].as_bytes()), payload, &mut self.tally),
             _ => {
                 if let (Some(seq), Some(_)) = (head.seq, head.room) {
                     self.tally.delivered += 1;
@@ -257,11 +257,6 @@ impl Play for Herd {
             }
         }
     }
-}
-
-/// Before the next try: 50 to 250 ms.
-fn pause_ns(stage: &mut Stage) -> u64 {
-    50_000_000 + u64::from(stage.rng.below(200_000_000))
 }
 
 /// Runs it.

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::roster::{Place, judge};
-use super::{Crew, Messages, Rate, Theatre, Verdict, assemble, command, perform, text};
+use super::roster::{Place, judge, pause_ns};
+use super::{Crew, Messages, Rate, Theatre, Verdict, command, perform, text};
 use crate::cli::Common;
 use crate::control;
+use crate::interrupt;
 use crate::measure::{Latency, Meters, Pacer, Schedule};
 use crate::plan::ns;
 use crate::report::Report;
@@ -20,7 +21,7 @@ use crate::scan::{self, Members, Value};
 use crate::stage::{Event, Play, Stage};
 use crate::tally::Tally;
 use crate::verify::{Facts, Ledger, Seq, Sight};
-use crate::watch::{Seen, Watch};
+use crate::watch::Watch;
 
 /// `mixed` and `soak`
 #[derive(Debug, Clone, Args)]
@@ -121,6 +122,8 @@ impl MixedArgs {
 #[derive(Default)]
 struct Member {
     place: Place,
+    /// `hello` has come on this connection.
+    is_greeted: bool,
     /// Their last message that is acknowledged.
     own: Seq,
     /// The last message that they heard.
@@ -147,7 +150,11 @@ struct Day {
     items: u64,
     acked: u64,
     live: u32,
+    /// Connections that were closed, and tries that did not come to one.
     ended: u64,
+    failed_tries: u64,
+    /// To be tried again: due time, user.
+    later: Vec<(u64, u32)>,
     pacer: Option<Pacer>,
     /// What is measured; empty until then.
     schedule: Schedule,
@@ -170,6 +177,8 @@ impl Day {
             acked: 0,
             live: 0,
             ended: 0,
+            failed_tries: 0,
+            later: Vec::new(),
             pacer: None,
             schedule: Schedule::default(),
             meters: Meters::new(1),
@@ -178,8 +187,15 @@ impl Day {
         }
     }
 
+    /// Who was cut off tries again when the time has come.
+    fn come_back(&mut self, stage: &mut Stage) {
+        let now_ns = stage.now_ns;
+        self.later.extract_if(.., |(at, _)| *at <= now_ns).for_each(|(_, user)| stage.open(user));
+    }
+
     /// Does what is due.
     fn go_on(&mut self, stage: &mut Stage) {
+        self.come_back(stage);
         let now_ns = stage.world.now_ns();
         while let Some(due_ns) = self.pacer.as_mut().and_then(|pacer| pacer.due(now_ns)) {
             if self.schedule.is_measuring(due_ns) {
@@ -314,6 +330,7 @@ impl Day {
     fn lose(&mut self, user: u32) {
         let member = &mut self.members[user as usize];
         self.live -= u32::from(member.place.is_live);
+        member.is_greeted = false;
         // Answers that were lost with the connection are nobody's fault.
         member.place.lose();
         member.sends.clear();
@@ -341,7 +358,10 @@ impl Day {
                     *self.tally.errors.entry(code).or_default() += 1;
                 }
             }
-            b"gap" => self.members[user as usize].place.gap(payload, &mut self.tally),
+            b"gap" => {
+                let is_ours = head.room == Some(self.rooms[self.args.room_of(user) as usize].as_bytes());
+                self.members[user as usize].place.gap(is_ours, payload, &mut self.tally);
+            }
             b"inbox:item" => self.on_items(stage, user, payload),
             _ => match (head.seq, head.room) {
                 (Some(seq), Some(_)) => self.on_entry(stage, user, seq, payload),
@@ -418,9 +438,7 @@ impl Day {
         let sent_ns = scan::hex16(content.body).unwrap_or(0);
         match ledger.look(seq, bytes) {
             Sight::New => {
-                let client = content.client_id.and_then(scan::hex16).unwrap_or(0);
-                let facts = Facts { bytes, content: hashed, client, sent_ns };
-                self.tally.wrong_acks += u64::from(ledger.learn(seq, facts).is_err());
+                ledger.learn(seq, Facts { bytes, content: hashed, sent_ns });
             }
             Sight::OtherBytes(_) => self.tally.differing += u64::from(!ledger.is_same_content(seq, hashed)),
             Sight::Forgotten => self.tally.unchecked += 1,
@@ -502,14 +520,19 @@ fn hash(value: impl std::hash::Hash) -> u64 {
 impl Play for Day {
     fn on(&mut self, stage: &mut Stage, slot: u32, event: Event<'_>) {
         match event {
-            // The first coming is the set-up's business.
-            Event::Hello(_) if self.pacer.is_none() => {}
-            Event::Hello(_) => self.enter(stage, slot),
+            Event::Hello(_) => {
+                self.members[slot as usize].is_greeted = true;
+                // The first coming is the set-up's business.
+                if self.pacer.is_some() {
+                    self.enter(stage, slot);
+                }
+            }
             Event::Text(payload) => self.on_text(stage, slot, payload),
             Event::Ended(_) => {
-                self.ended += 1;
+                let had_come = self.members[slot as usize].is_greeted;
+                *(if had_come { &mut self.ended } else { &mut self.failed_tries }) += 1;
                 self.lose(slot);
-                stage.open(slot);
+                self.later.push((stage.now_ns + pause_ns(stage), slot));
             }
         }
     }
@@ -534,7 +557,7 @@ pub fn run(args: &MixedArgs, is_soak: bool) -> Result<Report, String> {
         let seen = watch.stop();
         let mut verdict = verdict?;
         if is_soak {
-            flatness(&mut verdict, &script, &seen);
+            flatness::judge(&mut verdict, &script, &seen);
         }
         verdict.failures.extend(seen.trouble);
         Ok(verdict)
@@ -545,23 +568,30 @@ fn play(theatre: &mut Theatre, day: &mut Day) -> Result<Verdict, String> {
     let args = day.args.clone();
     let begun_ns = theatre.stage.world.now_ns();
     day.pacer = Some(Pacer::new(begun_ns, args.rate));
+    // A day may be cut short: what was measured of it is told.
+    theatre.stage.heeds_interrupt = false;
     wait(theatre, day, begun_ns + ns(args.common.warmup))?;
     theatre.measure()?;
     day.schedule = Schedule::whole(theatre.stage.world.now_ns(), args.common.duration);
     wait(theatre, day, day.schedule.to_ns)?;
     theatre.measured()?;
+    let (measured_ns, now_ns) = (day.schedule.from_ns, theatre.stage.world.now_ns());
+    let cut_short = (now_ns < day.schedule.to_ns).then(|| (now_ns - measured_ns) as f64 / 1e9);
+    day.schedule.cut(now_ns);
     // From here on nothing new is done; who is away comes back.
     day.pacer = Some(Pacer::new(u64::MAX / 2, 1.0));
     // What does not come now is counted below.
     let (stage, sampler) = (&mut theatre.stage, &mut theatre.sampler);
     let end_ns = day.schedule.to_ns + ns(1.0);
     let _ = stage.until(day, 15.0, "the rest", |day, stage| {
+        day.come_back(stage);
         sampler.tick(stage.now_ns, || day.totals());
         day.stragglers() == 0 && day.items >= day.notified && stage.now_ns >= end_ns
     });
     let mut verdict = tell(day);
+    verdict.failures.extend(cut_short.map(|s| format!("interrupted: the figures are of {s:.1} s")));
     if let Some(cpu_s) = theatre.server_cpu_s() {
-        let things = args.rate * args.common.duration;
+        let things = args.rate * cut_short.unwrap_or(args.common.duration);
         verdict.figure("server_cpu_per_thing", cpu_s * 1e6 / things, "µs, with all that follows from it");
     }
     Ok(verdict)
@@ -585,6 +615,7 @@ fn tell(day: &mut Day) -> Verdict {
     verdict.forbid(day.tally.not_recovered, "returns that were not recovered from the cursor");
     verdict.forbid(day.notified.saturating_sub(day.items), "inbox items lost");
     verdict.forbid(day.ended, "connections closed unasked");
+    verdict.forbid(day.failed_tries, "tries to connect that failed");
     if day.tally.delivered == 0 {
         verdict.failures.push("no message was delivered".to_owned());
     }
@@ -598,64 +629,24 @@ fn tell(day: &mut Day) -> Verdict {
     verdict
 }
 
-/// What a soak is for: the server stays as it is.
-fn flatness(verdict: &mut Verdict, args: &MixedArgs, seen: &Seen) {
-    let count = seen.sights.len();
-    let parts = [&seen.sights[count / 3..2 * count / 3], &seen.sights[2 * count / 3..]];
-    let mean = |part: usize, of: fn(&crate::watch::Sight) -> u64| {
-        let part = parts[part];
-        part.iter().map(|sight| of(sight) as f64).sum::<f64>() / part.len().max(1) as f64
-    };
-    let settled = &seen.sights[count / 3..];
-    if args.common.server_pid.is_some() && count >= 6 {
-        let growth = |of| (mean(1, of) / mean(0, of).max(1.0) - 1.0) * 100.0;
-        let slope = crate::watch::slope(settled.iter().map(|sight| (sight.at_s, sight.rss_bytes as f64)));
-        let (rss, fds, threads) = (growth(|s| s.rss_bytes), growth(|s| s.fds), growth(|s| s.threads));
-        verdict.figure("rss_slope", slope * 3_600.0 / 1_048_576.0, "MiB an hour over the last two thirds");
-        verdict.figure("rss_growth", rss, "% from the second to the last third");
-        verdict.figure("fds_growth", fds, "%");
-        verdict.figure("threads_growth", threads, "%");
-        if rss > args.rss_growth_max {
-            verdict.failures.push(format!("the server's memory grew by {rss:.1} % from the second to the last third"));
-        }
-        // Reconnects under way move the number of descriptors a little.
-        if fds > 2.0 || threads > 0.5 {
-            verdict.failures.push(format!("descriptors grew by {fds:.1} %, threads by {threads:.1} %"));
-        }
-    } else {
-        verdict.note("give --server-pid, and at least 6 s, to have memory, descriptors and threads checked");
-    }
-    let mut wakes: Vec<u64> = settled.iter().map(|sight| sight.wake_p99_us).filter(|us| *us > 0).collect();
-    wakes.sort_unstable();
-    match wakes.get(wakes.len() / 2) {
-        Some(middle) => {
-            let (p99, worst) = (*middle as f64 / 1e3, wakes[wakes.len() - 1] as f64 / 1e3);
-            verdict.figure("wake_p99", p99, "ms from a shard's wake-up call to its turn, median of the seconds' p99");
-            verdict.figure("wake_p99_worst", worst, "ms in the worst second");
-            if p99 > args.wake_max {
-                verdict
-                    .failures
-                    .push(format!("wake-ups between shards took {p99:.2} ms (p99), above {} ms", args.wake_max));
-            }
-        }
-        None => verdict.note("give --control, and at least two shards, to see how fast shards wake each other"),
-    }
-}
-
 fn wait(theatre: &mut Theatre, day: &mut Day, end_ns: u64) -> Result<(), String> {
     let (stage, sampler) = (&mut theatre.stage, &mut theatre.sampler);
     let seconds = end_ns.saturating_sub(stage.world.now_ns()) as f64 / 1e9;
     stage.until(day, seconds + 60.0, "the day", |day, stage| {
         day.go_on(stage);
         sampler.tick(stage.now_ns, || day.totals());
-        stage.now_ns >= end_ns
+        stage.now_ns >= end_ns || interrupt::is_asked()
     })
 }
 
 /// Everybody connects and joins; a room's members one after the other would not be realistic either.
 fn settle_in(theatre: &mut Theatre, day: &mut Day) -> Result<(), String> {
     let users = day.args.users;
-    assemble(&mut theatre.stage, day, 0..users)?;
+    (0..users).for_each(|user| theatre.stage.open(user));
+    theatre.stage.until(day, 60.0 + f64::from(users) / 1_000.0, "connecting", |day, stage| {
+        day.come_back(stage);
+        day.members.iter().all(|member| member.is_greeted)
+    })?;
     let mut asked = 0;
     theatre.stage.until(day, 120.0 + f64::from(users) / 100.0, "joining", |day, stage| {
         while asked < users && asked < day.live + 64 {
@@ -669,6 +660,8 @@ fn settle_in(theatre: &mut Theatre, day: &mut Day) -> Result<(), String> {
     }
     theatre.is_ready()
 }
+
+mod flatness;
 
 #[cfg(test)]
 mod tests;

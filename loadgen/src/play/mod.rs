@@ -13,7 +13,7 @@ use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, Traffic};
 use crate::proc::{self, Sample};
 use crate::report::{self, Figure, Report};
-use crate::run::{Outcome, ServerUse};
+use crate::run::{Outcome, ServerUse, add_trouble, read_server};
 use crate::sampler::Sampler;
 use crate::stage::{Play, Stage};
 use crate::stages;
@@ -98,6 +98,8 @@ pub struct Theatre {
     start: Edge,
     ready: Option<Edge>,
     window: [Option<Edge>; 2],
+    /// What could not be read while it ran.
+    trouble: Vec<String>,
     progress: bool,
 }
 
@@ -113,13 +115,14 @@ struct Edge {
 }
 
 impl Theatre {
-    fn edge(&self) -> Result<Edge, String> {
-        edge(&self.stage, self.server_pid)
+    fn edge(&mut self) -> Result<Edge, String> {
+        edge(&self.stage, self.server_pid, &mut self.trouble)
     }
 
-    /// The server's metrics; empty where they were not asked for.
-    fn scrape(&self) -> Result<String, String> {
-        Ok(self.metrics.as_deref().map(stages::scrape).transpose()?.unwrap_or_default())
+    /// The server's metrics; empty where they were not asked for, or do not come.
+    fn scrape(&mut self) -> String {
+        let scraped = self.metrics.as_deref().map(stages::scrape).transpose();
+        scraped.map_err(|error| add_trouble(&mut self.trouble, error)).ok().flatten().unwrap_or_default()
     }
 
     /// Everybody is there: what follows is no longer connecting.
@@ -134,9 +137,9 @@ impl Theatre {
     /// What is to be measured begins.
     ///
     /// # Errors
-    /// `/proc` or the metrics cannot be read.
+    /// `/proc` cannot be read.
     pub fn measure(&mut self) -> Result<(), String> {
-        self.metrics_before = self.scrape()?;
+        self.metrics_before = self.scrape();
         self.window[0] = Some(self.edge()?);
         Ok(())
     }
@@ -169,21 +172,18 @@ impl Theatre {
     }
 
     /// The end: what the script counted, and what was measured around it.
-    fn outcome(self, tally: Tally, messages: Option<Messages>) -> Result<Outcome, String> {
+    fn outcome(mut self, tally: Tally, messages: Option<Messages>) -> Outcome {
         // Only now: a scrape in the middle would hold up what is on its way.
-        let stages = stages::stages(&self.metrics_before, &self.scrape()?);
+        let after = self.scrape();
+        let stages = stages::stages(&self.metrics_before, &after);
         let ready = self.ready.unwrap_or_else(|| self.start.clone());
         let [from, to] = self.window;
         let from = from.unwrap_or_else(|| ready.clone());
         let to = to.unwrap_or_else(|| from.clone());
-        let rss = |edge: &Edge| edge.server.as_ref().map_or(0, |sample| sample.rss_bytes);
-        let between = |a: &Edge, b: &Edge| Some(proc::spent(a.server.as_ref()?, b.server.as_ref()?));
-        let server = between(&from, &to).map(|window| ServerUse {
-            connect: between(&self.start, &ready).unwrap_or_default(),
-            window,
-            rss_start: rss(&self.start),
-            rss_ready: rss(&ready),
-            rss_end: rss(&to),
+        let of = |edge: &'_ Edge| edge.server.clone();
+        let server = of(&self.start).map(|start| {
+            let [ready, from, to] = [of(&ready), of(&from), of(&to)];
+            ServerUse::of(Some(&start), ready.as_ref(), [from.as_ref(), to.as_ref()])
         });
         let measured_s = (to.at - from.at).as_secs_f64();
         let books = &self.stage.books;
@@ -197,7 +197,7 @@ impl Theatre {
         let (schedule, meters) = messages.map(|messages| (messages.schedule, messages.meters)).unzip();
         let mut meters = meters.unwrap_or_else(|| Meters::new(0));
         meters.connect = self.stage.connect;
-        Ok(Outcome {
+        Outcome {
             tally,
             meters,
             schedule: schedule.unwrap_or_default(),
@@ -210,13 +210,15 @@ impl Theatre {
             tool_s: measured_s,
             timeline: self.sampler.timeline(from.at_ns),
             stages,
-        })
+            is_cut_short: false,
+            trouble: self.trouble,
+        }
     }
 }
 
-fn edge(stage: &Stage, server_pid: Option<u32>) -> Result<Edge, String> {
-    let told = |error| format!("cannot read a process's /proc entry (--server-pid): {error}");
-    let server = server_pid.map(proc::sample).transpose().map_err(told)?;
+fn edge(stage: &Stage, server_pid: Option<u32>, trouble: &mut Vec<String>) -> Result<Edge, String> {
+    let server = read_server(server_pid, trouble);
+    let told = |error| format!("cannot read this tool's own /proc entry: {error}");
     let tool = proc::sample(std::process::id()).map_err(told)?;
     let (at, at_ns, open) = (Instant::now(), stage.world.now_ns(), stage.open_count());
     Ok(Edge { at, at_ns, open, server, tool })
@@ -300,7 +302,8 @@ where
 {
     let stage = Stage::new(world.clone(), world.clients).map_err(|error| format!("no ring: {error}"))?;
     let Asked { server_pid, metrics, seconds, progress } = asked;
-    let start = edge(&stage, server_pid)?;
+    let mut trouble = Vec::new();
+    let start = edge(&stage, server_pid, &mut trouble)?;
     let sampler = Sampler::new(seconds, server_pid);
     let mut theatre = Theatre {
         stage,
@@ -311,9 +314,24 @@ where
         start,
         ready: None,
         window: [None, None],
+        trouble,
         progress,
     };
-    let mut verdict = script(&mut theatre)?;
+    // What cannot be read now was asked for wrongly; what cannot be read later is a finding.
+    theatre.scrape();
+    if let Some(wrong) = theatre.trouble.pop() {
+        return Err(wrong);
+    }
+    let mut verdict = match script(&mut theatre) {
+        Ok(verdict) => verdict,
+        // Once everybody was there, what has been measured is told whatever came between.
+        Err(error) if theatre.ready.is_some() => Verdict {
+            asked: "a script that did not come to its end".to_owned(),
+            failures: vec![error],
+            ..Verdict::default()
+        },
+        Err(error) => return Err(error),
+    };
     verdict.forbid(theatre.stage.books.malformed, "frames the protocol does not allow");
     for slot in 0..world.clients {
         theatre.stage.cut(slot);
@@ -321,7 +339,11 @@ where
     let tally = std::mem::take(&mut verdict.tally);
     let messages = verdict.messages.take();
     let rate = messages.as_ref().map(|messages| messages.rate);
-    Ok((verdict, rate, theatre.outcome(tally, messages)?))
+    let mut outcome = theatre.outcome(tally, messages);
+    for what in outcome.trouble.drain(..) {
+        add_trouble(&mut verdict.failures, what);
+    }
+    Ok((verdict, rate, outcome))
 }
 
 fn put_together(world: &World, crew: Crew, verdict: Verdict, rate: Option<Rate>, outcome: &Outcome) -> Report {

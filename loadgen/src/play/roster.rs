@@ -97,11 +97,11 @@ impl Place {
         }
     }
 
-    /// A `gap`: what it names will not come by itself.
-    pub fn gap(&mut self, payload: &[u8], tally: &mut Tally) {
+    /// A `gap`: what it names will not come by itself. `is_ours`: it is of this place's room.
+    pub fn gap(&mut self, is_ours: bool, payload: &[u8], tally: &mut Tally) {
         tally.gaps += 1;
         match scan::reply(payload) {
-            Ok(scan::Reply { head: Some(head), .. }) => tally.excused += self.cursor.excuse(head),
+            Ok(scan::Reply { head: Some(head), .. }) if is_ours => tally.excused += self.cursor.excuse(head),
             _ => tally.malformed += 1,
         }
     }
@@ -121,6 +121,11 @@ impl Place {
     pub fn last(&self) -> Seq {
         self.cursor.last()
     }
+}
+
+/// Before the next try to connect: 50 to 250 ms.
+pub fn pause_ns(stage: &mut Stage) -> u64 {
+    50_000_000 + u64::from(stage.rng.below(200_000_000))
 }
 
 /// The promises that every script with rooms holds its tally to.

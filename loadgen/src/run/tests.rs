@@ -1,6 +1,7 @@
 //! Whole runs against the fake server: an honest one passes, and each fault is found and named.
 
 use super::*;
+use crate::dialect::Dialect;
 use crate::fake::{Fake, Fault};
 use crate::plan::tests::plan;
 use crate::plan::{Absence, Traffic};
@@ -8,7 +9,17 @@ use crate::world::tests::world;
 
 fn run_against(fault: Fault, clients: u32, rooms_of: u32, threads: u32, plan: Plan) -> Outcome {
     let fake = Fake::start(fault);
-    let world = Arc::new(world(clients, rooms_of, threads, fake.address));
+    run_at(Arc::new(world(clients, rooms_of, threads, fake.address)), plan)
+}
+
+fn run_plain(fault: Fault, plan: Plan) -> Outcome {
+    let fake = Fake::start_plain(fault);
+    let mut world = world(5, 5, 1, fake.address);
+    world.dialect = Dialect::Plain;
+    run_at(Arc::new(world), plan)
+}
+
+fn run_at(world: Arc<World>, plan: Plan) -> Outcome {
     let options = RunOptions { server_pid: Some(std::process::id()), ..RunOptions::default() };
     run(&world, &Arc::new(plan), &options).unwrap()
 }
@@ -31,7 +42,7 @@ fn an_honest_server_passes_and_is_measured() {
     assert_eq!(outcome.meters.ack[0].len() * 5, outcome.meters.delivery[0].len());
     assert_eq!(outcome.meters.connect.len(), 20);
     let server = outcome.server.unwrap();
-    assert!(server.rss_ready > 0 && server.window.total_s > 0.0);
+    assert!(server.rss_ready > Some(0) && server.window.unwrap().total_s > 0.0);
     assert!((outcome.measured_s - 0.5).abs() < 0.3, "{}", outcome.measured_s);
 }
 
@@ -76,11 +87,18 @@ fn every_fault_is_found_and_named() {
         (Fault::WrongAck, "1 acknowledgements that name another message"),
         (Fault::WrongGap, "1 gap events with a wrong `last`"),
         (Fault::Garbage, "1 frames the protocol does not allow"),
-        (Fault::Close, "1 connections closed unasked"),
+        (Fault::StoreTwice, "1 messages stored again under another number"),
+        (Fault::Invent, "1 messages that nobody sent"),
+        (Fault::AckOnly, "1 messages acknowledged and never delivered"),
+        (Fault::OtherTime, "1 messages with a wrong body"),
     ];
     for (fault, words) in cases {
         assert_eq!(failures(fault).0, [words], "{fault:?}");
     }
+    // Whose connection it was may have had a message on its way.
+    assert!(failures(Fault::Close).0.contains(&"1 connections closed unasked".to_owned()));
+    let strange = failures(Fault::StrangeGap).0;
+    assert_eq!(strange, ["1 deliveries lost", "1 frames the protocol does not allow"]);
     // Whoever is read first is believed: the victim against the others, or they against it.
     let (named, tally) = failures(Fault::Forge);
     assert!(matches!((tally.differing, tally.wrong_bodies), (1, 0) | (4, 1)), "{named:?}");
@@ -103,6 +121,33 @@ fn what_the_server_announces_is_no_failure() {
     let (failed, tally) = failures(Fault::Busy);
     assert_eq!(failed, [""; 0]);
     assert!(tally.errors[&113] > 0 && tally.sent == tally.acked + tally.errors[&113], "{tally:?}");
+}
+
+#[test]
+fn a_server_of_another_kind_is_not_believed_either() {
+    let honest = run_plain(Fault::None, plan()).tally;
+    assert!(honest.failures().is_empty() && honest.acked > 60, "{honest:?}");
+    for (fault, words) in [
+        (Fault::StoreTwice, "1 messages stored again under another number"),
+        (Fault::Invent, "1 messages that nobody sent"),
+        (Fault::AckOnly, "1 messages acknowledged and never delivered"),
+        (Fault::WrongAck, "1 acknowledgements that name another message"),
+        (Fault::OtherTime, "1 messages with a wrong body"),
+    ] {
+        let tally = run_plain(fault, plan()).tally;
+        assert_eq!(tally.failures(), [words], "{fault:?}");
+        // The second copy of a message, and one that nobody sent, are no deliveries of messages.
+        assert_eq!(tally.delivered, (tally.acked - tally.acked_only) * 5, "{fault:?}");
+    }
+}
+
+#[test]
+fn what_a_server_never_accepts_is_no_success() {
+    let plan = Plan { traffic: Traffic::Open { per_second: 200.0 }, duration_s: 0.3, warmup_s: 0.0, ..plan() };
+    let tally = run_against(Fault::BusyForGood, 5, 5, 1, plan).tally;
+    let open = tally.never_accepted + tally.unanswered;
+    assert!(tally.acked == 9 && (50..=53).contains(&open) && tally.put_off > 100, "{tally:?}");
+    assert!(tally.failures().iter().any(|failure| failure.ends_with("messages were never accepted")));
 }
 
 fn resume(fault: Fault) -> Tally {
@@ -130,4 +175,47 @@ fn nobody_there_is_said_in_one_sentence() {
     drop(free);
     let error = run(&Arc::new(world(3, 3, 1, address)), &Arc::new(plan()), &RunOptions::default()).unwrap_err();
     assert!(error.contains("cannot connect") && error.contains("refused"), "{error}");
+}
+
+/// A process that is there for so long, whatever the server does.
+fn mortal(seconds: &str) -> std::process::Child {
+    std::process::Command::new("sleep").arg(seconds).spawn().unwrap()
+}
+
+#[test]
+fn a_process_that_goes_in_mid_run_is_a_finding_and_takes_no_figures_away() {
+    let fake = Fake::start(Fault::None);
+    let mut process = mortal("0.4");
+    let options = RunOptions { server_pid: Some(process.id()), ..RunOptions::default() };
+    let world = Arc::new(world(5, 5, 1, fake.address));
+    let plan = Plan { traffic: Traffic::Open { per_second: 100.0 }, ..plan() };
+    let outcome = run(&world, &Arc::new(plan.clone()), &options).unwrap();
+    // Nobody has asked how it ended: its entry in /proc still stands.
+    assert_eq!(outcome.trouble, [format!("the server's process is gone (--server-pid {})", process.id())]);
+    assert!(outcome.tally.acked > 40 && outcome.tally.failures().is_empty());
+    let report = crate::report::report(&world, &plan, &outcome, Vec::new(), outcome.trouble.clone());
+    let server = report.server.as_ref().unwrap();
+    assert!(server.connect_cpu_s.is_some() && server.rss_ready.is_some(), "what was read before is told");
+    assert!(server.cpu_s.is_none() && server.rss_end.is_none() && !report.passed);
+    process.wait().unwrap();
+    let wrong = run(&world, &Arc::new(plan), &options).unwrap_err();
+    assert!(wrong.contains("--server-pid"), "asked for wrongly from the start: {wrong}");
+}
+
+#[test]
+fn a_control_listener_that_goes_is_a_finding_too() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let control = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = std::io::Read::read(&mut stream, &mut [0; 512]);
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nx 1\n").unwrap();
+    });
+    let fake = Fake::start(Fault::None);
+    let options = RunOptions { metrics: Some(url), ..RunOptions::default() };
+    let outcome = run(&Arc::new(world(5, 5, 1, fake.address)), &Arc::new(plan()), &options).unwrap();
+    control.join().unwrap();
+    assert!(outcome.trouble.len() == 1 && outcome.trouble[0].starts_with("--control http://"), "{:?}", outcome.trouble);
+    let wrong = run(&Arc::new(world(5, 5, 1, fake.address)), &Arc::new(plan()), &options).unwrap_err();
+    assert!(wrong.contains("--control"), "{wrong}");
 }

@@ -23,9 +23,9 @@ const TICKS_MIN_S: f64 = 0.2;
 pub fn findings(outcome: &Outcome) -> Findings {
     let mut findings = Findings::default();
     findings.notes.push("each: TCP, upgrade, token, hello and a durable room:join".to_owned());
-    if let Some(server) = &outcome.server {
+    if let Some(connect) = outcome.server.as_ref().and_then(|server| server.connect.as_ref()) {
         // Both are counted in ticks of 10 ms: few of them say nothing.
-        let (user, kernel) = (server.connect.user_s, server.connect.system_s);
+        let (user, kernel) = (connect.user_s, connect.system_s);
         if user + kernel >= TICKS_MIN_S {
             let share = kernel / (user + kernel) * 100.0;
             findings.notes.push(format!("{share:.0} % of the server's CPU time while connecting was the kernel's"));
@@ -38,6 +38,7 @@ pub fn findings(outcome: &Outcome) -> Findings {
 mod tests {
     use super::super::tests::outcome;
     use super::*;
+    use crate::proc::Spent;
     use crate::run::ServerUse;
     use crate::tally::Tally;
 
@@ -45,9 +46,8 @@ mod tests {
     fn the_kernels_share_is_told() {
         let mut outcome = outcome(Tally::default(), 1);
         assert_eq!(findings(&outcome).notes.len(), 1);
-        let mut server = ServerUse::default();
-        (server.connect.user_s, server.connect.system_s) = (3.0, 1.0);
-        outcome.server = Some(server);
+        let connect = Spent { user_s: 3.0, system_s: 1.0, ..Spent::default() };
+        outcome.server = Some(ServerUse { connect: Some(connect), ..ServerUse::default() });
         assert!(findings(&outcome).notes[1].starts_with("25 %"));
     }
 }

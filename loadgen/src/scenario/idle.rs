@@ -8,9 +8,10 @@ use crate::run::Outcome;
 pub fn findings(args: &IdleArgs, outcome: &Outcome) -> Findings {
     let mut findings = Findings::default();
     let pings = outcome.tally.pings;
-    match &outcome.server {
-        Some(server) => {
-            let share = server.window.total_s / outcome.measured_s.max(1e-9) * 100.0;
+    match outcome.server.as_ref().map(|server| &server.window) {
+        Some(None) => {}
+        Some(Some(window)) => {
+            let share = window.total_s / outcome.measured_s.max(1e-9) * 100.0;
             findings.notes.push(format!(
                 "holding {} connections took {share:.2} % of a core; {pings} pings were answered in the whole run",
                 args.clients
@@ -26,6 +27,7 @@ mod tests {
     use super::super::tests::outcome;
     use super::*;
     use crate::cli::{Cli, Scenario};
+    use crate::proc::Spent;
     use crate::run::ServerUse;
     use crate::tally::Tally;
 
@@ -36,9 +38,8 @@ mod tests {
         };
         let mut outcome = outcome(Tally { pings: 7, ..Tally::default() }, 1);
         assert!(findings(&args, &outcome).notes[0].contains("--server-pid"));
-        let mut server = ServerUse::default();
-        server.window.total_s = 0.02;
-        outcome.server = Some(server);
+        let window = Spent { total_s: 0.02, ..Spent::default() };
+        outcome.server = Some(ServerUse { window: Some(window), ..ServerUse::default() });
         let note = &findings(&args, &outcome).notes[0];
         assert!(note.contains("2.00 % of a core") && note.contains("7 pings"), "{note}");
     }

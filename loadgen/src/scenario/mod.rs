@@ -5,6 +5,7 @@ use crate::cli::{Cast, Common, Scenario};
 use crate::plan::{Plan, Setup};
 use crate::report::Figure;
 use crate::run::Outcome;
+use crate::tally::Tally;
 use crate::watch::Seen;
 
 mod chat;
@@ -60,6 +61,11 @@ pub fn findings(scenario: &Scenario, cast: &Cast, outcome: &Outcome, seen: &Seen
     }
 }
 
+/// What a `gap` excuses is lost all the same where nobody is meant to be slow.
+fn excused(tally: &Tally) -> Option<String> {
+    (tally.excused > 0).then(|| format!("{} deliveries were missed and excused by gap events", tally.excused))
+}
+
 /// A plan without any event.
 fn base(name: &'static str, common: &Common, cast: &Cast) -> Plan {
     Plan {
@@ -81,7 +87,6 @@ pub mod tests {
     use super::*;
     use crate::measure::{Meters, Schedule};
     use crate::proc::Spent;
-    use crate::tally::Tally;
 
     /// An outcome with these counts and nothing else.
     pub fn outcome(tally: Tally, windows: usize) -> Outcome {
@@ -98,6 +103,8 @@ pub mod tests {
             tool_s: 1.0,
             timeline: Default::default(),
             stages: Vec::new(),
+            is_cut_short: false,
+            trouble: Vec::new(),
         }
     }
 }

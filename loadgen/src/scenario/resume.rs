@@ -42,6 +42,8 @@ pub fn findings(cast: &Cast, outcome: &Outcome) -> Findings {
     }
     if tally.not_recovered > 0 {
         findings.failures.push(format!("{} gaps were not closed from the cursor", tally.not_recovered));
+    } else {
+        findings.failures.extend(super::excused(tally));
     }
     findings
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cli::{Cli, Scenario};
-use crate::watch::Sight;
+use crate::watch::{Seen, Sight};
 
 fn args(more: &[&str]) -> MixedArgs {
     let all = ["antiphon-load", "soak", "--secret", "s", "--server-pid", "1"].iter().chain(more).copied();
@@ -14,7 +14,7 @@ fn args(more: &[&str]) -> MixedArgs {
 fn judged(sight: impl Fn(u64) -> Sight) -> Vec<String> {
     let seen = Seen { sights: (0..30).map(sight).collect(), ..Seen::default() };
     let mut verdict = Verdict::default();
-    flatness(&mut verdict, &args(&[]), &seen);
+    flatness::judge(&mut verdict, &args(&[]), &seen);
     verdict.failures
 }
 
@@ -41,4 +41,27 @@ fn whoever_sees_something_else_is_noticed() {
     day.compare(1, 1, event("0000000000000007 y").as_bytes());
     assert_eq!(day.tally.differing, 1);
     assert_eq!(day.stragglers(), 4, "nobody is in their room");
+}
+
+#[test]
+fn a_server_that_is_gone_is_not_hammered() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let std::net::SocketAddr::V4(address) = free.local_addr().unwrap() else { panic!("bound to IPv4") };
+    drop(free);
+    let world = std::sync::Arc::new(crate::world::tests::world(2, 2, 1, address));
+    let mut stage = Stage::new(world, 2).unwrap();
+    let mut day = Day::new(args(&["--users", "2", "--rooms-of", "2"]), |room| format!("r{room}"));
+    stage.open(0);
+    let begun = std::time::Instant::now();
+    stage
+        .until(&mut day, 10.0, "tries", |day, stage| {
+            day.come_back(stage);
+            day.failed_tries == 5
+        })
+        .unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(4 * 50), "{:?}", begun.elapsed());
+    assert_eq!(day.ended, 0, "a try is no connection that was closed");
+    day.members[1].is_greeted = true;
+    day.on(&mut stage, 1, Event::Ended(0));
+    assert_eq!((day.ended, day.failed_tries, stage.pending()), (1, 5, 0));
 }
