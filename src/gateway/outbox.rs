@@ -4,7 +4,8 @@
 //! Order of sending: whatever a send has cut in the middle, then critical, then normal, then low,
 //! then the close frame, after which nothing may come (RFC 6455 section 5.5.1).
 //!
-//! The ladder, by bytes that wait (an empty outbox takes anything: what is one piece is sent in one piece):
+//! The ladder, by bytes that wait. An empty outbox takes one piece up to `bytes_max`, a critical one of any size: a large
+//! piece alone is no sign of a slow reader.
 //! 1. a low frame replaces a waiting one of the same key (always)
 //! 2. past `low_bytes_max` low frames are dropped
 //! 3. past `normal_bytes_max` log entries are dropped: their room is *in a gap* and gets nothing
@@ -191,7 +192,8 @@ impl Outbox {
                 if self.gap_of(room).is_some() {
                     return Pushed::DroppedNormal;
                 }
-                if self.bytes > 0 && after > ladder.normal_bytes_max {
+                let max = if self.bytes == 0 { ladder.bytes_max } else { ladder.normal_bytes_max };
+                if after > max {
                     self.gaps.push((room, first.saturating_sub(1)));
                     return Pushed::DroppedNormal;
                 }

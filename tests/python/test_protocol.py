@@ -281,8 +281,10 @@ def test_error_codes(server, start):
                     {"type": "room:subscribe", "room": "den", "since": {"seq": 1}}):
         assert refused(107, ann.ask, **command)["error"] == "bad_request"
     deep = "[" * 16 + "]" * 16
-    ann.socket.send('{"type":"ping","id":1,"x":' + deep + "}")
+    ann.socket.send('{"type":"ping","x":' + deep + "}")
     assert ann.event("error")["code"] == 107
+    # JSON that cannot be used, from a caller who waits: half of an emoji.
+    refused(107, ann.ask, "message:send", room="den", body="cut \ud83d")
     # 109
     assert refused(109, ann.ask, "auth:refresh", token=mint(SECRET, "ann", ttl=-60))["error"] == "token_expired"
     # 110

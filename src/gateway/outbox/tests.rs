@@ -253,11 +253,11 @@ fn arrays_are_bounded_and_remember_what_a_drop_would_lose() {
 }
 
 #[test]
-fn an_empty_outbox_takes_one_piece_of_any_size_and_says_when_it_is_too_full_for_more() {
-    let long = frame(&"x".repeat(LADDER.bytes_max));
+fn an_empty_outbox_takes_one_large_piece_and_says_when_it_is_too_full_for_more() {
     let critical = Class::CriticalLog { room: RoomKey(1), first: 2, last: 2 };
-    for class in [log(1, 50), critical] {
+    for (class, bytes) in [(log(1, 50), LADDER.bytes_max - 2), (critical, LADDER.bytes_max)] {
         let mut outbox = Outbox::default();
+        let long = frame(&"x".repeat(bytes));
         assert!(!outbox.is_too_full(class, long.as_slice(&[]).len(), &LADDER));
         assert_eq!(outbox.push(class, &long, &[], &LADDER), Pushed::Queued);
         assert_eq!(outbox.take_gaps(&LADDER), None);
@@ -267,6 +267,9 @@ fn an_empty_outbox_takes_one_piece_of_any_size_and_says_when_it_is_too_full_for_
         outbox.advance(outbox.bytes());
         assert!(!outbox.is_too_full(log(51, 51), 1, &LADDER));
     }
+    let mut outbox = Outbox::default();
+    let endless = frame(&"x".repeat(LADDER.bytes_max - 1));
+    assert_eq!(outbox.push(log(1, 50), &endless, &[], &LADDER), Pushed::DroppedNormal);
 }
 
 #[test]
