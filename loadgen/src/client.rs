@@ -469,8 +469,9 @@ impl Client {
             self.note_missed(seq - missing, seq - 1, shared);
         }
         count_step(shared.tally, step);
-        let sent_ns = self.compare(seq, payload, shared);
-        if head.kind != b"message:created" {
+        let is_message = head.kind == b"message:created";
+        let sent_ns = self.compare(seq, is_message, payload, shared);
+        if !is_message {
             shared.tally.other_events += 1;
             return;
         }
@@ -487,7 +488,7 @@ impl Client {
 
     /// Compares the entry with what others saw; returns when it was meant to be sent (0: it is no
     /// message of this tool).
-    fn compare(&self, seq: Seq, payload: &[u8], shared: &mut Shared<'_>) -> u64 {
+    fn compare(&self, seq: Seq, is_message: bool, payload: &[u8], shared: &mut Shared<'_>) -> u64 {
         let ledger = &mut shared.ledgers[self.local_room as usize];
         let bytes = shared.world.hasher.hash_one(payload);
         match ledger.look(seq, bytes) {
@@ -500,14 +501,15 @@ impl Client {
             }
             Sight::Forgotten => {
                 shared.tally.unchecked += 1;
-                scan::content(payload).map_or(0, |content| self.identify(&content, seq, false, shared))
+                let content = scan::content(payload).ok().filter(|_| is_message);
+                content.map_or(0, |content| self.identify(&content, seq, false, shared))
             }
             Sight::New => {
                 let Ok(content) = scan::content(payload) else {
                     shared.tally.malformed += 1;
                     return 0;
                 };
-                let sent_ns = self.identify(&content, seq, true, shared);
+                let sent_ns = if is_message { self.identify(&content, seq, true, shared) } else { 0 };
                 let facts = Facts { bytes, content: content_hash(&content, shared.world), sent_ns };
                 shared.ledgers[self.local_room as usize].learn(seq, facts);
                 sent_ns
@@ -515,12 +517,9 @@ impl Client {
         }
     }
 
-    /// Looks an entry up in the books of who sent it; returns when it was meant to be sent (0: it is no
+    /// Looks a message up in the books of who sent it; returns when it was meant to be sent (0: it is no
     /// message of this tool). `is_first`: nobody in this thread has seen its number.
     fn identify(&self, content: &scan::Content<'_>, seq: Seq, is_first: bool, shared: &mut Shared<'_>) -> u64 {
-        if content.kind != b"message:created" {
-            return 0;
-        }
         let tally = &mut *shared.tally;
         let client = content.client_id.and_then(scan::hex16).unwrap_or(0);
         let told_ns = scan::hex16(content.body).unwrap_or(0);

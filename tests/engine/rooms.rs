@@ -323,13 +323,3 @@ fn sync_check_answers_for_every_room_also_for_one_that_was_lost() {
         "#,
     );
 }
-
-#[test]
-fn who_is_taken_into_a_new_room_is_told() {
-    let mut table = Table::new();
-    table.has("a", "alice");
-    table.has("b", "bob");
-    table.says("a", r#"{"type":"room:create","id":1,"room":"den","kind":"private","members":["bob"]}"#).whatever();
-    let given = table.commit();
-    assert!(given.has(r#""name":"invitation","data":{"room":"den","seq":2,"by":"alice"}"#), "{given:?}");
-}

@@ -59,8 +59,8 @@ impl Client {
         let Some((mut next, last)) = self.missed.pop_front() else { return };
         let begun = next;
         let walked = scan::each_object(events.unwrap_or(b"[]"), |event| match scan::head(event) {
-            Ok(scan::Head { seq: Some(seq), .. }) if seq == next && seq <= last => {
-                self.compare(seq, event, shared);
+            Ok(scan::Head { seq: Some(seq), kind, .. }) if seq == next && seq <= last => {
+                self.compare(seq, kind == b"message:created", event, shared);
                 shared.tally.refetched += 1;
                 next += 1;
             }

@@ -285,3 +285,16 @@ fn the_books_of_the_sender_are_believed_and_no_one_else() {
     assert_eq!((bench.tally.stored_again, bench.tally.invented, bench.tally.delivered), (1, 3, 1));
     assert_eq!(bench.client.next_seq(), 13);
 }
+
+#[test]
+fn a_dialect_that_names_events_beside_the_object_is_verified_too() {
+    let mut bench = Bench::live();
+    bench.client.dialect = Dialect::SocketIo;
+    let message = bench.sends(0, 4_000_000);
+    let event = bench.event(8, message).replacen(r#""type":"message:created","#, "", 1);
+    bench.text(&format!(r#"42["message:created",{event}]"#));
+    assert_eq!((bench.tally.delivered, bench.tally.wrong_bodies, bench.tally.invented), (1, 0, 0));
+    let twice = bench.event(9, message).replacen(r#""type":"message:created","#, "", 1);
+    bench.text(&format!(r#"42["message:created",{twice}]"#));
+    assert_eq!((bench.tally.delivered, bench.tally.stored_again), (1, 1));
+}

@@ -86,10 +86,6 @@ impl<F: Facts> Turn<'_, F> {
         for user in &members {
             let change = Change { room: key, user, by: Some(creator), old: None, new: Some(Role::Member) };
             committed = self.change(change);
-            // In a direct room its first message tells them.
-            if kind != RoomKind::Direct {
-                self.feed_invitation(&committed, creator, user)?;
-            }
         }
         Ok(committed)
     }

@@ -504,7 +504,8 @@ fn a_ring_that_ends_lets_go_of_everything() {
         ring.submit().unwrap();
         drop(ring);
         drop(ours);
-        theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        // The kernel ends a ring in its own time, which on a busy machine is long.
+        theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         assert_eq!(theirs.read(&mut [0; 1]).unwrap(), 0, "no operation keeps the socket open");
     }
 }
