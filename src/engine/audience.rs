@@ -9,14 +9,14 @@ use std::sync::Arc;
 use crate::protocol::audience::{RoleSet, device_class};
 use crate::protocol::ids::{Role, UserId};
 
-/// Who may see an entry.
+/// Who may see an entry, beside its author.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Audience {
-    /// Everybody but these; the author in any case.
+    /// Everybody but these.
     Except(Box<[UserId]>),
-    /// These and the author.
+    /// These.
     Only(Box<[UserId]>),
-    /// Those who fit every part of it, and the author.
+    /// Those who fit every part of it.
     Narrow(Box<Narrow>),
 }
 
@@ -55,13 +55,15 @@ impl Audience {
     /// True when `viewer` may see an entry of `author` with this audience.
     pub fn admits(&self, viewer: &Viewer<'_>, author: &str) -> bool {
         let named = |list: &[UserId]| list.iter().any(|user| user.as_str() == viewer.user);
+        if viewer.user == author {
+            return true;
+        }
         match self {
-            Self::Except(list) => viewer.user == author || !named(list),
-            Self::Only(list) => viewer.user == author || named(list),
+            Self::Except(list) => !named(list),
+            Self::Only(list) => named(list),
             Self::Narrow(narrow) => {
                 let is_class = |device: &str| narrow.devices.iter().any(|class| **class == *device_class(device));
-                viewer.user == author
-                    || named(&narrow.also)
+                named(&narrow.also)
                     || (narrow.users.as_ref().is_none_or(|users| users.admits(viewer, author))
                         && (narrow.roles.is_empty() || narrow.roles.contains(viewer.role))
                         && (narrow.devices.is_empty() || viewer.device.is_none_or(is_class)))

@@ -113,9 +113,7 @@ impl Shard {
         }
         self.filter_metas = metas;
     }
-}
 
-impl Shard {
     /// True when a listener is sent an entry, and not a stand-in for it.
     pub(super) fn is_shown(&self, session: &Session, idx: RoomIdx, batch: &CommittedBatch, entry: &LogEntry) -> bool {
         let room = self.rooms.get(idx);
