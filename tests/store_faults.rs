@@ -341,6 +341,30 @@ fn the_write_ahead_log_stays_bounded_and_is_copied_when_idle() {
     assert_eq!(size(), 0, "an orderly stop leaves no log");
 }
 
+/// A stop in the middle of a copy waits for it, and then copies the rest.
+#[test]
+fn an_orderly_stop_leaves_no_log_whatever_is_being_copied() {
+    let dir = TempDir::new();
+    let mut config = config(&dir);
+    config.wal_bytes = 64 * 1024;
+    let body = "x".repeat(4_000);
+    for round in 0..8u64 {
+        let store = Store::open(&config);
+        // Whoever closes the last connection empties the log too, which this one never does: it is for the stop to do.
+        let other = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+        other.query_row("SELECT count(*) FROM rooms", [], |row| row.get::<_, i64>(0)).unwrap();
+        let room = store.committed(join(&format!("r{round}"), "alice")).room;
+        let began = Instant::now();
+        // The thread looks for the first time after 250 ms, and is at a copy most of the time from then on.
+        while began.elapsed().as_millis() < 260 + 10 * u128::from(round) {
+            store.submit((0..64).map(|_| message(room, "alice", None, &body)).collect());
+            store.batch();
+        }
+        store.stop();
+        assert_eq!(std::fs::metadata(dir.path().join("antiphon.db-wal")).unwrap().len(), 0);
+    }
+}
+
 /// Two readers without a rest between their snapshots: there is never a moment in which nobody reads from the log, and
 /// it starts over all the same.
 #[test]

@@ -180,21 +180,19 @@ impl RunningLog {
     /// Listeners must still be drained while this runs.
     pub fn stop(mut self) {
         self.log.is_stopped.store(true, Relaxed);
+        // The writer copies the log last, which it cannot while another copies or reads.
+        self.end_others();
         // A full inbox is drained by the writer.
         self.log.writer.stop();
-        self.join();
+        end(self.writer.take());
     }
 
-    /// Readers first and the writer last, so that the writer's connection is the last to close.
-    fn join(&mut self) {
+    fn end_others(&mut self) {
         for _ in &self.readers {
             let _ = self.log.readers.send(ToReader::Stop);
         }
         let _ = self.stop_checkpointer.try_send(());
-        for thread in self.readers.drain(..).chain(self.checkpointer.take()).chain(self.writer.take()) {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
+        end(self.readers.drain(..).chain(self.checkpointer.take()));
     }
 }
 
@@ -206,7 +204,15 @@ impl Drop for RunningLog {
         self.log.is_stopped.store(true, Relaxed);
         self.abandoned.store(true, Relaxed);
         self.log.writer.try_stop();
-        self.join();
+        self.end_others();
+        end(self.writer.take());
+    }
+}
+
+fn end(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    for thread in threads {
+        // A thread that panicked has said so already.
+        let _ = thread.join();
     }
 }
 
