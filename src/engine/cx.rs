@@ -22,8 +22,10 @@ pub(super) struct Cx {
     pub shards: u16,
     pub epoch: Epoch,
     pub limits: Arc<Limits>,
-    /// Time of the call.
+    /// Time of the call, on the axis of all deadlines: it does not jump.
     pub now: UnixMillis,
+    /// How far the time of day is ahead of `now`, ms: it is set now and then.
+    pub day_ahead_ms: i64,
     /// Monotonic time of the turn at hand, for `timing` alone; 0 where nobody says it.
     pub clock_us: u64,
     /// Last log position applied here.
@@ -42,6 +44,16 @@ pub(super) struct Cx {
 }
 
 impl Cx {
+    /// The time of day: what clients, tokens and the store mean by a time.
+    pub fn time_of_day(&self) -> UnixMillis {
+        self.now.saturating_add_signed(self.day_ahead_ms)
+    }
+
+    /// When a time of day comes, on the axis of deadlines, as far as is known by now.
+    pub fn deadline(&self, time_of_day: UnixMillis) -> UnixMillis {
+        time_of_day.saturating_add_signed(self.day_ahead_ms.saturating_neg())
+    }
+
     /// Writes one frame into the turn's scratch and sends it to one connection.
     pub fn send(&mut self, conn: ConnKey, class: Class, write_json: impl FnOnce(&mut Vec<u8>)) {
         let frames = Frames::Scratch(self.scratch(write_json));

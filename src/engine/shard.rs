@@ -73,6 +73,7 @@ impl Shard {
                 epoch: genesis.epoch,
                 limits,
                 now,
+                day_ahead_ms: 0,
                 clock_us: 0,
                 position: genesis.position,
                 notes_messages: genesis.notes_messages,
@@ -100,7 +101,7 @@ impl Shard {
         }
     }
 
-    /// Takes one input at time `now`. Times must not go backwards.
+    /// Takes one input at time `now`, milliseconds. Times must not go backwards, nor leap: see [`Shard::note_time_of_day`].
     pub fn handle(&mut self, input: Input<'_>, now: UnixMillis) {
         self.cx.now = now;
         match input {
@@ -125,6 +126,12 @@ impl Shard {
     /// nothing else. Once or twice a turn is enough.
     pub fn note_clock(&mut self, clock_us: u64) {
         self.cx.clock_us = clock_us;
+    }
+
+    /// How far the time of day is ahead of the times that come with inputs, milliseconds. It may be set forward and back
+    /// at any time. Until this is called the two are the same.
+    pub fn note_time_of_day(&mut self, ahead_ms: i64) {
+        self.cx.day_ahead_ms = ahead_ms;
     }
 
     /// Bytes of any kind came from this connection.

@@ -138,7 +138,7 @@ impl Driver {
             TokenOffer::Missing => return refuse(CloseCode::InvalidToken, "a token is required"),
             TokenOffer::Conflict => return refuse(CloseCode::InvalidToken, "several tokens that differ"),
         };
-        let claims = match self.verifier.verify(jwt, self.now) {
+        let claims = match self.verifier.verify(jwt, self.clock.time_of_day(self.now)) {
             Ok(claims) => claims,
             Err(error) => return refuse(error.close_code(), &error.to_string()),
         };

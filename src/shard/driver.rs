@@ -20,8 +20,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use super::clock::Clock;
 use super::conn::{Conns, conn_key, ring_key};
 use super::flush::FlushQueue;
 use super::mail::{Answer, Inbox, Letter, Port};
@@ -115,7 +116,7 @@ pub struct Driver {
     pub(super) log: Arc<dyn RoomLog>,
     pub(super) is_ready: Arc<std::sync::atomic::AtomicBool>,
     pub(super) now: UnixMillis,
-    clock: Clock,
+    pub(super) clock: Clock,
     spin: Duration,
     pub(super) deadlines: Timers<Deadline>,
     /// Reused from turn to turn.
@@ -156,7 +157,7 @@ impl Driver {
     /// # Errors
     /// The ring's: see [`Ring::new`].
     pub fn new(setup: Setup) -> std::io::Result<Self> {
-        let clock = Clock::new();
+        let clock = Clock::now();
         let now = clock.at(now_us());
         let held_bytes_max = held_bytes_max(&setup.limits, setup.genesis.shards);
         let mut ring = Ring::new(setup.ring)?;
@@ -221,6 +222,9 @@ impl Driver {
     fn turn(&mut self) -> std::io::Result<bool> {
         let began_us = now_us();
         self.now = self.clock.at(began_us);
+        if let Some(ahead_ms) = self.clock.look(began_us, self.id) {
+            self.engine.note_time_of_day(ahead_ms);
+        }
         self.stages.begin(began_us);
         self.to_flush.begin_turn(began_us);
         self.engine.note_clock(began_us);
@@ -400,8 +404,7 @@ impl Driver {
     fn ask(&mut self, questions: Vec<ReadRequest>) {
         for ReadRequest { token, .. } in self.log.read(questions).err().unwrap_or_default() {
             let refusal = Refusal::new(ErrorCode::Busy, "the store has too many reads waiting").retry_after(200);
-            // As if a reader had said so: by the mail, in its turn.
-            let _ = self.peers[usize::from(self.id.0)].post(Letter::Read(ReadReply { token, result: Err(refusal) }));
+            self.handle(Input::Read(ReadReply { token, result: Err(refusal) }));
         }
     }
 
@@ -463,6 +466,8 @@ impl Driver {
         stats.outbox_bytes = outboxes().map(|outbox| outbox.bytes() as u64).sum();
         stats.outboxes_blocked = self.conns.iter().filter(|conn| conn.is_blocked).count() as u64;
         stats.outbox_bytes_held = self.held_bytes as u64;
+        let held = || self.conns.iter().filter(|conn| conn.is_blocked).filter_map(|conn| conn.outbox.as_deref());
+        debug_assert_eq!(held().map(Outbox::bytes).sum::<usize>(), self.held_bytes, "what blocked sockets hold");
         self.stages.write(&mut stats);
         stats
     }
@@ -481,21 +486,4 @@ impl Driver {
 fn held_bytes_max(limits: &Limits, shards: u16) -> usize {
     let share = limits.outbox_total_bytes_max / u64::from(shards.max(1));
     usize::try_from(share).unwrap_or(usize::MAX)
-}
-
-/// Wall-clock milliseconds that never go backwards: the time at the start plus a monotonic clock.
-struct Clock {
-    began_us: u64,
-    offset_ms: UnixMillis,
-}
-
-impl Clock {
-    fn new() -> Self {
-        let offset_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        Self { began_us: now_us(), offset_ms }
-    }
-
-    fn at(&self, now_us: u64) -> UnixMillis {
-        self.offset_ms + now_us.saturating_sub(self.began_us) / 1_000
-    }
 }

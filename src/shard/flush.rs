@@ -150,6 +150,10 @@ impl Driver {
     /// Offers the socket all that waits. False when it did not take all, or is gone.
     pub(super) fn send_waiting(&mut self, key: ConnKey) -> bool {
         let Some(conn) = self.conns.get_mut(key) else { return false };
+        if conn.is_blocked {
+            // What waits is counted as held until the socket takes bytes again.
+            return false;
+        }
         let fd = conn.raw_fd();
         let Some(outbox) = conn.outbox.as_mut() else { return true };
         if conn.is_batching {

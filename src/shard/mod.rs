@@ -8,6 +8,7 @@
 
 mod accept;
 pub mod buffers;
+mod clock;
 mod conn;
 pub mod cores;
 pub mod doorbell;

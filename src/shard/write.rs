@@ -49,7 +49,8 @@ impl Driver {
             Output::Park { conn, again } => self.park(conn, again),
             Output::Unpark(conn) => self.unpark(conn),
             Output::VerifyToken { conn, token, jwt } => {
-                let result = self.verifier.verify(&jwt, self.now).map_err(|error| error.refusal());
+                let result =
+                    self.verifier.verify(&jwt, self.clock.time_of_day(self.now)).map_err(|error| error.refusal());
                 self.engine.handle(Input::TokenVerified(conn, token, result), self.now);
                 self.perform_nested();
             }

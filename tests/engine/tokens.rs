@@ -43,6 +43,31 @@ fn an_expired_token_ends_the_connection_and_a_renewed_one_does_not() {
 }
 
 #[test]
+fn a_token_lives_by_the_time_of_day_which_may_be_set() {
+    let mut table = Table::new();
+    let short = Claims { expires_at: table.now + 5_000, ..table.claims("alice") };
+    table.opens_with("a", "a", short).whatever();
+    table.answer().whatever();
+    // Set back by a minute: the token has a minute more.
+    table.engine.note_time_of_day(-60_000);
+    table.passes(6_000).only(&["a close"]).gives_nothing();
+    table.says("a", r#"{"type":"ping","id":1}"#).gives(
+        r#"
+        a ! {"type":"ok","id":1,"ts":946000}
+        "#,
+    );
+    // Set forward by two hours: it is found out with the next heartbeat.
+    table.engine.note_time_of_day(7_200_000);
+    table.is_heard("a");
+    assert!(table.passes(25_000).has("a close 4201"));
+    let fresh = Claims { expires_at: table.now + 7_200_000 + 5_000, ..table.claims("alice") };
+    table.opens_with("c", "c", fresh).whatever();
+    table.answer().whatever();
+    table.passes(4_999).only(&["c close"]).gives_nothing();
+    assert!(table.passes(1).has("c close 4201"));
+}
+
+#[test]
 fn a_token_of_another_user_or_none_is_refused_and_the_old_one_stands() {
     let mut table = Table::new();
     table.has("a", "alice");

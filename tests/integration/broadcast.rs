@@ -1,10 +1,14 @@
 //! Smart broadcasting over real sockets: filters, arrays, low events that wait for company, critical
 //! entries, and the budget for clients that do not read.
 
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::client::text_frame;
 use crate::support::{Client, Connect, Heard, Options, PATIENCE};
 
 with_1_2_4_shards!(a_filter_hides_without_a_gap, batching_clients_get_arrays);
@@ -248,4 +252,36 @@ fn the_budget_sheds_the_largest_first() {
     let dropped: u64 =
         slow.iter_mut().map(|c| c.ok(json!({"type": "stats"}))["dropped_normal"].as_u64().unwrap()).sum();
     assert_eq!(dropped, server.stat("slow_dropped_normal"), "the ladder's counters add up");
+}
+
+/// What blocked sockets hold is counted once and counted down to nothing, also when a socket refuses bytes in a turn that
+/// has more for it, and takes some before the turn is over.
+#[test]
+fn the_budget_forgets_what_is_gone() {
+    let server = Options::shards(1).start();
+    let mut writer = server.client("writer");
+    let epoch = writer.join("hot")["epoch"].clone();
+    heat(&mut writer, "hot", 900 << 10);
+    let many: Vec<String> = (0..500).map(|number| format!("user-{number}")).collect();
+    let resume = json!({"type": "room:subscribe", "id": 1, "room": "hot", "since": {"epoch": epoch, "seq": 2}});
+    let low = json!({"type": "event:send", "room": "hot", "name": "n", "data": 1, "priority": "low"});
+    let slowly = json!({"type": "presence:get", "users": many});
+    let last = json!({"type": "ping", "id": 2});
+    let commands = [&resume, &resume, &resume, &resume, &resume, &low, &slowly, &slowly, &slowly, &slowly, &last];
+    let segment: Vec<u8> = commands.into_iter().flat_map(text_frame).collect();
+    for round in 0..40 {
+        // A small window: the socket refuses what comes first, and takes more while that is read.
+        let socket = OwnedFd::from(TcpStream::connect(server.public).unwrap());
+        antiphon::shard::socket::set_receive_buffer(&socket, 16 << 10).unwrap();
+        let mut stream = TcpStream::from(socket);
+        let key = "dGhlIHNhbXBsZSBub25jZQ==";
+        stream.write_all(&Connect::new(&format!("reader-{round}")).request(server.public, key)).unwrap();
+        let mut reader = Client::finish_upgrade(stream, key).unwrap();
+        reader.raw(&segment);
+        reader.reply(2);
+        reader.close();
+    }
+    assert!(server.stat("sends_short") > 0, "nothing was ever blocked");
+    server.wait_for_stat("connections", |connections| connections == 1);
+    assert_eq!(server.stat("outbox_bytes_held"), 0);
 }

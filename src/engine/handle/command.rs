@@ -104,8 +104,8 @@ impl Shard {
         }
         match command {
             Command::Ping => {
-                let now = self.cx.now;
-                self.cx.ok(conn, id, |out| field_integer(out, "ts", now));
+                let ts = self.cx.time_of_day();
+                self.cx.ok(conn, id, |out| field_integer(out, "ts", ts));
                 Ok(())
             }
             Command::AuthRefresh { token } => self.on_auth_refresh(conn, id, token),

@@ -45,14 +45,14 @@ impl Shard {
         self.take_user_token(conn)?;
         let author = self.user_of(conn)?;
         let key = self.rooms.get(idx).key;
-        let now = self.cx.now;
+        let ts = self.cx.time_of_day();
         let frame = Cx::frame(|out| {
             out.extend_from_slice(b"{\"type\":\"event\",\"room\":");
             string(out, room);
             field_string(out, "author", author.as_str());
             field_string(out, "name", name);
             field_raw(out, "data", data.as_bytes());
-            field_integer(out, "ts", now);
+            field_integer(out, "ts", ts);
             out.push(b'}');
         });
         self.cx.stats.ephemeral_in += 1;

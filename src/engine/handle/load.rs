@@ -250,7 +250,7 @@ impl Shard {
         let now = self.cx.now;
         let limits = self.cx.limits.clone();
         self.recent.trim(&mut self.rooms, limits.recent_bytes_max, now.saturating_sub(u64::from(limits.recent_ttl_ms)));
-        self.revoked.forget(now);
+        self.revoked.forget(self.cx.time_of_day());
         let before = now.saturating_sub(u64::from(limits.idle_unload_ms));
         for user in self.users.idle_since(before) {
             for standing in self.users.remove(user).map(|user| user.standings).unwrap_or_default() {

@@ -223,13 +223,13 @@ impl Shard {
         }
         self.presence.passed.insert((user, key), Passed { at: now, kind, held: None });
         self.cx.stats.activities_passed += 1;
-        let name = self.users.get(user).name.clone();
+        let (name, ts) = (self.users.get(user).name.clone(), self.cx.time_of_day());
         let frame = Cx::frame(|out| {
             out.extend_from_slice(b"{\"type\":\"activity\",\"room\":");
             string(out, room);
             field_string(out, "user", name.as_str());
             field_string(out, "kind", kind.as_str());
-            field_integer(out, "ts", now);
+            field_integer(out, "ts", ts);
             out.push(b'}');
         });
         let conflation = conflation_key(key.0 | ACTIVITY_KEY, name.as_str(), None);

@@ -33,7 +33,7 @@ impl Shard {
             user.presence.cause = cause;
         }
         // Two of the same moment would be one in the store.
-        let ts = self.cx.now.max(user.presence.since + 1);
+        let ts = self.cx.time_of_day().max(user.presence.since + 1);
         let was_ms = if was == Status::Offline { 0 } else { ts - user.presence.since };
         user.presence.since = ts;
         let transition = Transition {
@@ -80,7 +80,7 @@ impl Shard {
             }
             return;
         }
-        if let Some(news) = self.presence.recorder.next(self.cx.now) {
+        if let Some(news) = self.presence.recorder.next(self.cx.now, self.cx.time_of_day()) {
             let token = self.pending.insert(Waiting::PresenceNews);
             self.cx.append(token, Entry::PresenceNews(news));
         }
@@ -134,7 +134,7 @@ impl Shard {
         self.cx.may_read()?;
         let user = crate::protocol::ids::UserId::parse(user)
             .map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
-        let now = self.cx.now;
+        let now = self.cx.time_of_day();
         let oldest = now.saturating_sub(u64::from(self.cx.limits.presence_history_days) * DAY_MS);
         let to = to.unwrap_or(u64::MAX).min(now);
         let ask = Ask { user, from: from.max(oldest).min(to), to, limit };
@@ -186,7 +186,7 @@ impl Shard {
     pub(super) fn ask_analytics(&mut self, token: Token, hours: u32) -> Result<(), Refusal> {
         self.cx.may_read()?;
         let waiting = self.pending.insert(Waiting::AdminAnalytics { token });
-        self.cx.read(waiting, Query::PresenceAnalytics { now: self.cx.now, hours });
+        self.cx.read(waiting, Query::PresenceAnalytics { now: self.cx.time_of_day(), hours });
         Ok(())
     }
 

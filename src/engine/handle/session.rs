@@ -101,7 +101,7 @@ impl Shard {
         let session = &*session;
         let user = self.users.get(session.user);
         let (cx, rooms) = (&mut self.cx, &self.rooms);
-        let (epoch, limits, now) = (cx.epoch.clone(), cx.limits.clone(), cx.now);
+        let (epoch, limits, ts) = (cx.epoch.clone(), cx.limits.clone(), cx.time_of_day());
         cx.send(conn, Class::Critical, |out| {
             let start = out.len();
             out.extend_from_slice(b"{\"type\":\"hello\"");
@@ -109,7 +109,7 @@ impl Shard {
             field_string(out, "user", user.name.as_str());
             field_string(out, "device", session.device.as_str());
             field_string(out, "epoch", epoch.as_str());
-            field_integer(out, "ts", now);
+            field_integer(out, "ts", ts);
             field_integer(out, "heartbeat_ms", u64::from(limits.heartbeat_ms));
             field_integer(out, "token_expires_ts", session.expires_at);
             field_raw(out, "rooms", b"[");
@@ -185,7 +185,8 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(conn) else { return };
         // Whoever answers pings is heard again before the last of the three is ever due. Rounded up,
         // so that a thousand sessions share a wake-up instead of causing one each.
-        let mut due = session.ping_at.min(session.expires_at).min(session.heard_at + silence_ms);
+        let expires_at = self.cx.deadline(session.expires_at);
+        let mut due = session.ping_at.min(expires_at).min(session.heard_at + silence_ms);
         if !session.presence.is_idle {
             due = due.min(session.presence.active_at + u64::from(self.cx.limits.idle_after_ms));
         }
@@ -222,7 +223,7 @@ impl Shard {
         let now = self.cx.now;
         let heartbeat_ms = u64::from(self.cx.limits.heartbeat_ms);
         let Some(session) = self.sessions.get_mut(conn).filter(|session| session.timer_at == due) else { return };
-        if session.expires_at <= now {
+        if self.cx.deadline(session.expires_at) <= now {
             return self.end(conn, Some((CloseCode::TokenExpired, "the token has expired".into())));
         }
         if session.heard_at + 2 * heartbeat_ms <= now {

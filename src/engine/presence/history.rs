@@ -190,8 +190,8 @@ impl Recorder {
         self.present != [0; 3] && self.told_at + SIGN_OF_LIFE_MS <= now
     }
 
-    /// What is to be sent now, if anything: one at a time, the same until it is kept.
-    pub fn next(&mut self, now: UnixMillis) -> Option<Arc<News>> {
+    /// What is to be sent now, at this time of day, if anything: one at a time, the same until it is kept.
+    pub fn next(&mut self, now: UnixMillis, ts: UnixMillis) -> Option<Arc<News>> {
         if self.is_under_way {
             return None;
         }
@@ -205,7 +205,7 @@ impl Recorder {
                 shard: self.shard,
                 boot: self.boot,
                 number: self.number,
-                ts: now,
+                ts,
                 transitions: self.waiting.drain(..count).collect(),
                 present: self.present,
                 sessions: std::mem::take(&mut self.sessions).into_iter().collect(),
@@ -387,20 +387,20 @@ mod tests {
     #[test]
     fn news_are_told_until_they_are_kept_and_one_at_a_time() {
         let mut recorder = Recorder::new(ShardId(1), 7);
-        assert_eq!(recorder.next(5), None);
+        assert_eq!(recorder.next(5, 5), None);
         recorder.record(transition("a", 1, Status::Offline, Status::Online));
-        let first = recorder.next(5).unwrap();
+        let first = recorder.next(5, 5).unwrap();
         assert_eq!((first.number, first.transitions.len(), first.present), (1, 1, [1, 0, 0]));
         recorder.record(transition("a", 2, Status::Online, Status::Busy));
-        assert_eq!(recorder.next(6), None, "one is under way");
+        assert_eq!(recorder.next(6, 6), None, "one is under way");
         assert_eq!(recorder.on_answer(false), 0);
-        assert_eq!(recorder.next(7).as_ref(), Some(&first), "told again as it was");
+        assert_eq!(recorder.next(7, 7).as_ref(), Some(&first), "told again as it was");
         assert_eq!(recorder.on_answer(true), 1);
-        let second = recorder.next(8).unwrap();
+        let second = recorder.next(8, 8).unwrap();
         assert_eq!((second.number, second.present, second.ts), (2, [0, 0, 1], 8));
         recorder.on_answer(true);
-        assert_eq!(recorder.next(9), None);
-        assert_eq!(recorder.next(8 + SIGN_OF_LIFE_MS).map(|news| news.number), Some(3), "a sign of life");
+        assert_eq!(recorder.next(9, 9), None);
+        assert_eq!(recorder.next(8 + SIGN_OF_LIFE_MS, 0).map(|news| news.number), Some(3), "a sign of life");
     }
 
     #[test]
@@ -416,7 +416,7 @@ mod tests {
         }
         assert!(recorder.unwritten() <= WAITING_MAX);
         assert_eq!(lost + recorder.unwritten() as u64, 2 * WAITING_MAX as u64 + 1, "all are accounted for");
-        let news = recorder.next(10).unwrap();
+        let news = recorder.next(10, 10).unwrap();
         assert_eq!(news.transitions.len(), NEWS_MAX);
     }
 
