@@ -13,7 +13,7 @@ use super::stats::Stats;
 use crate::protocol::command::CommandId;
 use crate::protocol::encode;
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{Epoch, Position, UnixMillis};
+use crate::protocol::ids::{Epoch, Position, RoomKey, Seq, UnixMillis};
 
 /// The surroundings of one call of `handle`.
 #[derive(Debug)]
@@ -71,6 +71,19 @@ impl Cx {
     pub fn ok(&mut self, conn: ConnKey, id: Option<&CommandId>, fields: impl FnOnce(&mut Vec<u8>)) {
         if let Some(id) = id {
             self.send(conn, Class::Critical, |out| encode::ok(out, id, fields));
+        }
+    }
+
+    /// The same for an answer that says where a room stands, whose last seq is `head`: behind what waits of the room.
+    pub fn ok_in_place(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        (room, head): (RoomKey, Seq),
+        fields: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if let Some(id) = id {
+            self.send(conn, Class::Reply { room, head }, |out| encode::ok(out, id, fields));
         }
     }
 

@@ -696,6 +696,14 @@ pub enum Class {
         /// Last seq of the frames.
         last: Seq,
     },
+    /// A reply that says where a room stands: never dropped, and in its place behind what waits of the room. Ahead
+    /// of that it would speak of entries that come after it.
+    Reply {
+        /// The room.
+        room: RoomKey,
+        /// The room's last seq when it was made.
+        head: Seq,
+    },
     /// Ephemeral events of normal priority: dropped when normal is.
     Normal,
     /// May be dropped, and replaces a waiting frame with the same non-zero key (conflation).
@@ -714,6 +722,15 @@ impl Class {
         }
         let is_patient = entries.iter().all(|entry| matches!(entry.kind, EventKind::RoomJoined | EventKind::RoomLeft));
         Self::Log { room, first, last, is_patient }
+    }
+
+    /// For what is never dropped because of a room's gap, and so comes behind it: the last seq before it.
+    pub fn gap_ends_at(self) -> Option<(RoomKey, Seq)> {
+        match self {
+            Self::CriticalLog { room, first, .. } => Some((room, first - 1)),
+            Self::Reply { room, head } => Some((room, head)),
+            _ => None,
+        }
     }
 
     /// True when it may wait for something to travel with.

@@ -66,7 +66,7 @@ pub enum Pushed {
     DroppedLow,
     /// Dropped, normal lane (step 3).
     DroppedNormal,
-    /// Not queued yet: critical, and its room is in a gap that begins after this seq. Tell the gap
+    /// Not queued yet: never dropped, and its room is in a gap that begins after this seq. Tell the gap
     /// with [`Outbox::close_gap`].
     BehindGap(Seq),
     /// There is no room even for critical frames (step 4): end the connection.
@@ -115,6 +115,8 @@ enum Origin {
     Log(RoomKey, Seq),
     /// Entries of several rooms, likewise.
     Logs(Box<[(RoomKey, Seq)]>),
+    /// A reply, which is not lost, nor part of an array.
+    Reply,
 }
 
 /// Frames of the normal lane.
@@ -208,6 +210,15 @@ impl Outbox {
                 }
                 (Origin::Log(room, first.saturating_sub(1)), true)
             }
+            Class::Reply { room, .. } => {
+                if let Some(last) = self.gap_of(room) {
+                    return Pushed::BehindGap(last);
+                }
+                if self.bytes > 0 && after > ladder.bytes_max {
+                    return Pushed::Overflow;
+                }
+                (Origin::Reply, true)
+            }
             Class::Normal if after > ladder.normal_bytes_max => return Pushed::DroppedNormal,
             Class::Normal => (Origin::Ephemeral, false),
             Class::Low { key } => return self.push_low(key, frames, scratch, ladder),
@@ -220,7 +231,7 @@ impl Outbox {
     /// True when frames of this class and length would be dropped, or end the connection, for what waits before them.
     pub fn is_too_full(&self, class: Class, len: usize, ladder: &Ladder) -> bool {
         let max = match class {
-            Class::Critical | Class::CriticalLog { .. } => ladder.bytes_max,
+            Class::Critical | Class::CriticalLog { .. } | Class::Reply { .. } => ladder.bytes_max,
             Class::Log { .. } | Class::Normal => ladder.normal_bytes_max,
             Class::Low { .. } => ladder.low_bytes_max,
         };
@@ -279,7 +290,7 @@ impl Outbox {
         for waiting in &dropped {
             self.bytes -= waiting.piece.as_slice().len();
             let lost = match &waiting.origin {
-                Origin::Ephemeral => &[][..],
+                Origin::Ephemeral | Origin::Reply => &[][..],
                 Origin::Log(room, last) => &[(*room, *last)],
                 Origin::Logs(rooms) => rooms,
             };

@@ -44,7 +44,7 @@ impl Driver {
             Pushed::Queued => {
                 stats.frames_out += 1;
                 return match class {
-                    Class::Critical | Class::CriticalLog { .. } => stats.frames_out_critical += 1,
+                    Class::Critical | Class::CriticalLog { .. } | Class::Reply { .. } => stats.frames_out_critical += 1,
                     Class::Log { .. } | Class::Normal => stats.frames_out_normal += 1,
                     Class::Low { .. } => stats.frames_out_low += 1,
                 };

@@ -130,7 +130,7 @@ impl Driver {
         if conn.is_blocked {
             outbox.let_go_of_last_batch();
             self.held_bytes = self.held_bytes + outbox.bytes() - before;
-        } else if matches!(class, Class::Critical) || is_large(before, outbox.bytes()) {
+        } else if matches!(class, Class::Critical | Class::Reply { .. }) || is_large(before, outbox.bytes()) {
             self.to_flush.mark_urgent(conn);
         } else if self.limits.batch_delay_ms > 0 && class.is_patient() && !conn.is_dirty() {
             return self.delay(key, class, pushed);
@@ -156,11 +156,11 @@ impl Driver {
         }
     }
 
-    /// A critical entry of a room in a gap: the gap, which ends right before it, is told first.
+    /// A critical entry of a room in a gap, or a reply: the gap, which ends right before it, is told first.
     fn push_after_gap(&mut self, key: ConnKey, last: Seq, class: Class, frames: &Frames, scratch: &[u8]) {
-        let Class::CriticalLog { room, first, .. } = class else { return };
+        let Some((room, head)) = class.gap_ends_at() else { return };
         let mut gap = Vec::with_capacity(128);
-        if !self.engine.write_gap(&mut gap, room, last, first - 1) {
+        if !self.engine.write_gap(&mut gap, room, last, head) {
             return self.close_slow(key, "events were lost");
         }
         if let Some(conn) = self.conns.get_mut(key)

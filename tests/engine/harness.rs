@@ -443,7 +443,7 @@ impl Table {
 
     fn sent(&self, conn: ConnKey, class: Class, frames: &Frames, outputs: &Outputs) -> String {
         let lane = match class {
-            Class::Critical => "!".to_owned(),
+            Class::Critical | Class::Reply { .. } => "!".to_owned(),
             Class::Normal => "=".to_owned(),
             Class::Low { .. } => "~".to_owned(),
             Class::Log { room, first, last, .. } | Class::CriticalLog { room, first, last } => {

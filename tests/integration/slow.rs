@@ -296,3 +296,32 @@ fn who_asks_for_much_and_reads_late_is_made_to_wait_and_gets_it_all() {
     assert_eq!(reader.reply(last)["type"], "ok");
     assert_eq!(server.stat("slow_closed"), 0);
 }
+
+/// What a reply says of a room comes in its place among the room's events, however much of those waits.
+#[test]
+fn after_the_ok_of_an_unsubscribe_nothing_of_the_room_follows() {
+    let server = Options::shards(1).start();
+    let mut writer = server.client("writer");
+    writer.join("hot");
+    let mut slow = server.client("slow");
+    slow.join("hot");
+    // More than the kernel takes, less than would be dropped.
+    let (head, _) = heat(&mut writer, 7 << 20);
+    server.wait_for_stat("outboxes_blocked", |blocked| blocked == 1);
+    let left = slow.begin(json!({"type": "room:unsubscribe", "room": "hot"}));
+    let back = slow.begin(json!({"type": "room:subscribe", "room": "hot"}));
+    let mut seen = 0;
+    let (mut is_out, mut is_back) = (false, false);
+    while !is_back {
+        let Heard::Json(value) = slow.hear(Duration::from_secs(10)) else { panic!("the replies do not come") };
+        if value["room"] == "hot" && value["type"] != "ok" {
+            assert!(!is_out, "{} comes after the ok", value["type"]);
+            seen = value["seq"].as_u64().or(value["head"].as_u64()).unwrap();
+        }
+        is_out |= value["id"] == left;
+        is_back |= value["id"] == back;
+    }
+    assert_eq!(seen, head, "what was listened for came before");
+    let next = writer.send("hot", "next")["seq"].clone();
+    assert_eq!(slow.event("message:created")["seq"], next);
+}

@@ -374,10 +374,10 @@ impl World {
             it.oks.push_back(it.fed_at);
         }
         let mut pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
-        if let (Pushed::BehindGap(last), Class::CriticalLog { room, first, .. }) = (pushed, class) {
-            // As the driver does it: the gap first, then the entry behind it.
+        if let (Pushed::BehindGap(last), Some((room, head))) = (pushed, class.gap_ends_at()) {
+            // As the driver does it: the gap first, then the entry or reply behind it.
             let mut gap = Vec::new();
-            assert!(self.shards[shard].engine.write_gap(&mut gap, room, last, first - 1), "a fan-out of no room");
+            assert!(self.shards[shard].engine.write_gap(&mut gap, room, last, head), "a frame of no room");
             it.outbox.close_gap(room, gap.into());
             pushed = it.outbox.push(class, frames, &outputs.bytes, &self.ladder);
         }

@@ -278,7 +278,9 @@ impl Shard {
                 self.on_joined(call, &room, since, filter);
             }
             (Waiting::Membership { call, room }, Ok(committed)) => {
-                self.cx.ok(call.conn, call.id.as_ref(), |out| {
+                // Who leaves hears nothing more of the room after this.
+                let head = self.rooms.find(room.as_str()).map_or(committed.seq, |idx| self.rooms.get(idx).head);
+                self.cx.ok_in_place(call.conn, call.id.as_ref(), (committed.room, head), |out| {
                     field_string(out, "room", room.as_str());
                     field_integer(out, "seq", committed.seq);
                 });

@@ -214,7 +214,7 @@ impl Shard {
         self.cx.stats.resumes_recovered += u64::from(recovered);
         self.cx.stats.resumes_unrecovered += u64::from(!recovered);
         let epoch = self.cx.epoch.clone();
-        self.cx.ok(call.conn, call.id.as_ref(), |out| {
+        self.cx.ok_in_place(call.conn, call.id.as_ref(), (room.key, room.head), |out| {
             field_string(out, "room", room.name.as_str());
             field_string(out, "epoch", epoch.as_str());
             field_integer(out, "seq", room.head);
@@ -237,10 +237,14 @@ impl Shard {
         id: Option<&CommandId>,
         room: &str,
     ) -> Result<(), Refusal> {
-        if let Some(idx) = self.rooms.find(room) {
-            self.unsubscribe(conn, idx);
+        match self.rooms.find(room) {
+            Some(idx) => {
+                self.unsubscribe(conn, idx);
+                let room = self.rooms.get(idx);
+                self.cx.ok_in_place(conn, id, (room.key, room.head), |_| {});
+            }
+            None => self.cx.ok(conn, id, |_| {}),
         }
-        self.cx.ok(conn, id, |_| {});
         Ok(())
     }
 

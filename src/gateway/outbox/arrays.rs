@@ -1,8 +1,8 @@
 //! Arrays of events for clients that asked for them (`batch=1`): what waits in a lane when the
 //! connection is flushed becomes a few frames instead of one for each event.
 //!
-//! Only the normal and the low lane hold events; replies and whatever else is critical stay frames
-//! of their own. An event that is alone stays as it is, and frames that were offered to the socket
+//! Only the normal and the low lane hold events; replies, in whatever lane, and what else is critical stay
+//! frames of their own. An event that is alone stays as it is, and frames that were offered to the socket
 //! before are not touched again.
 
 use bytes::Bytes;
@@ -36,7 +36,12 @@ impl Outbox {
         let normal = self.normal.split_off(self.normal_composed.min(self.normal.len()));
         let mut growing = Growing::new(&mut done);
         for waiting in normal {
-            growing.add(&waiting, |array| self.normal.push_back(array));
+            if waiting.origin == Origin::Reply {
+                growing.end(|array| self.normal.push_back(array));
+                self.normal.push_back(waiting);
+            } else {
+                growing.add(&waiting, |array| self.normal.push_back(array));
+            }
         }
         growing.end(|array| self.normal.push_back(array));
         self.normal_composed = self.normal.len();

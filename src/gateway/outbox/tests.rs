@@ -299,3 +299,32 @@ fn a_slow_reader_keeps_no_batch_alive_of_which_little_waits() {
     assert_eq!(Arc::strong_count(&batch), 2, "a copy of most of it would cost more than it frees");
     assert_eq!(drain(&mut outbox, 50), vec!["x".repeat(100); 10]);
 }
+
+#[test]
+fn a_reply_keeps_its_place_among_the_rooms_entries() {
+    let reply = |head| Class::Reply { room: RoomKey(1), head };
+    let mut outbox = Outbox::default();
+    outbox.push(log(1, 1), &frame("one"), &[], &LADDER);
+    outbox.push(reply(1), &frame("left"), &[], &LADDER);
+    outbox.push(Class::Critical, &frame("ack"), &[], &LADDER);
+    assert_eq!(drain(&mut outbox, 4), ["ack", "one", "left"]);
+    // Behind a gap, which is told first; what is dropped later is what comes after it.
+    outbox.push(log(2, 2), &frame(&"n".repeat(60)), &[], &LADDER);
+    assert_eq!(outbox.push(log(3, 3), &frame(&"n".repeat(60)), &[], &LADDER), Pushed::DroppedNormal);
+    assert_eq!(outbox.push(reply(3), &frame("joined"), &[], &LADDER), Pushed::BehindGap(2));
+    outbox.close_gap(RoomKey(1), Bytes::from_static(b"gap"));
+    assert_eq!(outbox.push(reply(3), &frame("joined"), &[], &LADDER), Pushed::Queued);
+    assert_eq!(outbox.shed_normal(), 0);
+}
+
+#[test]
+fn a_reply_is_no_part_of_an_array() {
+    let mut outbox = Outbox::default();
+    for seq in 1..=2 {
+        outbox.push(log(seq, seq), &frame(&format!(r#"{{"n":{seq}}}"#)), &[], &WIDE);
+    }
+    outbox.push(Class::Reply { room: RoomKey(1), head: 2 }, &frame(r#"{"ok":1}"#), &[], &WIDE);
+    outbox.push(log(3, 3), &frame(r#"{"n":3}"#), &[], &WIDE);
+    assert_eq!(outbox.compose().arrays, 1);
+    assert_eq!(drain(&mut outbox, 4), [r#"[{"n":1},{"n":2}]"#, r#"{"ok":1}"#, r#"{"n":3}"#]);
+}
