@@ -22,12 +22,30 @@ pub struct Head {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
-/// One user's waiting items.
+/// The items of one priority, by their age.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held {
+struct Class {
     heads: BTreeMap<ItemId, Head>,
     bytes: u64,
 }
+
+/// One user's waiting items. They lie by priority and age, so that whoever has to go is found at once: a full queue costs
+/// each new item as much as one with room.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// As [`Priority`] orders them: the most urgent first.
+    classes: [Class; 3],
+    /// No item expires before this; none: nobody has looked, or there was none.
+    expires_first: Option<UnixMillis>,
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.classes == other.classes
+    }
+}
+
+impl Eq for Held {}
 
 impl Held {
     /// The queue as the store has it.
@@ -39,48 +57,57 @@ impl Held {
 
     /// How many items wait.
     pub fn len(&self) -> usize {
-        self.heads.len()
+        self.classes.iter().map(|class| class.heads.len()).sum()
     }
 
     /// True when none waits.
     pub fn is_empty(&self) -> bool {
-        self.heads.is_empty()
+        self.len() == 0
     }
 
     /// Bytes of what waits.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.classes.iter().map(|class| class.bytes).sum()
     }
 
     /// Adds an item that [`Held::make_room`] found room for.
     pub fn insert(&mut self, head: Head) {
-        if let Some(old) = self.heads.insert(head.id, head) {
-            self.bytes -= u64::from(old.bytes);
-        }
-        self.bytes += u64::from(head.bytes);
+        self.remove(head.id);
+        let class = &mut self.classes[head.priority as usize];
+        class.heads.insert(head.id, head);
+        class.bytes += u64::from(head.bytes);
+        self.expires_first = Some(self.expires_first.map_or(head.expires_ts, |first| first.min(head.expires_ts)));
     }
 
     /// Takes an item out. False when it was not there.
     pub fn remove(&mut self, id: ItemId) -> bool {
-        let Some(head) = self.heads.remove(&id) else { return false };
-        self.bytes -= u64::from(head.bytes);
-        true
+        for class in &mut self.classes {
+            if let Some(head) = class.heads.remove(&id) {
+                class.bytes -= u64::from(head.bytes);
+                return true;
+            }
+        }
+        false
     }
 
     /// True when this item waits.
     pub fn contains(&self, id: ItemId) -> bool {
-        self.heads.contains_key(&id)
+        self.classes.iter().any(|class| class.heads.contains_key(&id))
     }
 
     /// Takes out what has expired by `now`, if another item of `bytes` would not fit otherwise.
     pub fn expire_for(&mut self, bytes: u32, bounds: &Bounds, now: UnixMillis) -> Vec<ItemId> {
-        if self.fits(bytes, bounds) {
+        if self.expires_first.is_none_or(|first| now < first) || self.fits(bytes, bounds) {
             return Vec::new();
         }
-        let over: Vec<ItemId> = self.heads.values().filter(|head| head.expires_ts <= now).map(|head| head.id).collect();
+        let all = self.classes.iter().flat_map(|class| class.heads.values());
+        let mut over: Vec<ItemId> = all.filter(|head| head.expires_ts <= now).map(|head| head.id).collect();
+        over.sort_unstable();
         over.iter().for_each(|id| {
             self.remove(*id);
         });
+        let all = self.classes.iter().flat_map(|class| class.heads.values());
+        self.expires_first = all.map(|head| head.expires_ts).min();
         over
     }
 
@@ -94,29 +121,26 @@ impl Held {
             return Ok(Vec::new());
         }
         // `Priority` orders by urgency: what is greater may go for what is smaller or equal.
-        let mut order: Vec<&Head> = self.heads.values().filter(|head| head.priority >= priority).collect();
-        order.sort_by(|a, b| b.priority.cmp(&a.priority).then(a.id.cmp(&b.id)));
-        let (mut len, mut left) = (self.heads.len() as u64 + 1, self.bytes + u64::from(bytes));
-        let mut victims = Vec::new();
-        for head in order {
-            if len <= u64::from(bounds.items_max) && left <= u64::from(bounds.bytes_max) {
-                break;
-            }
-            victims.push(head.id);
-            len -= 1;
-            left -= u64::from(head.bytes);
-        }
-        if len > u64::from(bounds.items_max) || left > u64::from(bounds.bytes_max) {
+        let (stays, may_go) = self.classes.split_at(priority as usize);
+        let len: usize = stays.iter().map(|class| class.heads.len()).sum();
+        let left = stays.iter().map(|class| class.bytes).sum::<u64>() + u64::from(bytes);
+        if len >= bounds.items_max as usize || left > u64::from(bounds.bytes_max) {
             return Err(Full);
         }
-        victims.iter().for_each(|id| {
-            self.remove(*id);
-        });
+        debug_assert!(may_go.iter().any(|class| !class.heads.is_empty()));
+        let mut victims = Vec::new();
+        while !self.fits(bytes, bounds) {
+            let Some(class) = self.classes.iter_mut().rev().find(|class| !class.heads.is_empty()) else { break };
+            if let Some((id, head)) = class.heads.pop_first() {
+                class.bytes -= u64::from(head.bytes);
+                victims.push(id);
+            }
+        }
         Ok(victims)
     }
 
     fn fits(&self, bytes: u32, bounds: &Bounds) -> bool {
-        self.heads.len() < bounds.items_max as usize && self.bytes + u64::from(bytes) <= u64::from(bounds.bytes_max)
+        self.len() < bounds.items_max as usize && self.bytes() + u64::from(bytes) <= u64::from(bounds.bytes_max)
     }
 }
 

@@ -10,6 +10,7 @@
 
 use ahash::{AHashMap, AHashSet};
 
+use super::membership::DIRECT_MEMBERS_MAX;
 use super::{Facts, Stop, Turn, Verdict, refuse};
 use crate::engine::event::{Audience, Committed, Viewer};
 use crate::engine::inbox::{Bounds, Full, Head, Held, InboxChange, Item, ItemId, NewItem, Removal, bytes};
@@ -149,7 +150,9 @@ impl<F: Facts> Turn<'_, F> {
                 self.feed(&Cause { name: "mention", room, seq, by: author, priority }, user)?;
             }
         }
-        if self.room(room).kind == RoomKind::Direct {
+        let here = self.room(room);
+        // Earlier versions took more in. Those rooms stay as they are, without items.
+        if here.kind == RoomKind::Direct && here.members <= DIRECT_MEMBERS_MAX {
             for user in self.facts.members(room).map_err(Stop::Facts)? {
                 let role = self.role(room, &user)?;
                 if role.is_some_and(Role::is_member) && sees(&user, role) && !told.contains(&user) {

@@ -46,6 +46,9 @@ enum Asker {
     Another,
 }
 
+/// Most people of a direct room: each message puts an item into the inbox of each of them, as many as mentions do at most.
+pub(super) const DIRECT_MEMBERS_MAX: u32 = 64;
+
 /// Power of an administrator, above every role.
 const ADMIN: u8 = 4;
 
@@ -76,6 +79,10 @@ impl<F: Facts> Turn<'_, F> {
         members.retain(|user| user != creator);
         members.sort_unstable();
         members.dedup();
+        if kind == RoomKind::Direct && members.len() >= DIRECT_MEMBERS_MAX as usize {
+            let message = format!("a direct room has at most {DIRECT_MEMBERS_MAX} members, its creator included");
+            return Err(Stop::Refused(Refusal::new(ErrorCode::LimitExceeded, message)));
+        }
         self.check_rooms_max(creator, Asker::Themself)?;
         for user in &members {
             self.check_rooms_max(user, Asker::Another)?;

@@ -182,6 +182,22 @@ fn direct_rooms_keep_their_people() {
 }
 
 #[test]
+fn a_direct_room_is_of_few_people_and_a_larger_one_of_old_puts_no_items() {
+    let mut world = World::new();
+    let names: Vec<String> = (0..64).map(|n| format!("u{n}")).collect();
+    let others: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert_eq!(world.answer(create("crowd", RoomKind::Direct, "alice", &others)), "106 limit_exceeded");
+    assert_eq!(world.answer(create("dm", RoomKind::Direct, "alice", &others[1..])), "1/64");
+    assert_eq!(world.answer(create("team", RoomKind::Private, "alice", &others)), "2/65", "others are not bounded so");
+    assert_eq!(world.commit(vec![message(1, "alice", None, "x")]).inbox.len(), 63);
+    // As an earlier version may have left it.
+    world.log.rooms.get_mut(&RoomKey(1)).unwrap().members = 65;
+    world.core = Sequencer::new(config(), world.log.end());
+    let batch = world.commit(vec![message(1, "alice", None, "y")]);
+    assert_eq!((answers(&batch), batch.inbox.len()), (vec!["1/66".to_owned()], 0));
+}
+
+#[test]
 fn others_cannot_fill_all_places_of_a_user() {
     let mut world = World::with(SequencerConfig { rooms_max: 8, ..config() });
     for room in 0..6 {
