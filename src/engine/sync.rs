@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::event::{CommittedBatch, LogEntry, RoomRun};
+use super::event::{CommittedBatch, LogEntry, Outcome, RoomRun};
+use super::inbox::{InboxChange, Item};
 use super::rooms::{Room, Rooms};
 use super::tally::Tally;
 use crate::protocol::ids::{Position, RoomKey, Seq, UnixMillis};
@@ -30,18 +31,27 @@ impl RecentRun {
     }
 }
 
+/// A batch, when it came, and what keeping it costs.
+#[derive(Debug)]
+struct Kept {
+    at: UnixMillis,
+    cost: usize,
+    batch: Arc<CommittedBatch>,
+}
+
 /// The batches that a shard keeps, oldest first.
 #[derive(Debug, Default)]
 pub struct Recent {
-    batches: VecDeque<(UnixMillis, Arc<CommittedBatch>)>,
+    batches: VecDeque<Kept>,
     bytes: usize,
 }
 
 impl Recent {
     /// Keeps a batch that has entries.
     pub fn push(&mut self, batch: Arc<CommittedBatch>, now: UnixMillis) {
-        self.bytes += cost(&batch);
-        self.batches.push_back((now, batch));
+        let cost = cost(&batch);
+        self.bytes += cost;
+        self.batches.push_back(Kept { at: now, cost, batch });
     }
 
     /// How many bytes are kept.
@@ -51,12 +61,12 @@ impl Recent {
 
     /// Drops the oldest batches until they fit `bytes_max` and none is from before `before`.
     pub fn trim(&mut self, rooms: &mut Rooms, bytes_max: usize, before: UnixMillis) {
-        while let Some((at, _)) = self.batches.front() {
+        while let Some(Kept { at, .. }) = self.batches.front() {
             if self.bytes <= bytes_max && *at >= before {
                 break;
             }
-            let Some((_, batch)) = self.batches.pop_front() else { break };
-            self.bytes -= cost(&batch);
+            let Some(Kept { cost, batch, .. }) = self.batches.pop_front() else { break };
+            self.bytes -= cost;
             for run in &batch.runs {
                 if let Some(room) = rooms.get_key_mut(run.room)
                     && room.recent.front().is_some_and(|recent| Arc::ptr_eq(&recent.batch, &batch))
@@ -72,19 +82,36 @@ impl Recent {
 
     /// True when every entry after `position` is in a kept batch (given the shard's own position).
     pub fn covers_after(&self, position: Position, applied: Position) -> bool {
-        position >= applied || self.batches.front().is_some_and(|(_, batch)| batch.first <= position + 1)
+        position >= applied || self.batches.front().is_some_and(|kept| kept.batch.first <= position + 1)
     }
 
     /// The kept batches with entries after `position`, oldest first.
     pub fn after(&self, position: Position) -> impl Iterator<Item = &Arc<CommittedBatch>> {
-        let start = self.batches.partition_point(|(_, batch)| batch.last <= position);
-        self.batches.range(start..).map(|(_, batch)| batch)
+        let start = self.batches.partition_point(|kept| kept.batch.last <= position);
+        self.batches.range(start..).map(|kept| &kept.batch)
     }
 }
 
-/// What keeping a batch costs: its frames and about as much for what describes them.
+/// What keeping a batch costs: its frames, about as much for what describes them, and what it holds besides, which
+/// nobody needs again and which is kept with it all the same.
 fn cost(batch: &CommittedBatch) -> usize {
-    batch.bytes.len() + batch.runs.iter().map(|run| 64 + 96 * run.entries.len()).sum::<usize>()
+    let outcomes: usize = batch.outcomes.iter().map(Vec::len).sum();
+    let lists = outcomes * size_of::<Outcome>()
+        + size_of_val(&*batch.reads)
+        + size_of_val(&*batch.deleted)
+        + size_of_val(&*batch.revocations)
+        + size_of_val(&*batch.inbox);
+    let runs: usize = batch.runs.iter().map(|run| 64 + 96 * run.entries.len()).sum();
+    let inbox: usize = batch.inbox.iter().map(inbox_cost).sum();
+    batch.bytes.len() + runs + lists + inbox
+}
+
+/// What a change of an inbox holds on the heap: an item with its two texts, or numbers.
+fn inbox_cost(change: &InboxChange) -> usize {
+    match change {
+        InboxChange::Added(item) => size_of::<Item>() + 64 + item.bytes() as usize,
+        InboxChange::Removed { items, .. } | InboxChange::Tried { items, .. } => size_of_val(&**items),
+    }
 }
 
 /// The run of `room` in a batch.
@@ -129,4 +156,36 @@ pub fn stretches(entries: &[LogEntry]) -> impl Iterator<Item = Range<usize>> {
         }
         Some(start..at)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ids::{Priority, UserId};
+
+    #[test]
+    fn what_a_batch_holds_besides_its_frames_is_counted() {
+        let item = |id| Item {
+            id,
+            user: UserId::parse("bob").unwrap(),
+            name: "direct".into(),
+            data: "x".repeat(1_000).into(),
+            priority: Priority::Normal,
+            ts: 0,
+            expires_ts: 1,
+            attempts: 0,
+            from: None,
+            covers: None,
+        };
+        let inbox = (0..100).map(|id| InboxChange::Added(Arc::new(item(id)))).collect();
+        let mut recent = Recent::default();
+        recent.push(Arc::new(CommittedBatch { inbox, ..CommittedBatch::default() }), 0);
+        assert!((100_000..200_000).contains(&recent.bytes()), "{}", recent.bytes());
+        let deleted = vec![(RoomKey(1), 1); 1_000];
+        recent.push(Arc::new(CommittedBatch { deleted, ..CommittedBatch::default() }), 0);
+        recent.trim(&mut Rooms::default(), 16_000, 0);
+        assert_eq!(recent.bytes(), 16_000, "the older one went");
+        recent.trim(&mut Rooms::default(), 15_999, 0);
+        assert_eq!(recent.bytes(), 0);
+    }
 }
