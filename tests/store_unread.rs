@@ -9,7 +9,7 @@ use antiphon::engine::event::{Amend, AmendAct, Entry, Membership, Page, Query};
 use antiphon::engine::tally::Tally;
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::encode::EventKind;
-use antiphon::protocol::ids::{Role, RoomKey};
+use antiphon::protocol::ids::{DeviceId, Role, RoomKey};
 use rusqlite::Connection;
 use store_support::*;
 
@@ -176,4 +176,45 @@ fn an_older_database_is_filled_in() {
     assert_eq!(unread(&standing(&store, "carol", "first")), 1);
     store.stop();
     assert_eq!([HEADS, ANCHORS, CURSORS].map(|sql| rows(&dir, sql)), due);
+}
+
+/// Rows of `delivered`: device and seq, in order.
+fn delivered(dir: &TempDir) -> Vec<(String, u32)> {
+    let db = Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+    let mut rows = db.prepare("SELECT device, seq FROM delivered ORDER BY room, seq, device").unwrap();
+    let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn what_devices_have_is_kept_while_it_is_ahead_of_what_is_read() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let key = store.committed(join("a", "alice")).room;
+    for who in ["bob", "carol"] {
+        store.committed(join("a", who));
+    }
+    for n in 0..50 {
+        store.committed(numbered(key, "alice", n));
+    }
+    let said = |who: &str, name: &str, seq| {
+        let device = DeviceId::parse(name).unwrap();
+        Entry::Delivered { room: key, user: user(who), device, seq }
+    };
+    let has = |who: &str, name: &str, seq| store.committed(said(who, name, seq));
+    (0..40).for_each(|n| drop(has("bob", &format!("tab-{n:02}"), 10 + n)));
+    let rows = delivered(&dir);
+    assert_eq!((rows.len(), &rows[0], &rows[31]), (32, &("tab-08".into(), 18), &("tab-39".into(), 49)));
+    // A new one comes in, however far behind it is.
+    has("bob", "new", 5);
+    let rows = delivered(&dir);
+    assert_eq!((rows.len(), &rows[0], &rows[1]), (32, &("new".into(), 5), &("tab-09".into(), 19)));
+    has("carol", "hers", 7);
+    store.committed(read(key, "bob", 48));
+    assert_eq!(delivered(&dir), [("hers".into(), 7), ("tab-39".into(), 49)]);
+    store.submit(vec![said("carol", "hers", 9), leave("a", "carol")]);
+    store.batch();
+    store.committed(manage("a", "alice", "bob", Manage::Ban));
+    assert_eq!(delivered(&dir), []);
+    store.stop();
 }

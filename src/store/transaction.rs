@@ -8,7 +8,10 @@ use super::schema::ANCHOR_EVERY;
 use super::{audit, edits};
 use crate::engine::event::{Audience, Revocation};
 use crate::engine::sequencer::{Decided, Row};
-use crate::protocol::ids::{Position, UnixMillis, UserId};
+use crate::protocol::ids::{Position, Role, UnixMillis, UserId};
+
+/// Devices of a user whose delivered cursors in one room are kept.
+pub(super) const DELIVERED_DEVICES_MAX: u32 = 32;
 
 /// Writes everything, within the caller's transaction.
 pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlite::Result<()> {
@@ -24,6 +27,10 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
     }
     if !decided.cursors.is_empty() {
         write_cursors(conn, decided)?;
+    }
+    if !decided.members.is_empty() {
+        // Behind the cursors: the batch may have both.
+        forget_delivered(conn, decided)?;
     }
     edits::write(conn, decided)?;
     for revocation in &decided.revocations {
@@ -97,16 +104,44 @@ fn insert_row(
 fn write_cursors(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
     let mut read =
         conn.prepare_cached("UPDATE members SET read = ?3, counted = ?4 WHERE room = ?2 AND user = ?1 AND read < ?3")?;
-    let mut delivered = conn.prepare_cached(
-        "INSERT INTO delivered (user, room, device, seq) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (user, room, device) DO UPDATE SET seq = excluded.seq",
-    )?;
+    // What is read is delivered: nobody asks for these rows any more.
+    let mut over = conn.prepare_cached("DELETE FROM delivered WHERE user = ?1 AND room = ?2 AND seq <= ?3")?;
+    let mut delivered =
+        conn.prepare_cached("UPDATE delivered SET seq = ?4 WHERE user = ?1 AND room = ?2 AND device = ?3")?;
     for cursor in &decided.cursors {
         let (user, room, seq) = (cursor.user.as_str(), signed(cursor.room.0), signed(cursor.seq));
         match &cursor.device {
-            None => read.execute((user, room, seq, signed(cursor.counted)))?,
-            Some(device) => delivered.execute((user, room, device.as_str(), seq))?,
-        };
+            None => {
+                read.execute((user, room, seq, signed(cursor.counted)))?;
+                over.execute((user, room, seq))?;
+            }
+            Some(device) => {
+                if delivered.execute((user, room, device.as_str(), seq))? == 0 {
+                    insert_delivered(conn, (user, room, device.as_str(), seq))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A device that has said nothing of this room since the user read it last. Past the bound the one that is furthest
+/// behind goes.
+fn insert_delivered(conn: &Connection, row @ (user, room, device, _): (&str, i64, &str, i64)) -> rusqlite::Result<()> {
+    conn.prepare_cached("INSERT INTO delivered (user, room, device, seq) VALUES (?1, ?2, ?3, ?4)")?.execute(row)?;
+    conn.prepare_cached(
+        "DELETE FROM delivered WHERE user = ?1 AND room = ?2 AND device IN (SELECT device FROM delivered
+         WHERE user = ?1 AND room = ?2 AND device <> ?3 ORDER BY seq DESC, device LIMIT -1 OFFSET ?4)",
+    )?
+    .execute((user, room, device, DELIVERED_DEVICES_MAX - 1))?;
+    Ok(())
+}
+
+/// Who is a member no more has no cursors.
+fn forget_delivered(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {
+    let mut delete = conn.prepare_cached("DELETE FROM delivered WHERE user = ?1 AND room = ?2")?;
+    for member in decided.members.iter().filter(|member| !member.role.is_some_and(Role::is_member)) {
+        delete.execute((member.user.as_str(), signed(member.room.0)))?;
     }
     Ok(())
 }

@@ -145,11 +145,16 @@ impl MemoryLog {
                         let read = self.cursors.entry((room, user)).or_default();
                         *read = (*read).max((cursor.seq, cursor.counted));
                     }
+                    let behind = (room, &cursor.user);
+                    self.delivered.retain(|(of, user, _), seq| (*of, user) != behind || *seq > cursor.seq);
                 }
                 Some(device) => {
                     self.delivered.insert((room, user, device), cursor.seq);
                 }
             }
+        }
+        for member in decided.members.iter().filter(|member| !member.role.is_some_and(Role::is_member)) {
+            self.delivered.retain(|(room, user, _), _| (*room, user) != (member.room, &member.user));
         }
         for row in &decided.states {
             self.states.insert((row.room, row.target), row.state.clone());
