@@ -251,6 +251,7 @@ impl Writer {
             && stands
         {
             Counters::add(&self.counters.adopted, 1);
+            self.count_commit(held.last + 1 - held.first, held.bytes.len() as u64);
             tracing::warn!(first = held.first, last = held.last, "store: a failed batch stands in the log");
             self.publish(held);
         }
