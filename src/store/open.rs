@@ -123,8 +123,9 @@ impl OpenLog {
             tracing::warn!("store: durability=relaxed: acknowledged messages may be lost in a power cut");
             schema::relax(&conn)?;
         }
-        facts::forget_revocations(&conn, unix_ms())?;
         let end = facts::log_end(&conn)?;
+        // A clock may be ahead at one start. What it alone says is over is not forgotten for good.
+        facts::forget_revocations(&conn, unix_ms().min(end.ts))?;
         let mut sequencer = Sequencer::new(config.sequencer.clone(), end);
         rebuild_dedupe(&conn, &mut sequencer, config.sequencer.dedupe_window_ms, unix_ms())?;
         let presence_lost = super::presence::settle(&conn, unix_ms(), end.ts)?;
