@@ -252,6 +252,7 @@ impl Bench {
             let message = NewMessage {
                 room: RoomKey(self.n % ROOMS + 1),
                 author: self.user.clone(),
+                by_admin: false,
                 client_id: Some(format!("client-{}", self.n).into()),
                 fields: FIELDS.into(),
                 thread: None,

@@ -298,6 +298,7 @@ fn entry(ask: &Ask, model: &Model) -> Entry {
         Ask::Message { room, author, client_id, .. } => Entry::Message(NewMessage {
             room: key(room),
             author: name(*author),
+            by_admin: false,
             client_id: client_id.map(|id| id.to_string().into()),
             fields: "\"body\":\"x\"".into(),
             thread: None,

@@ -132,6 +132,8 @@ struct Payload<'a> {
     from: Option<Box<str>>,
     room: Option<Box<str>>,
     author: Option<Box<str>>,
+    #[serde(default)]
+    by_admin: bool,
     client_id: Option<Box<str>>,
     #[serde(borrow)]
     fields: Option<&'a RawValue>,
@@ -177,6 +179,9 @@ fn message_payload(message: &NewMessage, room: &str) -> Box<str> {
     let mut out = b"{\"what\":\"message\"".to_vec();
     field_string(&mut out, "room", room);
     field_string(&mut out, "author", message.author.as_str());
+    if message.by_admin {
+        field_raw(&mut out, "by_admin", b"true");
+    }
     if let Some(client_id) = &message.client_id {
         field_string(&mut out, "client_id", client_id);
     }
@@ -289,6 +294,7 @@ fn message_again(payload: Payload<'_>) -> Option<(RoomName, NewMessage)> {
     let message = NewMessage {
         room: RoomKey(0),
         author: UserId::parse(&payload.author?).ok()?,
+        by_admin: payload.by_admin,
         client_id: payload.client_id,
         fields: payload.fields?.get().strip_prefix('{')?.strip_suffix('}')?.into(),
         thread: payload.thread,
@@ -321,6 +327,7 @@ mod tests {
         let message = NewMessage {
             room: RoomKey(7),
             author: user("ann"),
+            by_admin: true,
             client_id: Some("c \"1\"".into()),
             fields: r#""body":"h\u00e9 }{","meta":{"n":1.50,"big":12345678901234567890},"trace":"00""#.into(),
             thread: Some(3),

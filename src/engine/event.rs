@@ -192,6 +192,8 @@ pub struct NewMessage {
     pub room: RoomKey,
     /// Who wrote it.
     pub author: UserId,
+    /// May write where they are no member (the `admin` claim, or the admin API).
+    pub by_admin: bool,
     /// The author's own id for it, the key of "sent once".
     pub client_id: Option<Box<str>>,
     /// The rest of the event's fields as JSON without braces: `"body":…[,"thread":…],"trace":"…"`.

@@ -409,7 +409,8 @@ impl<F: Facts> Turn<'_, F> {
     }
 
     fn message(&mut self, message: NewMessage, seen: Position) -> Verdict<F::Error> {
-        let NewMessage { room: key, author, client_id, fields, thread, audience, priority, mentions, reads } = message;
+        let NewMessage { room: key, author, by_admin, client_id, fields, thread, audience, priority, mentions, reads } =
+            message;
         let hash = match &client_id {
             Some(client_id) if self.core.dedupe.is_on() => Some(self.core.dedupe.hash(author.as_str(), client_id)),
             _ => None,
@@ -425,12 +426,7 @@ impl<F: Facts> Turn<'_, F> {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
         }
         self.check_whole(key)?;
-        if self.is_doubtful(key, &author, seen) {
-            let role = self.role(key, &author)?;
-            if !may_write(self.room(key).kind, role) {
-                return Err(refuse(ErrorCode::PermissionDenied, "you may no longer write in this room"));
-            }
-        }
+        self.check_may_write(key, &author, by_admin, seen)?;
         let kind = EventKind::MessageCreated;
         let feeds = (!mentions.is_empty() || self.room(key).kind == RoomKind::Direct)
             .then(|| (author.clone(), audience.clone()));
@@ -515,6 +511,26 @@ impl<F: Facts> Turn<'_, F> {
         let committed = Committed { room: row.room, seq: row.seq, ts: self.now, duplicate: false, value: 0 };
         self.draft.rows.push(row);
         committed
+    }
+
+    /// Looks again at the right of whoever may have lost it. Administrators need no membership, but nobody writes where
+    /// they are banned.
+    fn check_may_write(
+        &mut self,
+        key: RoomKey,
+        by: &UserId,
+        by_admin: bool,
+        seen: Position,
+    ) -> Result<(), Stop<F::Error>> {
+        if !self.is_doubtful(key, by, seen) {
+            return Ok(());
+        }
+        let role = self.role(key, by)?;
+        let is_free = by_admin && role != Some(Role::Banned);
+        if is_free || may_write(self.room(key).kind, role) {
+            return Ok(());
+        }
+        Err(refuse(ErrorCode::PermissionDenied, "you may no longer write in this room"))
     }
 
     fn is_doubtful(&self, room: RoomKey, user: &UserId, seen: Position) -> bool {

@@ -11,6 +11,7 @@ fn say(room: u64, author: &str, text: &str) -> Entry {
     Entry::Message(NewMessage {
         room: RoomKey(room),
         author: user(author),
+        by_admin: false,
         client_id: None,
         fields: format!("\"body\":\"{text}\"").into(),
         thread: None,

@@ -173,6 +173,7 @@ fn whoever_is_kicked_gets_their_kick_and_nothing_behind_it() {
         Entry::Message(NewMessage {
             room: RoomKey(1),
             author: user("alice"),
+            by_admin: false,
             client_id: None,
             fields: format!("\"body\":\"{text}\"").into(),
             thread: None,

@@ -113,6 +113,7 @@ fn say(room: u8, text: &str) -> Entry {
     Entry::Message(NewMessage {
         room: RoomKey(u64::from(room) + 1),
         author: user("zoe"),
+        by_admin: false,
         client_id: None,
         fields: format!("\"body\":\"{text}\"").into(),
         thread: None,

@@ -232,6 +232,7 @@ pub fn new_message(key: RoomKey, author: &str, client_id: Option<&str>, body: &s
     NewMessage {
         room: key,
         author: user(author),
+        by_admin: false,
         client_id: client_id.map(Into::into),
         fields: format!("\"body\":\"{body}\",\"trace\":\"00\"").into(),
         thread: None,

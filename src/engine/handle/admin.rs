@@ -76,6 +76,7 @@ impl Shard {
         let entry = NewMessage {
             room: self.rooms.get(idx).key,
             author: author.clone(),
+            by_admin: true,
             client_id: client_id.clone(),
             fields: fields(&message, trace),
             thread: None,

@@ -34,6 +34,7 @@ impl Shard {
         let entry = NewMessage {
             room: room.key,
             author,
+            by_admin: session.rights.admin,
             client_id: message.client_id.map(Box::from),
             fields: fields(message, trace),
             thread: message.thread,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::{Facts, Reacted, ReactionRow, Row, StateRow, Stop, Target, Turn, Verdict, may_write, refuse};
+use super::{Facts, Reacted, ReactionRow, Row, StateRow, Stop, Target, Turn, Verdict, refuse};
 use crate::engine::edits::{REACTION_KINDS_MAX, reaction_fields, step_fields};
 use crate::engine::event::{Amend, AmendAct, Audience, Committed, Viewer};
 use crate::protocol::encode::EventKind;
@@ -34,13 +34,7 @@ impl<F: Facts> Turn<'_, F> {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
         }
         self.check_whole(key)?;
-        if self.is_doubtful(key, &by, seen) {
-            let role = self.role(key, &by)?;
-            let is_free = by_admin && role != Some(Role::Banned);
-            if !is_free && !may_write(self.room(key).kind, role) {
-                return Err(refuse(ErrorCode::PermissionDenied, "you may no longer write in this room"));
-            }
-        }
+        self.check_may_write(key, &by, by_admin, seen)?;
         let target = self.standing_target(key, seq, &by)?;
         match act {
             AmendAct::Edit { body_json, version } => {

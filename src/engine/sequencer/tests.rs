@@ -2,6 +2,7 @@
 
 mod edits;
 mod membership;
+mod trouble;
 
 use std::sync::Arc;
 
@@ -124,6 +125,7 @@ fn message(key: u64, author: &str, client_id: Option<&str>, body: &str) -> Entry
     Entry::Message(NewMessage {
         room: RoomKey(key),
         author: user(author),
+        by_admin: false,
         client_id: client_id.map(Into::into),
         fields: format!("\"body\":\"{body}\"").into(),
         thread: None,
