@@ -171,7 +171,7 @@ fn run(seed: u64) {
             core = Sequencer::new(config.sequencer.clone(), log.end());
             for row in log.rows.iter().rev() {
                 if let (Some(author), Some(id)) = (&row.author, &row.client_id) {
-                    assert!(core.remember_older(author.as_str(), id, row.room, row.seq, row.ts));
+                    assert!(core.remember_older(author.as_str(), id, row.room, (row.seq, row.ts), row.ts));
                 }
             }
         }

@@ -458,3 +458,25 @@ fn stopping_commits_what_was_taken() {
     assert_eq!(store.origin.position, 501);
     store.stop();
 }
+
+#[test]
+fn pairs_behind_entries_of_a_clock_that_was_behind_are_remembered_too() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let key = store.committed(join("a", "alice")).room;
+    for n in 1..=5 {
+        store.committed(numbered(key, "alice", n));
+    }
+    store.stop();
+    let db = rusqlite::Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
+    // As if the clock had gone back by an hour for two entries, and the first were an hour old.
+    db.execute("UPDATE log SET ts = ts - 3600000 WHERE seq IN (2, 4, 5)", []).unwrap();
+    drop(db);
+    let store = Store::open(&config(&dir));
+    assert_eq!(store.origin.dedupe_entries, 4);
+    for (n, expected) in [(2, (3, true)), (3, (4, true)), (4, (5, true)), (5, (6, true)), (1, (7, false))] {
+        let committed = store.committed(numbered(key, "alice", n));
+        assert_eq!((committed.seq, committed.duplicate), expected, "{n}");
+    }
+    store.stop();
+}

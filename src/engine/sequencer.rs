@@ -101,6 +101,22 @@ pub struct LogEnd {
     pub item: ItemId,
 }
 
+/// The time, by two clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// The clock on the wall: what entries are stamped with, and what people's spans are counted by. It may be set.
+    pub wall: UnixMillis,
+    /// The same at the start, and from there on at its own pace: it never goes back nor jumps.
+    pub steady: UnixMillis,
+}
+
+/// Where nobody sets the clock one serves for both.
+impl From<UnixMillis> for Now {
+    fn from(wall: UnixMillis) -> Self {
+        Self { wall, steady: wall }
+    }
+}
+
 /// A batch that was not committed, as far as is known.
 #[derive(Debug)]
 pub struct Failed {
@@ -124,6 +140,8 @@ pub struct Sequencer {
     end: LogEnd,
     /// Number of the batch that is being decided, or was last.
     batch: u64,
+    /// When that was, by the steady clock.
+    steady: UnixMillis,
     duplicates: u64,
 }
 
@@ -169,15 +187,23 @@ impl Sequencer {
             diverged: AHashSet::new(),
             end,
             batch: 0,
+            steady: 0,
             duplicates: 0,
         }
     }
 
-    /// Adds an entry of the log to the dedupe window, newest first. False when the window is full
-    /// or switched off: older entries need not be read.
-    pub fn remember_older(&mut self, author: &str, client_id: &str, room: RoomKey, seq: Seq, ts: UnixMillis) -> bool {
+    /// Adds an entry of the log to the dedupe window, newest first; `since`: from when on it is kept, by the steady clock.
+    /// False when the window is full or switched off: older entries need not be read.
+    pub fn remember_older(
+        &mut self,
+        author: &str,
+        client_id: &str,
+        room: RoomKey,
+        (seq, ts): (Seq, UnixMillis),
+        since: UnixMillis,
+    ) -> bool {
         let hash = self.dedupe.hash(author, client_id);
-        self.dedupe.is_on() && self.dedupe.add_older(hash, First { room, seq, ts })
+        self.dedupe.is_on() && self.dedupe.add_older(hash, First { room, seq, ts }, since)
     }
 
     /// Decides a batch as of `now`. On an error of `facts` nothing has happened, and the batch that
@@ -188,12 +214,13 @@ impl Sequencer {
     pub fn decide<F: Facts>(
         &mut self,
         appends: impl IntoIterator<Item = Append>,
-        now: UnixMillis,
+        now: impl Into<Now>,
         facts: &mut F,
     ) -> Result<Decided, (F::Error, Box<CommittedBatch>)> {
         self.batch += 1;
-        let ts = if now + CLOCK_SLACK_MS >= self.end.ts { now.max(self.end.ts) } else { now };
-        self.dedupe.expire(ts);
+        self.steady = self.steady.max(steady);
+        let ts = if wall + CLOCK_SLACK_MS >= self.end.ts { wall.max(self.end.ts) } else { wall };
+        self.dedupe.expire(self.steady);
         let draft = Decided::new(self.end.position + 1, ts, usize::from(self.config.shards));
         let mut turn = Turn { core: self, facts, draft, now: ts, error: None, changes: Changes::default() };
         if let Err(error) = turn.expire_inboxes() {
@@ -259,7 +286,7 @@ impl Sequencer {
         for (author, client_id, room, seq, ts) in messages {
             let hash = self.dedupe.hash(author, client_id);
             if self.dedupe.is_on() {
-                self.dedupe.add(hash, First { room, seq, ts });
+                self.dedupe.add(hash, First { room, seq, ts }, self.steady);
             }
         }
         self.dedupe.settle();
@@ -415,7 +442,7 @@ impl<F: Facts> Turn<'_, F> {
             Some(client_id) if self.core.dedupe.is_on() => Some(self.core.dedupe.hash(author.as_str(), client_id)),
             _ => None,
         };
-        if let Some(First { room, seq, ts }) = hash.and_then(|hash| self.core.dedupe.find(hash, self.now)) {
+        if let Some(First { room, seq, ts }) = hash.and_then(|hash| self.core.dedupe.find(hash)) {
             if room != key {
                 return Err(refuse(ErrorCode::Conflict, "this client_id was used for a message in another room"));
             }
@@ -435,7 +462,8 @@ impl<F: Facts> Turn<'_, F> {
         let row = Row { room: key, seq: 0, kind, priority, author, client_id, thread, audience, fields, change: None };
         let committed = self.push(row);
         if let Some(hash) = hash {
-            self.core.dedupe.add(hash, First { room: key, seq: committed.seq, ts: committed.ts });
+            let first = First { room: key, seq: committed.seq, ts: committed.ts };
+            self.core.dedupe.add(hash, first, self.core.steady);
         }
         if let Some((author, audience)) = feeds {
             self.feed_message(&committed, &author, audience.as_deref(), priority, &mentions)?;

@@ -21,7 +21,7 @@ use crate::clock::now_us;
 use crate::engine::dead::{DeadAct, DeadFilter, DeadKind, LetterId, REASON_BYTES_MAX, entry_payload, name_of, user_of};
 use crate::engine::event::{Append, CommittedBatch, Entry};
 use crate::engine::inbox::{InboxChange, Removal};
-use crate::engine::sequencer::{Decided, Facts as _};
+use crate::engine::sequencer::{Decided, Facts as _, Now};
 use crate::engine::stages::Stamps;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::RoomKey;
@@ -98,7 +98,8 @@ impl Writer {
             let refused = self.sequencer.refuse(appends, &unknown_outcome());
             return Err(Box::new(Failure { error, refused, held: None, is_undone: false }));
         }
-        let decided = match self.sequencer.decide(appends, unix_ms(), &mut SqlFacts(&self.conn)) {
+        let now = Now { wall: unix_ms(), steady: self.steady.at(began_us) };
+        let decided = match self.sequencer.decide(appends, now, &mut SqlFacts(&self.conn)) {
             Ok(decided) => decided,
             Err((error, refused)) => {
                 let is_undone = self.roll_back();

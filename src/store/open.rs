@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::schema::{self, DirLock};
-use super::writer::unix_ms;
+use super::writer::{SteadyClock, unix_ms};
 use super::{Durability, LogListener, RunningLog, StoreConfig, facts, recovery};
 use crate::engine::event::Revocation;
 use crate::engine::sequencer::{CLOCK_SLACK_MS, Sequencer};
-use crate::protocol::ids::{Epoch, Position, RoomKey, UnixMillis};
+use crate::protocol::ids::{Epoch, Position, RoomKey, Seq, UnixMillis};
 
 /// Why a log cannot be opened. Each is one sentence for the person who started the server.
 #[derive(Debug)]
@@ -106,6 +106,7 @@ pub struct OpenLog {
     pub(super) config: StoreConfig,
     pub(super) conn: Connection,
     pub(super) sequencer: Sequencer,
+    pub(super) steady: SteadyClock,
     pub(super) lock: DirLock,
 }
 
@@ -127,7 +128,8 @@ impl OpenLog {
         // A clock may be ahead at one start. What it alone says is over is not forgotten for good.
         facts::forget_revocations(&conn, unix_ms().min(end.ts))?;
         let mut sequencer = Sequencer::new(config.sequencer.clone(), end);
-        rebuild_dedupe(&conn, &mut sequencer, config.sequencer.dedupe_window_ms, unix_ms())?;
+        let steady = SteadyClock::start();
+        rebuild_dedupe(&conn, &mut sequencer, config.sequencer.dedupe_window_ms, steady.at(0))?;
         let presence_lost = super::presence::settle(&conn, unix_ms(), end.ts)?;
         let origin = Origin {
             epoch,
@@ -137,7 +139,7 @@ impl OpenLog {
             dedupe_entries: sequencer.dedupe_len(),
             took: began.elapsed(),
         };
-        Ok((Self { config: config.clone(), conn, sequencer, lock }, origin))
+        Ok((Self { config: config.clone(), conn, sequencer, steady, lock }, origin))
     }
 
     /// Starts the threads. One listener for each shard, in order of their ids.
@@ -149,6 +151,10 @@ impl OpenLog {
     }
 }
 
+/// Entries in a row from before the window, past which nobody looks on: a clock that went back for a while leaves such
+/// ones in front of others that are in it.
+const OVER_MAX: usize = 10_000;
+
 /// Reads the log backwards until the window is over or full.
 fn rebuild_dedupe(
     conn: &Connection,
@@ -159,21 +165,39 @@ fn rebuild_dedupe(
     let oldest = now.saturating_sub(u64::from(window_ms)).saturating_sub(CLOCK_SLACK_MS);
     let mut statement = conn.prepare("SELECT ts, room, seq, author, client_id FROM log ORDER BY position DESC")?;
     let mut rows = statement.query([])?;
+    // What was written before another entry is kept no longer than that one, and no longer than from now on.
+    let mut since = now;
+    let (mut over, mut over_count) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let ts = super::columns::integer(row, 0)?;
-        if ts < oldest {
-            break;
+        if ts >= oldest {
+            since = since.min(ts);
+            over_count = 0;
+            let mut over = std::mem::take(&mut over).into_iter();
+            if !over.all(|(author, client_id, room, at): Pair| {
+                sequencer.remember_older(&author, &client_id, room, at, since)
+            }) {
+                return Ok(());
+            }
+        } else {
+            over_count += 1;
+            if over_count > OVER_MAX {
+                return Ok(());
+            }
         }
         let (Some(author), Some(client_id)) = (row.get_ref(3)?.as_str_or_null()?, row.get_ref(4)?.as_str_or_null()?)
         else {
             continue;
         };
-        let room = RoomKey(super::columns::integer(row, 1)?);
-        let seq = super::columns::integer(row, 2)?;
-        // An entry from a clock that ran ahead is not remembered for longer than the window.
-        if !sequencer.remember_older(author, client_id, room, seq, ts.min(now)) {
-            break;
+        let (room, at) = (RoomKey(super::columns::integer(row, 1)?), (super::columns::integer(row, 2)?, ts));
+        if over_count > 0 {
+            over.push((author.into(), client_id.into(), room, at));
+        } else if !sequencer.remember_older(author, client_id, room, at, since) {
+            return Ok(());
         }
     }
     Ok(())
 }
+
+/// A pair that is remembered if one before it is.
+type Pair = (Box<str>, Box<str>, RoomKey, (Seq, UnixMillis));

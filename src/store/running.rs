@@ -89,7 +89,7 @@ pub struct RunningLog {
 
 impl RunningLog {
     pub(super) fn start(open: OpenLog, listeners: Arc<[Box<dyn LogListener>]>) -> Result<Self, OpenError> {
-        let OpenLog { config, conn, sequencer, lock } = open;
+        let OpenLog { config, conn, sequencer, steady, lock } = open;
         let (writer_inbox, from_shards) = intake(config.inbox_max.max(1));
         let (reader_inbox, questions) = flume::bounded(config.reads_waiting_max.max(1));
         let (stop_checkpointer, stop) = flume::bounded(1);
@@ -128,6 +128,7 @@ impl RunningLog {
         let writer = Writer {
             conn,
             sequencer,
+            steady,
             heads: Heads::default(),
             inbox: from_shards,
             listeners,

@@ -40,6 +40,7 @@ const SETTLE_AFTER: Duration = Duration::from_millis(250);
 pub(super) struct Writer {
     pub conn: Connection,
     pub sequencer: Sequencer,
+    pub steady: SteadyClock,
     pub heads: Heads,
     pub inbox: Intake,
     pub listeners: Arc<[Box<dyn LogListener>]>,
@@ -69,6 +70,24 @@ pub(super) struct Writer {
     pub is_stopping: bool,
     /// Held as long as this thread may write.
     pub _lock: DirLock,
+}
+
+/// The wall clock as it stood at the start, going on at its own pace: nobody sets it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SteadyClock {
+    start: UnixMillis,
+    start_us: u64,
+}
+
+impl SteadyClock {
+    pub fn start() -> Self {
+        Self { start: unix_ms(), start_us: now_us() }
+    }
+
+    /// What it shows when the process's clock shows `us`.
+    pub fn at(self, us: u64) -> UnixMillis {
+        self.start + us.saturating_sub(self.start_us) / 1_000
+    }
 }
 
 /// How a wait for appends ended.

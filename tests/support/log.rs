@@ -91,7 +91,7 @@ impl TestLog {
         self.sequencer = Sequencer::new(self.config.clone(), self.kept.end());
         for row in self.kept.rows.iter().rev() {
             if let (Some(author), Some(client_id)) = (&row.author, &row.client_id) {
-                self.sequencer.remember_older(author.as_str(), client_id, row.room, row.seq, row.ts);
+                self.sequencer.remember_older(author.as_str(), client_id, row.room, (row.seq, row.ts), row.ts);
             }
         }
     }

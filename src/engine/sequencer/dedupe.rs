@@ -3,6 +3,9 @@
 //! Holds a 128-bit hash of each pair and a queue in order of arrival; never the texts. Entries leave
 //! when their window is over, or early when the bound is reached (counted). What a batch adds is
 //! tentative until [`Dedupe::settle`], so that a failed commit can take it back.
+//!
+//! The window is counted by a steady clock: when the wall clock is set forward, nothing is forgotten. The queue is in
+//! the order of that clock, so that one note serves all pairs of a batch.
 
 use std::collections::VecDeque;
 
@@ -58,6 +61,8 @@ pub(super) struct Dedupe {
     queue: VecDeque<(PairHash, First)>,
     /// The place of the front of the queue.
     front: Place,
+    /// From when on the pairs of the queue are kept, by the steady clock, and how many of them: together all of it.
+    since: VecDeque<(UnixMillis, usize)>,
     tentative: usize,
     evicted_early: u64,
 }
@@ -72,6 +77,7 @@ impl Dedupe {
             places: HashTable::new(),
             queue: VecDeque::new(),
             front: Place(0),
+            since: VecDeque::new(),
             tentative: 0,
             evicted_early: 0,
         }
@@ -86,22 +92,25 @@ impl Dedupe {
         PairHash { low: self.hashers.0.hash_one(pair), high: self.hashers.1.hash_one(pair) }
     }
 
-    /// The first entry of this pair, when it is known and its window is not over.
-    pub fn find(&self, hash: PairHash, now: UnixMillis) -> Option<First> {
+    /// The first entry of this pair, when it is known. The caller has let go what is over.
+    pub fn find(&self, hash: PairHash) -> Option<First> {
         let is_same = |place: &Place| self.queue[place.after(self.front)].0 == hash;
         let place = self.places.find(hash.low, is_same)?;
-        let (_, first) = self.queue[place.after(self.front)];
-        (now < first.ts.saturating_add(self.window_ms)).then_some(first)
+        Some(self.queue[place.after(self.front)].1)
     }
 
-    /// Adds a pair tentatively. The caller has asked [`Dedupe::find`] and let go what is over.
-    pub fn add(&mut self, hash: PairHash, first: First) {
+    /// Adds a pair tentatively. The caller has let go what is over at `now` and asked [`Dedupe::find`].
+    pub fn add(&mut self, hash: PairHash, first: First, now: UnixMillis) {
         let place = self.front.plus(self.queue.len());
         match self.entry(hash) {
             Entry::Occupied(mut known) => *known.get_mut() = place,
             Entry::Vacant(free) => drop(free.insert(place)),
         }
         self.queue.push_back((hash, first));
+        match self.since.back_mut() {
+            Some((since, count)) if *since >= now => *count += 1,
+            _ => self.since.push_back((now, 1)),
+        }
         self.tentative += 1;
     }
 
@@ -119,6 +128,12 @@ impl Dedupe {
         for _ in 0..std::mem::take(&mut self.tentative) {
             if let Some((hash, _)) = self.queue.pop_back() {
                 self.forget(hash, self.front.plus(self.queue.len()));
+                if let Some((_, count)) = self.since.back_mut() {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.since.pop_back();
+                    }
+                }
             }
         }
     }
@@ -126,8 +141,8 @@ impl Dedupe {
     /// Lets go what is over at `now`. To be called before a batch is decided.
     pub fn expire(&mut self, now: UnixMillis) {
         debug_assert_eq!(self.tentative, 0);
-        while let Some((_, first)) = self.queue.front() {
-            if now < first.ts.saturating_add(self.window_ms) {
+        while let Some((since, _)) = self.since.front() {
+            if now < since.saturating_add(self.window_ms) {
                 break;
             }
             self.pop();
@@ -136,7 +151,7 @@ impl Dedupe {
 
     /// Puts an older pair in front, as the log is read backwards at start. The newest entry of a
     /// pair wins. False when there is no room for it or anything older.
-    pub fn add_older(&mut self, hash: PairHash, first: First) -> bool {
+    pub fn add_older(&mut self, hash: PairHash, first: First, since: UnixMillis) -> bool {
         if self.queue.len() >= self.entries_max {
             return false;
         }
@@ -146,6 +161,10 @@ impl Dedupe {
             free.insert(before);
             self.queue.push_front((hash, first));
             self.front = before;
+            match self.since.front_mut() {
+                Some((newer, count)) if *newer <= since => *count += 1,
+                _ => self.since.push_front((since, 1)),
+            }
         }
         true
     }
@@ -176,6 +195,12 @@ impl Dedupe {
         if let Some((hash, _)) = self.queue.pop_front() {
             self.forget(hash, self.front);
             self.front = self.front.plus(1);
+            if let Some((_, count)) = self.since.front_mut() {
+                *count -= 1;
+                if *count == 0 {
+                    self.since.pop_front();
+                }
+            }
         }
     }
 }
@@ -192,13 +217,13 @@ mod tests {
     fn a_pair_is_known_within_its_window_only() {
         let mut dedupe = Dedupe::new(100, 10, 7);
         let hash = dedupe.hash("alice", "1");
-        assert_eq!(dedupe.find(hash, 0), None);
-        dedupe.add(hash, first(1, 1_000));
+        assert_eq!(dedupe.find(hash), None);
+        dedupe.add(hash, first(1, 7), 1_000);
         dedupe.settle();
-        assert_eq!(dedupe.find(hash, 1_099), Some(first(1, 1_000)));
-        assert_eq!(dedupe.find(hash, 1_100), None);
+        dedupe.expire(1_099);
+        assert_eq!(dedupe.find(hash), Some(first(1, 7)));
         dedupe.expire(1_100);
-        assert_eq!(dedupe.len(), 0);
+        assert_eq!((dedupe.find(hash), dedupe.len(), dedupe.since.len()), (None, 0, 0));
         // Not the same pair, although the texts joined are the same.
         assert_ne!(dedupe.hash("ab", "c"), dedupe.hash("a", "bc"));
     }
@@ -208,39 +233,28 @@ mod tests {
         let mut dedupe = Dedupe::new(1_000, 2, 7);
         let hashes: Vec<_> = (0..3).map(|n| dedupe.hash("alice", &n.to_string())).collect();
         for (n, hash) in hashes.iter().enumerate() {
-            dedupe.add(*hash, first(n as u64 + 1, 5));
+            dedupe.add(*hash, first(n as u64 + 1, 5), 5);
         }
-        assert_eq!(dedupe.find(hashes[0], 6), Some(first(1, 5)), "nothing leaves while a batch is open");
+        assert_eq!(dedupe.find(hashes[0]), Some(first(1, 5)), "nothing leaves while a batch is open");
         dedupe.settle();
         assert_eq!((dedupe.len(), dedupe.evicted_early()), (2, 1));
-        assert_eq!(dedupe.find(hashes[0], 6), None);
-        assert_eq!(dedupe.find(hashes[1], 6), Some(first(2, 5)));
+        assert_eq!(dedupe.find(hashes[0]), None);
+        assert_eq!(dedupe.find(hashes[1]), Some(first(2, 5)));
     }
 
     #[test]
     fn a_failed_batch_is_taken_back_whole() {
         let mut dedupe = Dedupe::new(1_000, 10, 7);
-        let (a, b) = (dedupe.hash("alice", "a"), dedupe.hash("alice", "b"));
-        dedupe.add(a, first(1, 5));
+        let hashes: Vec<_> = (0..4).map(|n| dedupe.hash("alice", &n.to_string())).collect();
+        dedupe.add(hashes[0], first(1, 5), 5);
         dedupe.settle();
-        dedupe.add(b, first(2, 6));
+        for (hash, now) in [(1, 5), (2, 6), (3, 6)] {
+            dedupe.add(hashes[hash], first(2, now), now);
+        }
         dedupe.take_back();
-        assert_eq!(dedupe.find(a, 7), Some(first(1, 5)));
-        assert_eq!(dedupe.find(b, 7), None);
-        assert_eq!(dedupe.len(), 1);
-    }
-
-    #[test]
-    fn a_pair_that_was_over_may_come_again_before_it_has_left() {
-        let mut dedupe = Dedupe::new(100, 10, 7);
-        let hash = dedupe.hash("alice", "1");
-        dedupe.add(hash, first(1, 1_000));
-        dedupe.settle();
-        assert_eq!(dedupe.find(hash, 1_100), None);
-        dedupe.add(hash, first(2, 1_100));
-        dedupe.settle();
-        dedupe.expire(1_100);
-        assert_eq!((dedupe.len(), dedupe.find(hash, 1_150)), (1, Some(first(2, 1_100))));
+        let known: Vec<_> = hashes.iter().map(|hash| dedupe.find(*hash)).collect();
+        assert_eq!(known, [Some(first(1, 5)), None, None, None]);
+        assert_eq!((dedupe.len(), &dedupe.since), (1, &[(5, 1)].into()));
     }
 
     #[test]
@@ -249,11 +263,11 @@ mod tests {
         dedupe.front = Place(u32::MAX - 5);
         let hashes: Vec<_> = (0..100).map(|n| dedupe.hash("alice", &n.to_string())).collect();
         for (n, hash) in (0..).zip(&hashes) {
-            dedupe.add(*hash, first(n, n));
+            dedupe.add(*hash, first(n, n), n);
             dedupe.settle();
             let oldest = n.saturating_sub(3);
-            assert!((oldest..=n).all(|n| dedupe.find(hashes[n as usize], n) == Some(first(n, n))));
-            assert!((0..oldest).all(|n| dedupe.find(hashes[n as usize], n).is_none()));
+            assert!((oldest..=n).all(|n| dedupe.find(hashes[n as usize]) == Some(first(n, n))));
+            assert!((0..oldest).all(|n| dedupe.find(hashes[n as usize]).is_none()));
         }
     }
 
@@ -261,17 +275,28 @@ mod tests {
     fn it_is_rebuilt_backwards_and_goes_on_forwards() {
         let mut dedupe = Dedupe::new(1_000, 3, 7);
         let hashes: Vec<_> = (0..4).map(|n| dedupe.hash("alice", &n.to_string())).collect();
-        assert!(dedupe.add_older(hashes[3], first(3, 30)));
-        assert!(dedupe.add_older(hashes[3], first(1, 10)), "an older entry of a known pair is skipped");
-        assert!(dedupe.add_older(hashes[2], first(2, 20)));
-        assert_eq!(dedupe.find(hashes[3], 31), Some(first(3, 30)));
-        dedupe.add(hashes[0], first(4, 40));
+        assert!(dedupe.add_older(hashes[3], first(3, 30), 30));
+        assert!(dedupe.add_older(hashes[3], first(1, 10), 10), "an older entry of a known pair is skipped");
+        assert!(dedupe.add_older(hashes[2], first(2, 20), 20));
+        assert_eq!(dedupe.find(hashes[3]), Some(first(3, 30)));
+        dedupe.add(hashes[0], first(4, 40), 40);
         dedupe.settle();
-        assert!(!dedupe.add_older(hashes[1], first(1, 1)));
+        assert!(!dedupe.add_older(hashes[1], first(1, 1), 1));
         for (n, expected) in [(0, Some(first(4, 40))), (2, Some(first(2, 20))), (3, Some(first(3, 30))), (1, None)] {
-            assert_eq!(dedupe.find(hashes[n], 41), expected);
+            assert_eq!(dedupe.find(hashes[n]), expected);
         }
         dedupe.expire(1_020);
-        assert_eq!((dedupe.len(), dedupe.find(hashes[3], 1_021)), (2, Some(first(3, 30))));
+        assert_eq!((dedupe.len(), dedupe.find(hashes[3])), (2, Some(first(3, 30))));
+    }
+
+    #[test]
+    fn an_older_pair_from_a_clock_that_was_ahead_leaves_with_the_newer_ones() {
+        let mut dedupe = Dedupe::new(1_000, 9, 7);
+        let hashes: Vec<_> = (0..2).map(|n| dedupe.hash("alice", &n.to_string())).collect();
+        assert!(dedupe.add_older(hashes[1], first(2, 20), 20) && dedupe.add_older(hashes[0], first(1, 900), 900));
+        dedupe.expire(1_019);
+        assert_eq!((dedupe.len(), dedupe.find(hashes[0])), (2, Some(first(1, 900))));
+        dedupe.expire(1_020);
+        assert_eq!((dedupe.len(), dedupe.since.len()), (0, 0));
     }
 }

@@ -2,7 +2,26 @@
 
 use super::*;
 
-impl World {}
+impl World {
+    fn at(&mut self, wall: UnixMillis, steady: UnixMillis, entry: Entry) -> String {
+        let appends = self.appends(vec![entry]);
+        let Ok(decided) = self.core.decide(appends, Now { wall, steady }, &mut self.log);
+        self.log.apply(&decided);
+        answers(&self.core.commit(decided)).remove(0)
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_forward_or_back_forgets_no_pair() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice")]);
+    let sent = || message(1, "alice", Some("k"), "x");
+    assert_eq!(world.at(NOW, NOW, sent()), "1/2");
+    let ten_minutes = 600_000;
+    assert_eq!(world.at(NOW + ten_minutes, NOW + 200, sent()), "1/2 again", "set forward");
+    assert_eq!(world.at(NOW - ten_minutes, NOW + 999, sent()), "1/2 again", "set back");
+    assert_eq!(world.at(NOW - ten_minutes, NOW + 1_000, sent()), "1/3", "the window is over, whatever the clock says");
+}
 
 #[test]
 fn an_administrator_in_doubt_needs_no_membership() {
