@@ -21,6 +21,8 @@ use crate::protocol::ids::{Priority, Role, RoomKey, RoomKind, Seq, UnixMillis, U
 /// How often expired items of users who do not come are looked for, ms, and how many at once.
 const EXPIRE_EVERY_MS: u64 = 10_000;
 const EXPIRE_AT_ONCE: u32 = 256;
+/// The same when there were as many, so that what is left does not pile up.
+const EXPIRE_MORE_MS: u64 = 100;
 
 /// The queues that were looked at lately.
 #[derive(Debug, Default)]
@@ -28,7 +30,8 @@ pub(super) struct Inboxes {
     held: AHashMap<UserId, Held>,
     /// The highest number given so far; not taken back when a batch fails.
     pub last_id: ItemId,
-    expired_at: UnixMillis,
+    /// When expired items are looked for next, by the steady clock.
+    expire_from: UnixMillis,
     /// Batches since the queues were last counted.
     uncounted: u32,
     /// Items that were refused or left out because a queue was full, since the start.
@@ -249,14 +252,17 @@ impl<F: Facts> Turn<'_, F> {
 
     /// Deletes what has expired in the inboxes of users who do not come, some of it, now and then.
     pub(super) fn expire_inboxes(&mut self) -> Result<(), F::Error> {
-        if self.now < self.core.inboxes.expired_at + EXPIRE_EVERY_MS {
+        let steady = self.core.steady;
+        if steady < self.core.inboxes.expire_from {
             return Ok(());
         }
+        let over = self.facts.expired_items(self.now, EXPIRE_AT_ONCE)?;
+        let is_all = over.len() < EXPIRE_AT_ONCE as usize;
+        self.core.inboxes.expire_from = steady + if is_all { EXPIRE_EVERY_MS } else { EXPIRE_MORE_MS };
         let mut by_user: std::collections::BTreeMap<UserId, Vec<ItemId>> = Default::default();
-        for (user, id) in self.facts.expired_items(self.now, EXPIRE_AT_ONCE)? {
+        for (user, id) in over {
             by_user.entry(user).or_default().push(id);
         }
-        self.core.inboxes.expired_at = self.now;
         for (user, items) in by_user {
             if let Some(held) = self.core.inboxes.held.get_mut(&user) {
                 items.iter().for_each(|id| {

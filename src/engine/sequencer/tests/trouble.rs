@@ -1,6 +1,7 @@
 //! Clocks that are set, batches that fail and are tried again, and rooms that are closed.
 
 use super::*;
+use crate::engine::inbox::NewItem;
 
 impl World {
     fn at(&mut self, wall: UnixMillis, steady: UnixMillis, entry: Entry) -> String {
@@ -9,6 +10,13 @@ impl World {
         self.log.apply(&decided);
         answers(&self.core.commit(decided)).remove(0)
     }
+}
+
+fn notify(to: &str, ttl_ms: u64) -> Entry {
+    let (name, data) = ("n".into(), "{}".into());
+    let (priority, ttl_ms) = (Priority::Normal, Some(ttl_ms));
+    let item = NewItem { user: user(to), name, data, priority, ttl_ms, from: None, covers: None };
+    Entry::Notify { item, by_admin: true }
 }
 
 #[test]
@@ -39,4 +47,16 @@ fn an_administrator_in_doubt_needs_no_membership() {
     assert_eq!(says(&mut world, "root", true), "1/4");
     assert_eq!(says(&mut world, "root", false), "103 permission_denied");
     assert_eq!(says(&mut world, "bob", true), "103 permission_denied", "not where they are banned");
+}
+
+#[test]
+fn what_is_over_is_looked_for_again_soon_while_there_is_more() {
+    let mut world = World::new();
+    world.commit((0..300).map(|_| notify("bob", 1)).collect());
+    let mut left = |ms| {
+        world.now += ms;
+        world.commit(Vec::new());
+        world.log.inbox.len()
+    };
+    assert_eq!((left(9_999), left(1), left(99), left(1)), (300, 44, 44, 0));
 }
