@@ -245,6 +245,11 @@ impl Sequencer {
         self.end.ts = decided.ts;
         self.end.room_key = decided.rooms.iter().map(|room| room.key.0).fold(self.end.room_key, u64::max);
         self.dedupe.settle();
+        self.duplicates += decided.counted.duplicates;
+        self.inboxes.count(&decided.counted);
+        for mended in &decided.mended {
+            self.diverged.remove(&mended.room);
+        }
         for (position, room, user) in std::mem::take(&mut decided.losses) {
             self.losses.note(room, user, position);
         }
@@ -446,7 +451,7 @@ impl<F: Facts> Turn<'_, F> {
             if room != key {
                 return Err(refuse(ErrorCode::Conflict, "this client_id was used for a message in another room"));
             }
-            self.core.duplicates += 1;
+            self.draft.counted.duplicates += 1;
             return Ok(Committed { room, seq, ts, duplicate: true, value: 0 });
         }
         if !self.load(key)? {

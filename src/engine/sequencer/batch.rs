@@ -148,6 +148,20 @@ pub struct Decided {
     pub mended: Vec<HeadRow>,
     pub(super) outcomes: Vec<Vec<Outcome>>,
     pub(super) losses: Vec<(Position, RoomKey, UserId)>,
+    pub(super) counted: Counted,
+}
+
+/// What is counted of a batch once it stands: one that is tried again is counted once.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counted {
+    /// Messages answered with an earlier entry.
+    pub duplicates: u64,
+    /// Inbox items that were refused or left out because a queue was full.
+    pub refused: u64,
+    /// Items that were thrown out of a full queue.
+    pub evicted: u64,
+    /// Items that were deleted because their time was over.
+    pub expired: u64,
 }
 
 impl Decided {
@@ -169,6 +183,7 @@ impl Decided {
             mended: Vec::new(),
             outcomes: std::iter::repeat_with(Vec::new).take(shards).collect(),
             losses: Vec::new(),
+            counted: Counted::default(),
         }
     }
 

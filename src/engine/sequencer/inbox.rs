@@ -10,6 +10,7 @@
 
 use ahash::{AHashMap, AHashSet};
 
+use super::batch::Counted;
 use super::membership::DIRECT_MEMBERS_MAX;
 use super::{Facts, Stop, Turn, Verdict, refuse};
 use crate::engine::event::{Audience, Committed, Viewer};
@@ -34,12 +35,8 @@ pub(super) struct Inboxes {
     expire_from: UnixMillis,
     /// Batches since the queues were last counted.
     uncounted: u32,
-    /// Items that were refused or left out because a queue was full, since the start.
-    pub refused: u64,
-    /// Items that were thrown out of a full queue, since the start.
-    pub evicted: u64,
-    /// Items that were deleted because their time was over, since the start.
-    pub expired: u64,
+    /// Since the start.
+    counted: Counted,
 }
 
 /// Heads in memory, of some 50 bytes each, beyond which half of the queues are let go. To look at a
@@ -58,6 +55,14 @@ impl Inboxes {
 
     pub fn forget(&mut self) {
         self.held.clear();
+    }
+
+    /// A batch stands.
+    pub fn count(&mut self, batch: &Counted) {
+        let all = &mut self.counted;
+        all.refused += batch.refused;
+        all.evicted += batch.evicted;
+        all.expired += batch.expired;
     }
 
     /// Keeps the memory bounded. Looks at every queue only when there are many, and then seldom.
@@ -229,10 +234,10 @@ impl<F: Facts> Turn<'_, F> {
         let held = self.held(&user)?;
         let over = held.expire_for(size, &bounds, now);
         let victims = held.make_room(size, priority, &bounds);
-        self.core.inboxes.expired += over.len() as u64;
+        self.draft.counted.expired += over.len() as u64;
         self.removed(&user, over, Removal::Expired);
-        let Ok(victims) = victims.inspect_err(|Full| self.core.inboxes.refused += 1) else { return Ok(None) };
-        self.core.inboxes.evicted += victims.len() as u64;
+        let Ok(victims) = victims.inspect_err(|Full| self.draft.counted.refused += 1) else { return Ok(None) };
+        self.draft.counted.evicted += victims.len() as u64;
         self.removed(&user, victims, Removal::Evicted);
         self.core.inboxes.last_id += 1;
         let id = self.core.inboxes.last_id;
@@ -269,7 +274,7 @@ impl<F: Facts> Turn<'_, F> {
                     held.remove(*id);
                 });
             }
-            self.core.inboxes.expired += items.len() as u64;
+            self.draft.counted.expired += items.len() as u64;
             self.removed(&user, items, Removal::Expired);
         }
         Ok(())
@@ -318,7 +323,8 @@ impl<F: Facts> Turn<'_, F> {
 impl super::Sequencer {
     /// Inbox items that were refused, thrown out and expired, since the start.
     pub fn inbox_losses(&self) -> (u64, u64, u64) {
-        (self.inboxes.refused, self.inboxes.evicted, self.inboxes.expired)
+        let Counted { refused, evicted, expired, .. } = self.inboxes.counted;
+        (refused, evicted, expired)
     }
 
     /// The bounds of everybody's inbox.

@@ -28,7 +28,6 @@ impl<F: Facts> Turn<'_, F> {
                 return Err(Stop::Refused(Refusal::new(ErrorCode::Conflict, broken.to_string())));
             }
         };
-        self.core.diverged.remove(&key);
         let (seq, position) = audit.last;
         let stands = Witness { seq, tally: audit.counted };
         let was_wrong = audit.noted != Some(audit.counted) || own.is_some_and(|own| own != stands);
@@ -36,7 +35,8 @@ impl<F: Facts> Turn<'_, F> {
         if (room.head, room.tally) != (seq, audit.counted) {
             (room.head, room.tally, room.recent) = (seq, audit.counted, Default::default());
         }
-        // Written although it may be right: the writer's own memory of it is renewed with it.
+        // Written although it may be right: the writer's own memory of it is renewed with it. Once this stands the room
+        // is open.
         self.draft.mended.push(HeadRow { room: key, seq, position, tally: audit.counted });
         Ok(Committed { room: key, seq, ts: self.now, duplicate: false, value: u64::from(was_wrong) })
     }

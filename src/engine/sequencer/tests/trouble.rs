@@ -1,9 +1,19 @@
 //! Clocks that are set, batches that fail and are tried again, and rooms that are closed.
 
 use super::*;
-use crate::engine::inbox::NewItem;
+use crate::engine::consistency::Witness;
+use crate::engine::inbox::{Bounds, NewItem};
+
+const NO: &str = "the outcome is unknown";
 
 impl World {
+    /// Decides, and does not commit.
+    fn fails(&mut self, entries: Vec<Entry>) {
+        let appends = self.appends(entries);
+        let decided = self.decide(appends);
+        let _ = self.core.fail(decided, &Refusal::new(ErrorCode::Degraded, NO));
+    }
+
     fn at(&mut self, wall: UnixMillis, steady: UnixMillis, entry: Entry) -> String {
         let appends = self.appends(vec![entry]);
         let Ok(decided) = self.core.decide(appends, Now { wall, steady }, &mut self.log);
@@ -29,6 +39,36 @@ fn a_clock_that_is_set_forward_or_back_forgets_no_pair() {
     assert_eq!(world.at(NOW + ten_minutes, NOW + 200, sent()), "1/2 again", "set forward");
     assert_eq!(world.at(NOW - ten_minutes, NOW + 999, sent()), "1/2 again", "set back");
     assert_eq!(world.at(NOW - ten_minutes, NOW + 1_000, sent()), "1/3", "the window is over, whatever the clock says");
+}
+
+#[test]
+fn a_batch_that_is_tried_again_is_counted_once() {
+    let bounds = Bounds { items_max: 1, ..Bounds::default() };
+    let mut world = World::with(SequencerConfig { inbox: bounds, ..config() });
+    world.commit(vec![join("a", "alice"), message(1, "alice", Some("k"), "x"), notify("bob", 1)]);
+    world.now += 10;
+    // A duplicate, an item past its time, one thrown out.
+    let entries = || vec![message(1, "alice", Some("k"), "x"), notify("bob", 99), notify("bob", 99)];
+    world.fails(entries());
+    assert_eq!((world.core.duplicates(), world.core.inbox_losses()), (0, (0, 0, 0)));
+    world.commit(entries());
+    assert_eq!((world.core.duplicates(), world.core.inbox_losses()), (1, (0, 1, 1)));
+}
+
+#[test]
+fn a_room_that_was_found_well_opens_when_that_is_written() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice")]);
+    let tally = world.log.tally(RoomKey(1), 1).unwrap();
+    let mend = || Entry::Mend { room: RoomKey(1), witness: Witness { seq: 1, tally } };
+    world.log.rows[0].seq = 7;
+    assert_eq!(world.answer(mend()), "116 conflict");
+    assert_eq!(world.answer(message(1, "alice", None, "x")), "117 degraded");
+    world.log.rows[0].seq = 1;
+    world.fails(vec![mend()]);
+    assert_eq!(world.answer(message(1, "alice", None, "x")), "117 degraded", "nothing is known to be written");
+    world.commit(vec![mend()]);
+    assert_eq!(world.answer(message(1, "alice", None, "x")), "1/2");
 }
 
 #[test]
