@@ -6,7 +6,7 @@
 mod store_support;
 
 use antiphon::engine::consistency::{Audit, Broken, Finding, Witness, judge};
-use antiphon::engine::event::{Entry, Page, Query};
+use antiphon::engine::event::{Amend, AmendAct, Entry, Page, Query};
 use antiphon::engine::tally::Tally;
 use antiphon::protocol::error::ErrorCode;
 use antiphon::protocol::ids::RoomKey;
@@ -189,4 +189,68 @@ fn a_shard_that_remembers_wrongly_changes_nothing() {
     assert!(store.batch().outcomes[0].iter().all(|outcome| outcome.result.is_ok()));
     store.stop();
     assert_eq!(faults(&dir), Vec::<String>::new());
+}
+
+#[test]
+fn a_head_row_that_leads_nowhere_closes_its_room_and_no_other() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let (key, witness) = a_history(&store);
+    let other = RoomKey(key.0 + 1);
+    store.stop();
+    meddle(&dir, &format!("UPDATE heads SET position = 4000000 WHERE room = {}", key.0));
+    let codes = |store: &Store, entries: Vec<Entry>| {
+        store.submit(entries);
+        let outcomes = store.batch().outcomes[0].clone();
+        outcomes.into_iter().map(|outcome| outcome.result.err().map(|refusal| refusal.code)).collect::<Vec<_>>()
+    };
+    // Met by an entry, by a cursor, and by an edit.
+    let edit = |target| {
+        let act = AmendAct::Edit { body_json: "\"x\"".into(), version: None };
+        Entry::Amend(Box::new(Amend { room: key, target, by: user("alice"), by_admin: false, act }))
+    };
+    let closed = Some(ErrorCode::Degraded);
+    for (n, entry) in [numbered(key, "alice", 9_001), read(key, "alice", HEAD - 1), edit(HEAD)].into_iter().enumerate()
+    {
+        let store = Store::open(&config(&dir));
+        assert_eq!(codes(&store, vec![entry, numbered(other, "alice", 9_100 + n)]), [closed, None], "{n}");
+        let refusal = store.ask(numbered(key, "alice", 9_002)).unwrap_err();
+        assert!(refusal.message.contains("does not add up"), "{refusal:?}");
+        assert_eq!(store.running().stats().poisoned, 0);
+        store.stop();
+    }
+    // A large batch is not kept for a second try: its authors have it.
+    let store = Store::open(&config(&dir));
+    let many = |base: usize| {
+        let room = |n: usize| if n == base { key } else { other };
+        (base..base + 40).map(|n| numbered(room(n), "alice", n)).collect::<Vec<_>>()
+    };
+    assert_eq!(codes(&store, many(10_000)), [closed; 40]);
+    assert_eq!(codes(&store, many(10_000))[..2], [closed, None]);
+    // What the shards' check does.
+    assert_eq!(store.committed(Entry::Mend { room: key, witness }).value, 1);
+    assert_eq!(store.committed(numbered(key, "alice", 9_003)).seq, HEAD + 1);
+    store.stop();
+    assert_eq!(faults(&dir), Vec::<String>::new());
+}
+
+#[test]
+fn a_room_that_cannot_be_read_is_left_out_for_its_members() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    for name in ["one", "two", "six"] {
+        store.committed(join(name, "alice"));
+    }
+    meddle(&dir, "UPDATE rooms SET members = -1 WHERE name = 'six'");
+    let Page::User { memberships, .. } = store.page(Query::User(user("alice"))) else { panic!("a user") };
+    let names: Vec<_> = memberships.iter().map(|of| of.room.name.as_str()).collect();
+    assert_eq!(names, ["one", "two"]);
+    let list = |after: Option<&str>| {
+        let query = Query::Rooms { user: user("alice"), kind: None, after: after.map(room), limit: 1 };
+        let Page::Rooms { rooms, more } = store.page(query) else { panic!("rooms") };
+        (rooms[0].0.name.as_str().to_owned(), more)
+    };
+    assert_eq!(list(None), ("one".into(), true));
+    assert_eq!(list(Some("one")), ("two".into(), false));
+    store.stop();
 }

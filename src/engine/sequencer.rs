@@ -34,7 +34,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 
 pub use batch::{Begun, Decided, HeadRow, MemberRow, ReactionRow, Row, StateRow};
 use dedupe::{Dedupe, First};
@@ -135,8 +135,8 @@ pub struct Sequencer {
     dedupe: Dedupe,
     losses: Losses,
     inboxes: Inboxes,
-    /// Rooms whose entries do not add up: they take no writes.
-    diverged: AHashSet<RoomKey>,
+    /// Rooms whose entries do not add up: they take no writes until then, by the steady clock.
+    diverged: AHashMap<RoomKey, u64>,
     end: LogEnd,
     /// Number of the batch that is being decided, or was last.
     batch: u64,
@@ -184,7 +184,7 @@ impl Sequencer {
             config,
             rooms: AHashMap::new(),
             names: AHashMap::new(),
-            diverged: AHashSet::new(),
+            diverged: AHashMap::new(),
             end,
             batch: 0,
             steady: 0,
@@ -217,6 +217,7 @@ impl Sequencer {
         now: impl Into<Now>,
         facts: &mut F,
     ) -> Result<Decided, (F::Error, Box<CommittedBatch>)> {
+        let Now { wall, steady } = now.into();
         self.batch += 1;
         self.steady = self.steady.max(steady);
         let ts = if wall + CLOCK_SLACK_MS >= self.end.ts { wall.max(self.end.ts) } else { wall };

@@ -22,6 +22,40 @@ pub(super) struct Head {
     pub tally: Tally,
 }
 
+/// The entries of a room do not lie where its rows say: an error of this room, not of the database.
+#[derive(Debug)]
+pub(super) struct BrokenChain {
+    pub room: RoomKey,
+    what: String,
+}
+
+impl std::fmt::Display for BrokenChain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "room {}: {}", self.room.0, self.what)
+    }
+}
+
+impl std::error::Error for BrokenChain {}
+
+impl From<BrokenChain> for rusqlite::Error {
+    fn from(broken: BrokenChain) -> Self {
+        Self::FromSqlConversionFailure(0, rusqlite::types::Type::Integer, Box::new(broken))
+    }
+}
+
+/// The entry at `position` is not the one of `room` that should be there.
+pub(super) fn misplaced(room: RoomKey, position: Position) -> rusqlite::Error {
+    BrokenChain { room, what: format!("the entry at position {position} is not the one expected") }.into()
+}
+
+/// The broken chain that an error is about.
+pub(super) fn broken_chain(error: &rusqlite::Error) -> Option<&BrokenChain> {
+    match error {
+        rusqlite::Error::FromSqlConversionFailure(_, _, error) => error.downcast_ref(),
+        _ => None,
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Heads {
     known: AHashMap<RoomKey, Head>,
@@ -45,7 +79,7 @@ impl Heads {
     /// where the room stands now.
     ///
     /// # Errors
-    /// SQLite's; `SQLITE_CORRUPT` when the row does not follow what stands.
+    /// SQLite's; a [`BrokenChain`] when the row does not follow what stands.
     pub fn advance(
         &mut self,
         conn: &Connection,
@@ -63,9 +97,9 @@ impl Heads {
         head.tally.add(seq, ts, row.kind);
         let next = *head;
         if seq != last.seq + 1 || position <= last.position {
-            let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-            let text = format!("room {}: seq {seq} does not follow {}", room.0, last.seq);
-            return Err(rusqlite::Error::SqliteFailure(error, Some(text)));
+            let Head { seq: last_seq, position: last_position, .. } = last;
+            let what = format!("seq {seq} at {position} does not follow seq {last_seq} at {last_position}");
+            return Err(BrokenChain { room, what }.into());
         }
         if last.position < self.first {
             self.moved.push(room);

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::columns::{audience, integer, signed, user};
 use super::edits;
+use super::heads::misplaced;
 use super::schema::ANCHOR_EVERY;
 use crate::engine::edits::{current_fields, subject};
 use crate::engine::event::{HistoryEntry, Page, Restricted};
@@ -118,12 +119,13 @@ fn walk(conn: &Connection, room: RoomKey, head: Place, low: Seq, high: Seq) -> r
     let mut found = Vec::with_capacity((high - low + 1) as usize);
     let mut step = conn.prepare_cached("SELECT room, seq, prev FROM log WHERE position = ?1")?;
     loop {
-        let (owner, seq, prev) = step.query_row([signed(at.position)], |row| {
+        let found_there = step.query_row([signed(at.position)], |row| {
             Ok((RoomKey(integer(row, 0)?), integer(row, 1)?, integer(row, 2)?))
-        })?;
-        if (owner, seq) != (room, at.seq) {
-            return Err(broken_chain(at.position));
-        }
+        });
+        let Some((_, seq, prev)) = found_there.optional()?.filter(|(owner, seq, _)| (*owner, *seq) == (room, at.seq))
+        else {
+            return Err(misplaced(room, at.position));
+        };
         if seq <= high {
             found.push(at.position);
         }
@@ -132,11 +134,6 @@ fn walk(conn: &Connection, room: RoomKey, head: Place, low: Seq, high: Seq) -> r
         }
         at = Place { seq: seq - 1, position: prev };
     }
-}
-
-pub(super) fn broken_chain(position: Position) -> rusqlite::Error {
-    let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-    rusqlite::Error::SqliteFailure(error, Some(format!("the entry at position {position} is not the one expected")))
 }
 
 /// Where an entry of a room stands.
@@ -163,7 +160,7 @@ impl Growing {
         let shows_states = ask.current && edits::is_touched(conn, ask.room)?;
         for position in found {
             let mut rows = statement.query([signed(*position)])?;
-            let row = rows.next()?.ok_or_else(|| broken_chain(*position))?;
+            let row = rows.next()?.ok_or_else(|| misplaced(ask.room, *position))?;
             let state_of = shows_states.then_some((conn, ask.room));
             if self.entries.len() >= ask.limit as usize
                 || !self.push(row, ask.bytes_max as usize, room_json, state_of)?

@@ -9,11 +9,15 @@
 //! batches are copied in any case; large ones only for a while after a failure of this kind, so that a
 //! store under load pays nothing. The first large batch with a poison entry is therefore refused as a
 //! whole, and told apart when its authors try again.
+//!
+//! A room whose entries are not where they should be is no fault of the entry that met it: the room is closed for
+//! a while, and the batch is tried again without it.
 
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::dead::{self, NewLetter};
 use super::facts::SqlFacts;
+use super::heads::broken_chain;
 use super::stats::Counters;
 use super::transaction;
 use super::writer::{Writer, now_ms, unix_ms, unknown_outcome};
@@ -30,6 +34,8 @@ use crate::protocol::ids::RoomKey;
 const COPIED_MAX: usize = 32;
 /// How long larger ones are copied too after a poison entry, ms.
 const CAREFUL_MS: u64 = 60_000;
+/// Damaged rooms that a batch is tried again without; past it, each of its entries by itself.
+const CLOSINGS_MAX: u32 = 8;
 /// How often an entry was tried when it is put aside: with its neighbours, and alone.
 const TRIES: u32 = 2;
 
@@ -42,6 +48,8 @@ pub(super) struct Failure {
     pub held: Option<CommittedBatch>,
     /// Rolled back before its commit: nothing of it stands.
     is_undone: bool,
+    /// It met a damaged room, which is closed now: the next try is refused what it wants there.
+    has_closed: bool,
 }
 
 impl Failure {
@@ -71,18 +79,26 @@ pub(super) fn is_about_values(error: &rusqlite::Error) -> bool {
 
 impl Writer {
     /// Commits a batch, or finds out why not.
-    pub(super) fn commit_turn(&mut self, lists: Vec<Vec<Append>>, count: usize) {
-        let is_copied = count <= COPIED_MAX || now_ms() < self.careful_until_ms;
-        let copies: Option<Vec<Append>> = is_copied.then(|| lists.iter().flatten().cloned().collect());
-        let Err(failure) = self.attempt(lists.into_iter().flatten(), count) else { return };
-        if failure.is_poison() {
-            self.careful_until_ms = now_ms() + CAREFUL_MS;
-            if let Some(appends) = copies {
-                tracing::warn!(error = %failure.error, count, "store: a batch is committed entry by entry");
-                return self.isolate(appends);
+    pub(super) fn commit_turn(&mut self, mut lists: Vec<Vec<Append>>, count: usize) {
+        let mut closings = 0;
+        loop {
+            let is_copied = count <= COPIED_MAX || now_ms() < self.careful_until_ms;
+            let copies: Option<Vec<Append>> = is_copied.then(|| lists.iter().flatten().cloned().collect());
+            let Err(failure) = self.attempt(lists.into_iter().flatten(), count) else { return };
+            if failure.is_poison() {
+                self.careful_until_ms = now_ms() + CAREFUL_MS;
+                if let Some(appends) = copies {
+                    if failure.has_closed && closings < CLOSINGS_MAX {
+                        closings += 1;
+                        lists = vec![appends];
+                        continue;
+                    }
+                    tracing::warn!(error = %failure.error, count, "store: a batch is committed entry by entry");
+                    return self.isolate(appends);
+                }
             }
+            return self.give_up(*failure, count);
         }
-        self.give_up(*failure, count);
     }
 
     fn give_up(&mut self, failure: Failure, count: usize) {
@@ -96,14 +112,15 @@ impl Writer {
         let began_us = now_us();
         if let Err(error) = self.execute("BEGIN IMMEDIATE") {
             let refused = self.sequencer.refuse(appends, &unknown_outcome());
-            return Err(Box::new(Failure { error, refused, held: None, is_undone: false }));
+            return Err(Box::new(Failure { error, refused, held: None, is_undone: false, has_closed: false }));
         }
         let now = Now { wall: unix_ms(), steady: self.steady.at(began_us) };
         let decided = match self.sequencer.decide(appends, now, &mut SqlFacts(&self.conn)) {
             Ok(decided) => decided,
             Err((error, refused)) => {
                 let is_undone = self.roll_back();
-                return Err(Box::new(Failure { error, refused: *refused, held: None, is_undone }));
+                let has_closed = self.close_broken(&error);
+                return Err(Box::new(Failure { error, refused: *refused, held: None, is_undone, has_closed }));
             }
         };
         let written = self.write(&decided);
@@ -113,10 +130,19 @@ impl Writer {
             self.heads.forget();
             let failed = self.sequencer.fail(decided, &unknown_outcome());
             let held = (!is_undone).then_some(failed.held);
-            return Err(Box::new(Failure { error, refused: failed.refused, held, is_undone }));
+            let has_closed = self.close_broken(&error);
+            return Err(Box::new(Failure { error, refused: failed.refused, held, is_undone, has_closed }));
         }
         self.on_committed(decided, began_us, count);
         Ok(())
+    }
+
+    /// Closes the room whose chain is broken, if that is the error.
+    fn close_broken(&mut self, error: &rusqlite::Error) -> bool {
+        let Some(broken) = broken_chain(error) else { return false };
+        tracing::error!(%broken, "store: a room's entries are not where they should be; it takes no writes for now");
+        self.sequencer.close_room(broken.room);
+        true
     }
 
     /// Writes and commits. The error says whether the commit was begun: it may then be durable all the same.
@@ -166,7 +192,13 @@ impl Writer {
     fn isolate(&mut self, appends: Vec<Append>) {
         let mut rest = appends.into_iter();
         while let Some(append) = rest.next() {
-            let Err(failure) = self.attempt(std::iter::once(append.clone()), 1) else { continue };
+            let Err(mut failure) = self.attempt(std::iter::once(append.clone()), 1) else { continue };
+            if failure.has_closed {
+                match self.attempt(std::iter::once(append.clone()), 1) {
+                    Ok(()) => continue,
+                    Err(again) => failure = again,
+                }
+            }
             let trouble = if failure.is_poison() {
                 match self.put_aside(append, &failure.error) {
                     Ok(()) => continue,
@@ -198,7 +230,7 @@ impl Writer {
             Err(error) => {
                 self.roll_back();
                 let refused = self.sequencer.refuse([append], &unknown_outcome());
-                Err(Box::new(Failure { error, refused, held: None, is_undone: true }))
+                Err(Box::new(Failure { error, refused, held: None, is_undone: true, has_closed: false }))
             }
         }
     }

@@ -1,12 +1,14 @@
 //! The shards' questions, each answered from a snapshot. Every answer is bounded.
 
 use std::cell::OnceCell;
+use std::sync::Once;
 
 use rusqlite::{Connection, Row};
 
 use super::columns::{ROOM_COLUMNS, integer, role, room_columns, room_row, room_tables, signed, user};
 use super::facts::SqlFacts;
 use super::history::{self, Ask};
+use super::isolate::is_about_values;
 use super::{audit, tallies};
 use crate::engine::event::{DELIVERED_MAX, Membership, Page, Query, RoomRow};
 use crate::engine::sequencer::Facts as _;
@@ -113,7 +115,7 @@ fn user_page(snapshot: &Snapshot<'_>, user: &UserId) -> rusqlite::Result<Page> {
             deleted: Vec::new(),
         })
     })?;
-    let mut memberships: Vec<Membership> = rows.collect::<rusqlite::Result<_>>()?;
+    let mut memberships: Vec<Membership> = readable(rows)?;
     for membership in memberships.iter_mut().filter(|of| of.counted < of.room.tally.messages) {
         membership.deleted = tallies::deleted_after(conn, membership.room.key, membership.read)?;
     }
@@ -162,6 +164,7 @@ fn rooms(
     let limit = limit.clamp(1, LIMIT_MAX);
     let after = after.map_or("", RoomName::as_str);
     let mut rooms: Vec<(RoomRow, Option<Role>)> = Vec::new();
+    let mut more = false;
     if kind.is_none_or(|kind| kind == RoomKind::Public) {
         let mut public = conn.prepare_cached(concat!(
             "SELECT ",
@@ -172,28 +175,40 @@ fn rooms(
              WHERE r.kind = 0 AND r.name > ?2 AND coalesce(m.role, 1) > 0 ORDER BY r.name LIMIT ?3"
         ))?;
         let rows = public.query_map((user.as_str(), after, limit + 1), room_and_role)?;
-        rooms.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
+        let mut seen = 0;
+        rooms.extend(readable(rows.inspect(|_| seen += 1))?);
+        more = seen > limit;
     }
     if kind != Some(RoomKind::Public) {
         let mut own = conn.prepare_cached(concat!(
             "SELECT ",
             room_columns!(),
             ", m.role FROM members m JOIN rooms r ON r.key = m.room LEFT JOIN heads h ON h.room = r.key
-             WHERE m.user = ?1 AND m.role > 0 AND r.kind > 0 AND r.name > ?2 ORDER BY r.name LIMIT ?3"
+             WHERE m.user = ?1 AND m.role > 0 AND r.kind > 0 AND r.name > ?2 ORDER BY r.name"
         ))?;
-        let rows = own.query_map((user.as_str(), after, limit + 1), room_and_role)?;
-        rooms.extend(
-            rows.filter(|row| match (row, kind) {
-                (Ok((room, _)), Some(kind)) => room.kind == kind,
-                _ => true,
-            })
-            .collect::<rusqlite::Result<Vec<_>>>()?,
-        );
+        let rows = own.query_map((user.as_str(), after), room_and_role)?;
+        rooms.extend(readable(rows)?.into_iter().filter(|(room, _)| kind.is_none_or(|kind| room.kind == kind)));
     }
     rooms.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-    let more = rooms.len() > limit as usize;
+    more |= rooms.len() > limit as usize;
     rooms.truncate(limit as usize);
     Ok(Page::Rooms { rooms, more })
+}
+
+/// Rooms that can be read. One that cannot be is left out: its members have others.
+fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Result<Vec<T>> {
+    static TOLD: Once = Once::new();
+    let is_left_out = |row: &rusqlite::Result<T>| match row {
+        Err(error) if is_about_values(error) => {
+            // Once in the life of a process: whoever connects meets it again.
+            TOLD.call_once(|| {
+                tracing::error!(%error, "store: a room cannot be read and is left out, as are others like it");
+            });
+            true
+        }
+        _ => false,
+    };
+    rows.filter(|row| !is_left_out(row)).collect()
 }
 
 fn room_and_role(row: &Row<'_>) -> rusqlite::Result<(RoomRow, Option<Role>)> {

@@ -5,7 +5,7 @@ use ahash::AHashMap;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::columns::{hash_bits, integer, signed, tally};
-use super::history::broken_chain;
+use super::heads::misplaced;
 use super::schema::ANCHOR_EVERY;
 use crate::engine::event::DELETED_MAX;
 use crate::engine::tally::Tally;
@@ -34,7 +34,7 @@ pub(super) struct Link {
 /// most 63 rows of the log.
 ///
 /// # Errors
-/// SQLite's; `SQLITE_CORRUPT` when the rows are not where they should be.
+/// SQLite's; a [`BrokenChain`](super::heads::BrokenChain) when the rows are not where they should be.
 pub(super) fn at(conn: &Connection, room: RoomKey, seq: Seq) -> rusqlite::Result<Option<Tally>> {
     if seq == 0 {
         return start(conn, room);
@@ -43,10 +43,8 @@ pub(super) fn at(conn: &Connection, room: RoomKey, seq: Seq) -> rusqlite::Result
     let anchored = seq.next_multiple_of(ANCHOR_EVERY);
     let mut mark = if anchored < head.seq { anchor(conn, room, anchored)?.unwrap_or(head) } else { head };
     while mark.seq > seq {
-        let link = link(conn, mark.position)?;
-        if (link.room, link.seq) != (room, mark.seq) || link.prev == 0 {
-            return Err(broken_chain(mark.position));
-        }
+        let is_it = |link: &Link| (link.room, link.seq) == (room, mark.seq) && link.prev != 0;
+        let link = link(conn, mark.position)?.filter(is_it).ok_or_else(|| misplaced(room, mark.position))?;
         mark.tally.take_back(link.seq, link.ts, link.kind);
         (mark.seq, mark.position) = (link.seq - 1, link.prev);
     }
@@ -76,18 +74,14 @@ fn mark(row: &Row<'_>) -> rusqlite::Result<Mark> {
     Ok(Mark { seq: integer(row, 0)?, position: integer(row, 1)?, tally: tally(row, 2)? })
 }
 
-/// The row at a position.
-///
-/// # Errors
-/// SQLite's; `SQLITE_CORRUPT` when there is none.
-pub(super) fn link(conn: &Connection, position: Position) -> rusqlite::Result<Link> {
+/// The row at a position, if there is one.
+pub(super) fn link(conn: &Connection, position: Position) -> rusqlite::Result<Option<Link>> {
     conn.prepare_cached("SELECT room, seq, prev, ts, kind FROM log WHERE position = ?1")?
         .query_row([signed(position)], |row| {
             let (room, seq, prev) = (RoomKey(integer(row, 0)?), integer(row, 1)?, integer(row, 2)?);
             Ok(Link { room, seq, prev, ts: integer(row, 3)?, kind: kind(row, 4)? })
         })
-        .optional()?
-        .ok_or_else(|| broken_chain(position))
+        .optional()
 }
 
 fn kind(row: &Row<'_>, index: usize) -> rusqlite::Result<EventKind> {

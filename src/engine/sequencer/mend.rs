@@ -8,6 +8,9 @@ use crate::engine::event::Committed;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::RoomKey;
 
+/// How long a room is closed that the store has met a wrong entry of, ms: as often as diverged rooms are looked at.
+const CLOSED_MS: u64 = 5_000;
+
 impl<F: Facts> Turn<'_, F> {
     /// The outcome's `seq` is the room's head, its `value` 1 when something was wrong here. Refused with
     /// `conflict` when the entries do not add up.
@@ -24,7 +27,7 @@ impl<F: Facts> Turn<'_, F> {
             Ok(audit) if audit.is_head => audit,
             Ok(_) => return Err(refuse(ErrorCode::Busy, "the room has moved on")),
             Err(broken) => {
-                self.core.diverged.insert(key);
+                self.core.diverged.insert(key, u64::MAX);
                 return Err(Stop::Refused(Refusal::new(ErrorCode::Conflict, broken.to_string())));
             }
         };
@@ -44,11 +47,20 @@ impl<F: Facts> Turn<'_, F> {
     /// # Errors
     /// `degraded` for a room whose entries do not add up.
     pub(super) fn check_whole(&self, key: RoomKey) -> Result<(), Stop<F::Error>> {
-        if self.core.diverged.is_empty() || !self.core.diverged.contains(&key) {
+        if self.core.diverged.get(&key).is_none_or(|until| self.core.steady >= *until) {
             return Ok(());
         }
         let message = "the room's log does not add up; it takes no writes until an operator has looked";
         Err(Stop::Refused(Refusal::new(ErrorCode::Degraded, message).retry_after(30_000)))
+    }
+}
+
+impl super::Sequencer {
+    /// The store has met an entry of this room that is not where it should be. The room takes no writes for a while; the
+    /// shards' checks find out what it is, and whoever writes after that does too.
+    pub fn close_room(&mut self, room: RoomKey) {
+        let until = self.diverged.entry(room).or_default();
+        *until = (*until).max(self.steady + CLOSED_MS);
     }
 }
 

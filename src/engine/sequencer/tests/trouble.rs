@@ -72,6 +72,19 @@ fn a_room_that_was_found_well_opens_when_that_is_written() {
 }
 
 #[test]
+fn a_room_that_the_store_has_met_damaged_is_closed_for_a_while() {
+    let mut world = World::new();
+    world.commit(vec![join("a", "alice"), join("b", "alice")]);
+    world.core.close_room(RoomKey(1));
+    let both = || vec![message(1, "alice", None, "x"), message(2, "alice", None, "x")];
+    assert_eq!(world.answers(both()), ["117 degraded", "2/2"]);
+    world.now += 4_999;
+    assert_eq!(world.answers(both()), ["117 degraded", "2/3"]);
+    world.now += 1;
+    assert_eq!(world.answers(both()), ["1/2", "2/4"]);
+}
+
+#[test]
 fn an_administrator_in_doubt_needs_no_membership() {
     let mut world = World::new();
     world.commit(vec![create("den", RoomKind::Private, "alice", &["bob"]), manage("den", "alice", "bob", Manage::Ban)]);
