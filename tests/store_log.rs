@@ -469,8 +469,8 @@ fn pairs_behind_entries_of_a_clock_that_was_behind_are_remembered_too() {
     }
     store.stop();
     let db = rusqlite::Connection::open(dir.path().join(antiphon::store::schema::DATABASE_FILE)).unwrap();
-    // As if the clock had gone back by an hour for two entries, and the first were an hour old.
-    db.execute("UPDATE log SET ts = ts - 3600000 WHERE seq IN (2, 4, 5)", []).unwrap();
+    // As if the clock had gone back by an hour for two entries, and the first two were an hour old.
+    db.execute("UPDATE log SET ts = ts - 3600000 WHERE seq IN (1, 2, 4, 5)", []).unwrap();
     drop(db);
     let store = Store::open(&config(&dir));
     assert_eq!(store.origin.dedupe_entries, 4);
