@@ -221,8 +221,8 @@ impl Shards<'_> {
     ) -> Result<Vec<ShardThread>, StartError> {
         let limits = Arc::new(self.config.limits.clone());
         let cores = cores::allowed();
-        let (started, reports) = flume::bounded::<Result<(), String>>(inboxes.len());
         let mut threads = Vec::with_capacity(inboxes.len());
+        let mut reports = Vec::with_capacity(inboxes.len());
         for ((number, inbox), listener) in (0..).zip(inboxes).zip(listeners) {
             let setup = Setup {
                 genesis: self.genesis(ShardId(number)),
@@ -245,19 +245,27 @@ impl Shards<'_> {
                 true => Placement::Fixed(cores::nth(&cores, usize::from(number))),
                 false => Placement::Unbound,
             };
-            let started = started.clone();
+            let (started, report) = flume::bounded(1);
             let thread = LocalExecutorBuilder::new(placement)
                 .name(&format!("antiphon-shard-{number}"))
                 // The shard has a ring of its own: the executor's needs next to no memory.
                 .io_memory(EXECUTOR_IO_BYTES)
                 .ring_depth(EXECUTOR_RING_DEPTH)
                 .spawn(move || async move { run_shard(number, setup, &started) })
-                .map_err(|err| StartError::new(Exit::Environment, format!("shard {number} did not start: {err}")))?;
+                .map_err(|err| did_not_start(number, &err))?;
             threads.push(thread);
+            reports.push(report);
         }
-        for _ in 0..threads.len() {
-            let report = reports.recv().unwrap_or_else(|_| Err("a shard ended at its start".to_owned()));
-            report.map_err(|why| StartError::new(Exit::Environment, why))?;
+        for (number, report) in (0..).zip(reports) {
+            match report.recv() {
+                Ok(report) => report?,
+                // An executor that cannot be made ends its thread, and only the thread's own result says why.
+                Err(_) => {
+                    let ended = threads.swap_remove(usize::from(number)).join();
+                    let why = ended.err().map_or_else(|| "it ended".to_owned(), |err| err.to_string());
+                    return Err(did_not_start(number, &why));
+                }
+            }
         }
         Ok(threads)
     }
@@ -275,14 +283,20 @@ impl Shards<'_> {
     }
 }
 
+/// Mostly it is locked memory or descriptors that are missing.
+fn did_not_start(number: u16, why: &dyn std::fmt::Display) -> StartError {
+    let advice = "`antiphon check` says what the machine lacks";
+    StartError::new(Exit::Environment, format!("shard {number} did not start: {why}; {advice}"))
+}
+
 /// The body of a shard's thread. A shard that fails takes the process with it: its users have no
 /// other home.
-fn run_shard(number: u16, setup: Setup, started: &flume::Sender<Result<(), String>>) {
+fn run_shard(number: u16, setup: Setup, started: &flume::Sender<Result<(), StartError>>) {
     let body = std::panic::AssertUnwindSafe(|| {
         let driver = match Driver::new(setup) {
             Ok(driver) => driver,
             Err(err) => {
-                let _ = started.send(Err(format!("shard {number} has no network ring: {err}")));
+                let _ = started.send(Err(did_not_start(number, &format!("no network ring: {err}"))));
                 return Ok(());
             }
         };

@@ -58,6 +58,16 @@ fn a_folder_that_is_in_use_or_no_folder() {
 }
 
 #[test]
+fn a_shard_that_cannot_start() {
+    let dir = TempDir::new();
+    for shards in [1, 3] {
+        let (code, line) = start(&Options::shards(shards).locked_kib(64), dir.path(), |_| {});
+        assert_eq!(code, Some(3), "{line}");
+        assert!(line.contains("shard 0 did not start") && line.contains("antiphon check"), "{line}");
+    }
+}
+
+#[test]
 fn settings_that_are_wrong() {
     let dir = TempDir::new();
     let config = dir.path().join("config.toml");

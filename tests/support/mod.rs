@@ -86,6 +86,7 @@ pub struct Options {
     flags: Vec<String>,
     open_files: Option<u32>,
     file_kib: Option<u32>,
+    locked_kib: Option<u32>,
 }
 
 impl Options {
@@ -115,6 +116,12 @@ impl Options {
         self
     }
 
+    /// With at most so many KiB of locked memory.
+    pub fn locked_kib(mut self, most: u32) -> Self {
+        self.locked_kib = Some(most);
+        self
+    }
+
     /// With files of at most so many KiB: writing past that fails as on a full disk.
     pub fn file_kib(mut self, most: u32) -> Self {
         self.file_kib = Some(most);
@@ -131,6 +138,9 @@ impl Options {
         let mut limits = String::new();
         if let Some(most) = self.open_files {
             limits.push_str(&format!("ulimit -n {most}; "));
+        }
+        if let Some(most) = self.locked_kib {
+            limits.push_str(&format!("ulimit -l {most}; "));
         }
         if let Some(most) = self.file_kib {
             // Without the signal that would end the process; `ulimit` counts blocks of 512 bytes.
