@@ -6,47 +6,41 @@
 //!  antiphon-store   the persistence core, its readers and its checkpointer (store)
 //!  antiphon-control admin API, metrics, health (control)
 //! ```
-//! Stop (SIGTERM, SIGINT): no longer ready → shards stop accepting and send `goaway` with spread
-//! retry times → what is under way is committed and acknowledged → everybody is closed with 4200 →
-//! the store flushes → exit 0. A second signal, or the bound `drain_ms`, cuts it short.
+//! Start: ports are taken → the control thread answers, not ready → the store is opened → shards start, and listen.
+//! Stop (SIGTERM, SIGINT, SIGHUP): no longer ready → shards stop accepting and send `goaway` with spread
+//! retry times → everybody may leave, for `drain_ms` at most → nothing more is read, and what is under way is committed and
+//! acknowledged → everybody is closed with 4200 → the store flushes → exit 0. A second signal cuts it short.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use tokio::sync::oneshot;
 
 use crate::cli::serve::{Started, announce};
 use crate::config::secrets::{KeyMaterial, make_data_dir};
 use crate::config::{Config, Durability};
-use crate::control::ports::{AdminResult, Answer, Cluster, Ready};
 use crate::control::{self, in_words};
-use crate::engine::event::{AdminAct, Genesis, ShardId};
-use crate::engine::stats::{LatencySummary, Stats, StoreStats};
+use crate::engine::event::{Genesis, ShardId};
 use crate::exit::{Exit, StartError};
 use crate::gateway::token::{Rules, Verifier};
-use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::upgrade::Origins;
 use crate::shard::cores;
 use crate::shard::driver::{Driver, Setup};
-use crate::shard::mail::{Inbox, Letter, Port, mailbox};
+use crate::shard::mail::{Inbox, Port, mailbox};
 use crate::shard::probe::probe;
 use crate::shard::ring::RingConfig;
 use crate::shard::socket;
-use crate::store::{LogListener, OpenError, Origin, RunningLog, SqliteLog, StoreConfig};
+use crate::store::{LogListener, OpenError, Origin, SqliteLog, StoreConfig};
+use process::Process;
+use stop::Signals;
 
-/// Time after CloseAll for close frames to be sent and answered.
-const CLOSE_WAIT: Duration = Duration::from_millis(500);
+mod process;
+mod stop;
+
 /// What an executor's own rings get; only its start and end use them.
 const EXECUTOR_IO_BYTES: usize = 64 * 1024;
 const EXECUTOR_RING_DEPTH: usize = 8;
-/// How often the drain looks whether everybody has gone.
-const DRAIN_POLL: Duration = Duration::from_millis(20);
-
 /// Runs the server until a signal ends it.
 ///
 /// # Errors
@@ -54,9 +48,7 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 pub fn run(config: Config) -> Result<Exit, StartError> {
     let kernel = probe().map_err(|why| StartError::new(Exit::Environment, why))?;
     tracing::info!(%kernel, shards = config.server.shards, "starting");
-    // Signals that come while starting wait in here.
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
-        .map_err(|err| StartError::new(Exit::Environment, format!("signals cannot be caught: {err}")))?;
+    let signals = Signals::catch()?;
     let control_listener = control::bind(config.server.control_listen)?;
     let (listen, listeners) = bind(&config)?;
     make_data_dir(&config.server.data_dir)?;
@@ -64,6 +56,8 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     let admin = config.admin.load()?;
     let verifier = Arc::new(verifier(&config, &key.value)?);
     let origins = Arc::new(origins(&config, listen)?);
+    let process = Arc::new(Process::new(config.server.shards));
+    let control = control::spawn(control_listener, admin.value, process.clone())?;
 
     let (log, origin) = SqliteLog::open(&store_config(&config)).map_err(store_error)?;
     tracing::info!(
@@ -82,18 +76,12 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     let ears = ports.iter().map(|port| Box::new(port.clone()) as Box<dyn LogListener>).collect();
     let running = log.start(ears).map_err(store_error)?;
 
-    let is_ready = Arc::new(AtomicBool::new(false));
-    let shards = Shards { config: &config, ports: &ports, origin: &origin, log: running.log(), is_ready: &is_ready };
+    process.runs(ports.clone(), running.log(), origin.position);
+    let shards =
+        Shards { config: &config, ports: &ports, origin: &origin, log: running.log(), is_ready: &process.is_ready };
     let threads = shards.start(inboxes, listeners, &verifier, &origins)?;
-    let cluster = Arc::new(Process {
-        ports: ports.clone(),
-        log: running.log(),
-        origin_position: origin.position,
-        is_ready: is_ready.clone(),
-        is_draining: AtomicBool::new(false),
-    });
-    let control = control::spawn(control_listener, admin.value, cluster.clone())?;
-    is_ready.store(true, Ordering::Relaxed);
+    signals.started();
+    process.accepts();
     announce(&Started {
         config: &config,
         listen,
@@ -102,18 +90,18 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
         admin_is_new: admin.is_new,
     });
 
-    let signal = signals.forever().next();
+    let signal = signals.wait();
     tracing::info!(signal, "stopping");
-    cluster.is_draining.store(true, Ordering::Relaxed);
-    is_ready.store(false, Ordering::Relaxed);
-    drain(&config, &ports, &mut signals);
-    finish(&ports, threads, running);
+    process.drains();
+    stop::drain(&config, &ports, &signals);
+    stop::finish(&ports, threads, running);
     drop(control);
     tracing::info!("stopped");
     Ok(Exit::Ok)
 }
 
-/// Binds one listener a shard, all to the same port.
+/// Takes the port for one listener a shard. They listen when their shards run: until then who connects is refused at
+/// once, instead of waiting for a server that may have a database to bring up to date.
 fn bind(config: &Config) -> Result<(SocketAddr, Vec<OwnedFd>), StartError> {
     let address = config.server.listen;
     let failed = |err: std::io::Error| StartError::new(Exit::Port, format!("{address}: {}", in_words(&err)));
@@ -121,11 +109,18 @@ fn bind(config: &Config) -> Result<(SocketAddr, Vec<OwnedFd>), StartError> {
     // finds out.
     drop(TcpListener::bind(address).map_err(failed)?);
     let congestion = config.server.tcp_congestion.as_deref();
-    let first = socket::listen(address, congestion).map_err(failed)?;
+    let first = socket::take(address, congestion).map_err(|err| match (congestion, err.raw_os_error()) {
+        // Not there, or not for everybody: `bind` itself says EACCES where a port may not be used.
+        (Some(name), Some(libc::ENOENT | libc::EPERM)) => StartError::usage(format!(
+            "server.tcp_congestion: {name:?} cannot be used here; \
+             /proc/sys/net/ipv4/tcp_allowed_congestion_control lists what can"
+        )),
+        _ => failed(err),
+    })?;
     let bound = socket::bound_address(&first).map_err(failed)?;
     let mut listeners = vec![first];
     for _ in 1..config.server.shards {
-        listeners.push(socket::listen(bound, congestion).map_err(failed)?);
+        listeners.push(socket::take(bound, congestion).map_err(failed)?);
     }
     Ok((bound, listeners))
 }
@@ -205,7 +200,7 @@ struct Shards<'a> {
     ports: &'a [Port],
     origin: &'a Origin,
     log: Arc<SqliteLog>,
-    is_ready: &'a Arc<AtomicBool>,
+    is_ready: &'a Arc<std::sync::atomic::AtomicBool>,
 }
 
 type ShardThread = ExecutorJoinHandle<()>;
@@ -293,6 +288,10 @@ fn did_not_start(number: u16, why: &dyn std::fmt::Display) -> StartError {
 /// other home.
 fn run_shard(number: u16, setup: Setup, started: &flume::Sender<Result<(), StartError>>) {
     let body = std::panic::AssertUnwindSafe(|| {
+        if let Err(err) = socket::listen_on(&setup.listener) {
+            let _ = started.send(Err(StartError::new(Exit::Port, format!("shard {number}: {}", in_words(&err)))));
+            return Ok(());
+        }
         let driver = match Driver::new(setup) {
             Ok(driver) => driver,
             Err(err) => {
@@ -307,146 +306,5 @@ fn run_shard(number: u16, setup: Setup, started: &flume::Sender<Result<(), Start
         Ok(Ok(())) => {}
         Ok(Err(err)) => fatal(&format!("shard {number} cannot go on: {err}")),
         Err(_) => fatal(&format!("shard {number} panicked")),
-    }
-}
-
-/// Sends everybody away, and waits until they have gone or the time is over.
-fn drain(config: &Config, ports: &[Port], signals: &mut signal_hook::iterator::Signals) {
-    let until = Instant::now() + config.server.drain;
-    let spread_ms = config.server.goaway_spread_ms;
-    for port in ports {
-        port.post_waiting(Letter::Drain { spread_ms });
-    }
-    while Instant::now() < until && signals.pending().next().is_none() {
-        let sessions: u64 = ports.iter().filter_map(stats_of).map(|stats| stats.sessions + stats.appends_pending).sum();
-        if sessions == 0 {
-            break;
-        }
-        std::thread::sleep(DRAIN_POLL);
-    }
-    for port in ports {
-        port.post_waiting(Letter::CloseAll);
-    }
-    let until = Instant::now() + CLOSE_WAIT;
-    // What is to be kept of the end of everybody's presence is among the appends.
-    let is_open = |stats: Box<Stats>| stats.connections > 0 || stats.appends_pending > 0;
-    while Instant::now() < until && ports.iter().filter_map(stats_of).any(is_open) {
-        std::thread::sleep(DRAIN_POLL);
-    }
-}
-
-fn stats_of(port: &Port) -> Option<Box<Stats>> {
-    let (answer, answered) = flume::bounded(1);
-    let letter = Letter::Stats(Box::new(move |stats| {
-        let _ = answer.send(stats);
-    }));
-    port.post(letter).ok()?;
-    answered.recv_timeout(Duration::from_secs(1)).ok()
-}
-
-/// The store first, while the shards still listen; then the shards.
-fn finish(ports: &[Port], threads: Vec<ShardThread>, running: RunningLog) {
-    running.stop();
-    for port in ports {
-        port.post_waiting(Letter::Stop);
-    }
-    for thread in threads {
-        if let Err(err) = thread.join() {
-            tracing::error!(%err, "a shard did not end well");
-        }
-    }
-}
-
-/// The running process, as the control thread sees it.
-struct Process {
-    ports: Vec<Port>,
-    log: Arc<SqliteLog>,
-    origin_position: u64,
-    is_ready: Arc<AtomicBool>,
-    is_draining: AtomicBool,
-}
-
-impl Process {
-    fn port(&self, shard: ShardId) -> Option<&Port> {
-        self.ports.get(usize::from(shard.0))
-    }
-}
-
-impl Cluster for Process {
-    fn shards(&self) -> u16 {
-        self.ports.len() as u16
-    }
-
-    fn admin(&self, shard: ShardId, act: AdminAct) -> Answer<AdminResult> {
-        let (answer, receiver) = oneshot::channel();
-        let letter = Letter::Admin(
-            act,
-            Box::new(move |result| {
-                let _ = answer.send(result);
-            }),
-        );
-        match self.port(shard).map(|port| port.post(letter)) {
-            Some(Ok(())) => receiver,
-            Some(Err(Letter::Admin(_, answer))) => {
-                answer(Err(Refusal::new(ErrorCode::Busy, "the shard's queue is full").retry_after(200)));
-                receiver
-            }
-            _ => receiver,
-        }
-    }
-
-    fn shard_stats(&self, shard: ShardId) -> Answer<Stats> {
-        let (answer, receiver) = oneshot::channel();
-        let letter = Letter::Stats(Box::new(move |stats| {
-            let _ = answer.send(*stats);
-        }));
-        if let Some(port) = self.port(shard) {
-            // A letter that comes back is dropped, which the receiver sees.
-            let _ = port.post(letter);
-        }
-        receiver
-    }
-
-    fn store_stats(&self) -> StoreStats {
-        let stats = self.log.stats();
-        StoreStats {
-            position: self.origin_position + stats.rows,
-            degraded: u64::from(stats.degraded),
-            inbox_len: stats.inbox_len,
-            reads_waiting: stats.reads_waiting,
-            dedupe_entries: stats.dedupe_entries,
-            wal_bytes: stats.wal_bytes,
-            batches: stats.batches,
-            rows: stats.rows,
-            bytes: stats.bytes,
-            appends: stats.appends,
-            duplicates: stats.duplicates,
-            refused: stats.refused,
-            failures: stats.failures,
-            adopted: stats.adopted,
-            inbox_full: stats.inbox_full,
-            dedupe_evicted: stats.dedupe_evicted,
-            items_refused: stats.items_refused,
-            items_evicted: stats.items_evicted,
-            items_expired: stats.items_expired,
-            transitions_written: stats.transitions_written,
-            transitions_pruned: stats.transitions_pruned,
-            poisoned: stats.poisoned,
-            dead_letters_dropped: stats.letters_dropped,
-            dead_letters: stats.letters,
-            reads: stats.reads,
-            read_errors: stats.read_errors,
-            checkpoints: stats.checkpoints,
-            commit_time: LatencySummary::from(&stats.commit_us),
-            read_time: LatencySummary::from(&stats.read_us),
-        }
-    }
-
-    fn ready(&self) -> Ready {
-        Ready {
-            accepting: self.is_ready.load(Ordering::Relaxed),
-            store: !self.log.stats().degraded,
-            draining: self.is_draining.load(Ordering::Relaxed),
-        }
     }
 }

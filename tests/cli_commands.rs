@@ -159,6 +159,7 @@ fn mistakes_end_in_one_sentence_and_their_code() {
         (vec!["token", "--user", "alice", "--data-dir", "typo"], 2, "no development secret in typo/dev-secret"),
         (serve(&["--log-level", "warning"]), 2, "neither a level (error, warn, info, debug, trace, off)"),
         (serve(&["--log-level", ""]), 2, "neither a level"),
+        (serve(&["--tcp-congestion", "nosuch"]), 2, "server.tcp_congestion: \"nosuch\" cannot be used here"),
     ];
     for (args, code, sentence) in cases {
         let (exit, out, err) = run(&dir.0, &args);

@@ -46,6 +46,21 @@ pub fn raise_open_files() -> io::Result<Limit> {
     open_files()
 }
 
+/// Has a write past the limit of file sizes (`ulimit -f`) fail like one on a full disk, instead of ending the process.
+pub fn ignore_file_size_signal() {
+    // SAFETY: no handler of ours runs.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Whether whoever started the process has this signal ignored.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all zero is a valid sigaction.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: asks only; `action` outlives the call.
+    let is_known = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) } == 0;
+    is_known && action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Turns transparent huge pages off for this process, where the kernel knows how.
 ///
 /// The allocator asks for them, and a heap of many small long-lived things is then resident in steps

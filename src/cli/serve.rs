@@ -25,8 +25,8 @@ Examples:
       would empty before it is read
 
 A flag goes before its variable (--listen, ANTIPHON_LISTEN), a variable before the config file,
-the file before the default. SIGTERM and SIGINT stop gracefully: clients are told when to come
-back, and everything acknowledged is stored.";
+the file before the default. SIGTERM, SIGINT and SIGHUP stop gracefully: clients are told when
+to come back, and everything acknowledged is stored.";
 
 /// Flags of `serve`.
 #[derive(Debug, Args)]
@@ -58,6 +58,7 @@ impl Serve {
             tracing::warn!(name, "this variable is no setting of ours; it is ignored");
         }
         process::disable_huge_pages();
+        process::ignore_file_size_signal();
         if let Err(err) = process::raise_open_files() {
             tracing::warn!(%err, "the number of open files could not be raised");
         }

@@ -148,6 +148,8 @@ pub struct Driver {
     /// Events of the log that were applied in this turn, and before it, that are not yet sent out.
     applied: usize,
     unsent: usize,
+    /// Frames are no longer looked at: everybody is about to be closed.
+    pub(super) reads_no_more: bool,
     is_stopped: bool,
 }
 
@@ -199,6 +201,7 @@ impl Driver {
             stages: Stages::new(),
             applied: 0,
             unsent: 0,
+            reads_no_more: false,
             is_stopped: false,
         })
     }
@@ -336,6 +339,7 @@ impl Driver {
                 self.stop_accepting();
                 self.handle(Input::Drain { spread_ms });
             }
+            Letter::ReadNoMore => self.reads_no_more = true,
             Letter::CloseAll => self.handle(Input::CloseAll),
             Letter::Stop => self.is_stopped = true,
         }

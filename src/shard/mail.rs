@@ -50,6 +50,8 @@ pub enum Letter {
     Stats(Answer<Box<Stats>>),
     /// Accept no more, and send everybody away with retry times up to this many milliseconds.
     Drain { spread_ms: u32 },
+    /// Read no further frame: what is under way may still be answered.
+    ReadNoMore,
     /// Close every session.
     CloseAll,
     /// End the shard's thread.

@@ -55,6 +55,9 @@ impl Driver {
 
     /// Bytes of an open connection: to the engine, or to the backlog while it is parked.
     pub(super) fn on_frames_bytes(&mut self, key: ConnKey, bytes: &[u8]) {
+        if self.reads_no_more {
+            return;
+        }
         let waits_max = self.ladder.normal_bytes_max;
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.is_held(waits_max) || conn.backlog.is_some() {
@@ -190,6 +193,9 @@ impl Driver {
     }
 
     fn use_up_backlog(&mut self, key: ConnKey) {
+        if self.reads_no_more {
+            return;
+        }
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.is_held(self.ladder.normal_bytes_max) || !matches!(conn.phase, Phase::Open) {
             return;

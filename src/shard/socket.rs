@@ -31,6 +31,16 @@ pub enum SendError {
 /// # Errors
 /// Address in use or not ours; `NotFound`-like errors when `congestion` is not available here.
 pub fn listen(address: SocketAddr, congestion: Option<&str>) -> io::Result<OwnedFd> {
+    let socket = take(address, congestion)?;
+    listen_on(&socket)?;
+    Ok(socket)
+}
+
+/// As [`listen`], but nobody can connect before [`listen_on`].
+///
+/// # Errors
+/// As [`listen`].
+pub fn take(address: SocketAddr, congestion: Option<&str>) -> io::Result<OwnedFd> {
     let socket = stream_socket(&address)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1_i32)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, &1_i32)?;
@@ -39,9 +49,20 @@ pub fn listen(address: SocketAddr, congestion: Option<&str>) -> io::Result<Owned
         set_bytes(&socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.as_bytes())?;
     }
     bind(&socket, &address)?;
+    // With it a plain socket could bind and listen beside this one, as long as this one does not listen.
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, &0_i32)?;
+    Ok(socket)
+}
+
+/// Lets clients connect to what was taken.
+///
+/// # Errors
+/// Another socket listens on the port.
+pub fn listen_on(socket: &OwnedFd) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1_i32)?;
     // SAFETY: no pointers.
     check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
-    Ok(socket)
+    Ok(())
 }
 
 /// A client's socket, not yet connected, bound to `source` when given; the port is chosen when it

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::support::{Options, Server, TempDir, run_to_end};
+use crate::support::{Options, Server, TempDir, http, run_to_end};
 
 fn start(options: &Options, dir: &std::path::Path, change: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
     let mut command = options.command(dir);
@@ -65,6 +65,37 @@ fn a_shard_that_cannot_start() {
         assert_eq!(code, Some(3), "{line}");
         assert!(line.contains("shard 0 did not start") && line.contains("antiphon check"), "{line}");
     }
+}
+
+#[test]
+fn while_it_starts_it_says_so_and_can_be_stopped() {
+    let mut server = Server::shards(1);
+    server.terminate();
+    assert_eq!(server.wait().code(), Some(0));
+    // The store waits for whoever writes to its database, for five seconds.
+    let other = rusqlite::Connection::open(server.data_dir().join("antiphon.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Below the ports that are given to those who ask for any.
+    let port = 20_000 + (std::process::id() % 5_000) as u16 * 2;
+    let (public, control) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", port + 1));
+    let options = Options::shards(2).with("--listen", &public).with("--control-listen", &control);
+    let mut command = options.command(&server.data_dir());
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let until = std::time::Instant::now() + crate::support::PATIENCE;
+    while std::net::TcpStream::connect(&control).is_err() && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let ask = |path: &str| http::get(control.parse().unwrap(), path);
+    let ready = ask("/health/ready");
+    assert_eq!((ready.status, &ready.json()["accepting"]), (503, &json!(false)));
+    assert_eq!((ask("/health/live").status, ask("/metrics").status), (200, 200));
+    assert!(std::net::TcpStream::connect(&public).is_err(), "nobody is let in yet");
+    // The port is taken all the same.
+    let dir = TempDir::new();
+    let (code, line) = start(&Options::shards(1).with("--listen", &public), dir.path(), |_| {});
+    assert_eq!(code, Some(4), "{line}");
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(crate::support::wait_for(&mut child, "the end of the start").code(), Some(0));
 }
 
 #[test]

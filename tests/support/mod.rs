@@ -143,8 +143,8 @@ impl Options {
             limits.push_str(&format!("ulimit -l {most}; "));
         }
         if let Some(most) = self.file_kib {
-            // Without the signal that would end the process; `ulimit` counts blocks of 512 bytes.
-            limits.push_str(&format!("trap '' XFSZ; ulimit -f {}; ", most * 2));
+            // `ulimit` counts blocks of 512 bytes.
+            limits.push_str(&format!("ulimit -f {}; ", most * 2));
         }
         let mut command = match limits.as_str() {
             "" => Command::new(binary),
