@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-/// Exit codes. A supervisor may restart after 1; 2 to 5 need a person (or another port) first.
+/// Exit codes. A supervisor may restart after 1 and 6; 2 to 5 need a person (or another port) first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -19,6 +19,8 @@ pub enum Exit {
     Port = 4,
     /// The data folder cannot be used: not writable, in use by another process, damaged, too new.
     DataDir = 5,
+    /// The same, but it may be over by itself: the disk is full, another program has the database locked.
+    NotNow = 6,
 }
 
 impl From<Exit> for ExitCode {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use crate::cli::serve::{Started, announce};
-use crate::config::secrets::{KeyMaterial, make_data_dir};
+use crate::config::secrets::{KeyMaterial, is_open_to_others, make_data_dir};
 use crate::config::{Config, Durability};
 use crate::control::{self, in_words};
 use crate::engine::event::{Genesis, ShardId};
@@ -52,6 +52,10 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     let control_listener = control::bind(config.server.control_listen)?;
     let (listen, listeners) = bind(&config)?;
     make_data_dir(&config.server.data_dir)?;
+    if is_open_to_others(&config.server.data_dir) {
+        let folder = config.server.data_dir.display();
+        tracing::warn!(%folder, "other users may look into the data folder; its mode should be 0700");
+    }
     let key = config.auth.key.load()?;
     let admin = config.admin.load()?;
     let verifier = Arc::new(verifier(&config, &key.value)?);
@@ -59,7 +63,8 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     let process = Arc::new(Process::new(config.server.shards));
     let control = control::spawn(control_listener, admin.value, process.clone())?;
 
-    let (log, origin) = SqliteLog::open(&store_config(&config)).map_err(store_error)?;
+    let store_failed = |error: OpenError| store_error(&error, &config);
+    let (log, origin) = SqliteLog::open(&store_config(&config)).map_err(store_failed)?;
     tracing::info!(
         epoch = origin.epoch.as_str(),
         position = origin.position,
@@ -74,7 +79,7 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
         .map_err(|err| StartError::new(Exit::Environment, format!("out of descriptors: {err}")))?;
     let (ports, inboxes): (Vec<Port>, Vec<Inbox>) = mailboxes.into_iter().unzip();
     let ears = ports.iter().map(|port| Box::new(port.clone()) as Box<dyn LogListener>).collect();
-    let running = log.start(ears).map_err(store_error)?;
+    let running = log.start(ears).map_err(store_failed)?;
 
     process.runs(ports.clone(), running.log(), origin.position);
     let shards =
@@ -190,8 +195,9 @@ fn random_seed() -> u64 {
     u64::from_ne_bytes(seed)
 }
 
-fn store_error(error: OpenError) -> StartError {
-    StartError::new(Exit::DataDir, error.to_string())
+fn store_error(error: &OpenError, config: &Config) -> StartError {
+    let exit = if error.is_temporary() { Exit::NotNow } else { Exit::DataDir };
+    StartError::new(exit, error.about(&config.server.data_dir))
 }
 
 /// What starting the shards takes.

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -282,9 +284,36 @@ fn a_server_starts_from_nothing_and_stops_gracefully() {
     let (code, out, err) = run(&dir.0, &["inspect", "--data-dir", "data"]);
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("integrity    ok"), "{out}");
+    // Nobody else's, also what an older version left open to others.
+    let modes = |path: &str| std::fs::metadata(dir.0.join(path)).unwrap().permissions().mode() & 0o777;
+    let files = ["data/antiphon.db", "data/antiphon.lock", "data/dev-secret", "data/admin-token"];
+    assert_eq!((files.map(modes), modes("data")), ([0o600; 4], 0o700));
+    for file in &files[..2] {
+        std::fs::set_permissions(dir.0.join(file), Permissions::from_mode(0o644)).unwrap();
+    }
+    let names = || {
+        let entries = std::fs::read_dir(dir.0.join("data")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    let (code, out, _) = run(&dir.0, &[&["check"][..], &free].concat());
+    assert_eq!((code, names()), (0, before), "{out}");
     // The same secret the next time.
     let again = Server::start(&dir.0, &["--data-dir", "data"]);
     assert!(!again.said.iter().any(|line| line.contains("made just now")), "{:?}", again.said);
+    assert_eq!([modes("data/antiphon.db-wal"), modes("data/antiphon.db"), modes("data/antiphon.lock")], [0o600; 3]);
+}
+
+#[test]
+fn what_may_be_over_by_itself_has_a_code_of_its_own() {
+    let dir = TempDir::new();
+    assert_eq!(Server::start(&dir.0, &["--data-dir", "data"]).stop().0, 0);
+    let other = rusqlite::Connection::open(dir.0.join("data/antiphon.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let free = ["--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--data-dir", "data"];
+    let (code, _, err) = run(&dir.0, &[&["serve"][..], &free].concat());
+    assert_eq!(code, 6, "{err}");
+    assert!(err.contains("data/antiphon.db: ") && err.contains("locked"), "{err}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `antiphon check`: one line for each thing that the server needs of the machine, with what to do
 //! where it is missing. It changes nothing, except a small file that it writes and removes to time
-//! the disk.
+//! the disk, and the lock of the folder, which it holds while it looks at the database.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -13,8 +13,9 @@ use clap::Args;
 
 use super::{Shared, process};
 use crate::config::Config;
+use crate::config::secrets::is_open_to_others;
 use crate::exit::{Exit, StartError};
-use crate::store::schema::LOCK_FILE;
+use crate::store::schema::{LOCK_FILE, probe_database};
 
 /// glommio asks for this much locked memory for each executor.
 const LOCKED_BYTES_MIN: u64 = 512 * 1024;
@@ -171,13 +172,20 @@ fn folder(data_dir: &Path) -> Finding {
         let found = format!("{} is no folder", there.display());
         return Finding::bad(what, Verdict::Fail, found, "give the server a folder (--data-dir)");
     }
-    match is_in_use(data_dir) {
-        Ok(true) => {
+    match hold(data_dir) {
+        Ok(Hold::Taken) => {
             let advice = "stop that one, or give this one a folder of its own (--data-dir)";
             Finding::bad(what, Verdict::Fail, format!("{shown} is in use by another antiphon process"), advice)
         }
-        Ok(false) if there == data_dir => Finding::ok(what, shown.to_string()),
-        Ok(false) => Finding::ok(what, format!("{shown} would be made")),
+        Ok(Hold::Free(_)) if there != data_dir => Finding::ok(what, format!("{shown} would be made")),
+        Ok(Hold::Free(_lock)) => match probe_database(data_dir) {
+            Err(err) => Finding::bad(what, Verdict::Fail, err.about(data_dir), "the server could not open it"),
+            Ok(()) if is_open_to_others(data_dir) => {
+                let found = format!("{shown} is open to other users");
+                Finding::bad(what, Verdict::Warn, found, "chmod 700, StateDirectoryMode=0700 in systemd")
+            }
+            Ok(()) => Finding::ok(what, shown.to_string()),
+        },
         Err(err) => {
             let advice = "the server must be able to write the files in its folder";
             Finding::bad(what, Verdict::Fail, format!("{shown} cannot be used: {err}"), advice)
@@ -185,16 +193,23 @@ fn folder(data_dir: &Path) -> Finding {
     }
 }
 
-/// Whether another process holds the lock of the folder. It is asked for by trying it, for a moment, and without
-/// making the file.
-fn is_in_use(data_dir: &Path) -> io::Result<bool> {
+/// Who has a data folder.
+enum Hold {
+    /// This process, as long as it keeps the file; none: nobody ever had it.
+    Free(Option<File>),
+    /// Another one.
+    Taken,
+}
+
+/// Takes the lock of the folder, without making the file.
+fn hold(data_dir: &Path) -> io::Result<Hold> {
     let file = match OpenOptions::new().write(true).open(data_dir.join(LOCK_FILE)) {
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Hold::Free(None)),
         opened => opened?,
     };
     match file.try_lock() {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
+        Ok(()) => Ok(Hold::Free(Some(file))),
+        Err(TryLockError::WouldBlock) => Ok(Hold::Taken),
         Err(TryLockError::Error(err)) => Err(err),
     }
 }
@@ -285,6 +300,9 @@ mod tests {
     use super::*;
     use crate::test_dir::TestDir;
 
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     fn limit(hard: u64) -> io::Result<process::Limit> {
         Ok(process::Limit { soft: hard, hard })
     }
@@ -323,6 +341,8 @@ mod tests {
             }
         }
         assert!(folder(&dir.0.join("not/yet")).to_string().contains("not/yet would be made"));
+        assert!(folder(&dir.0).to_string().contains("open to other users"));
+        fs::set_permissions(&dir.0, Permissions::from_mode(0o700)).unwrap();
         assert_eq!(folder(&dir.0).verdict, Verdict::Ok);
         let lock = File::create(dir.0.join(LOCK_FILE)).unwrap();
         assert_eq!(folder(&dir.0).verdict, Verdict::Ok, "left by a server that has ended");
@@ -330,6 +350,32 @@ mod tests {
         let taken = folder(&dir.0);
         assert_eq!(taken.verdict, Verdict::Fail);
         assert!(taken.to_string().contains("in use by another antiphon process"), "{taken}");
+    }
+
+    #[test]
+    fn a_database_that_no_server_could_open_is_found() {
+        let dir = TestDir::new("check-database");
+        fs::set_permissions(&dir.0, Permissions::from_mode(0o700)).unwrap();
+        let path = dir.0.join("antiphon.db");
+        let conn = rusqlite::Connection::open(&path).unwrap();
+        conn.execute_batch("CREATE TABLE t (a)").unwrap();
+        assert!(folder(&dir.0).to_string().contains("antiphon.db was not made by antiphon"));
+        conn.execute_batch("PRAGMA application_id = 0x416e7469; PRAGMA user_version = 99").unwrap();
+        let newer = folder(&dir.0);
+        assert_eq!(newer.verdict, Verdict::Fail);
+        assert!(newer.to_string().contains("schema version 99"), "{newer}");
+        // What a crash leaves stays as it is.
+        conn.execute_batch("PRAGMA user_version = 1; PRAGMA journal_mode = WAL; INSERT INTO t VALUES (1)").unwrap();
+        let wal = fs::read(dir.0.join("antiphon.db-wal")).unwrap();
+        let whole = fs::read(&path).unwrap();
+        drop(conn);
+        fs::write(&path, &whole).unwrap();
+        fs::write(dir.0.join("antiphon.db-wal"), &wal).unwrap();
+        assert_eq!(folder(&dir.0).verdict, Verdict::Ok);
+        assert_eq!((fs::read(&path).unwrap(), fs::read(dir.0.join("antiphon.db-wal")).unwrap()), (whole, wal));
+        fs::write(&path, "no database".repeat(1_000)).unwrap();
+        let garbage = folder(&dir.0).to_string();
+        assert!(garbage.contains("FAIL") && garbage.contains("antiphon.db"), "{garbage}");
     }
 
     #[test]

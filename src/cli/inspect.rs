@@ -37,7 +37,8 @@ impl Inspect {
     /// The folder cannot be read, or has no such room.
     pub(super) fn run(&self) -> Result<Exit, StartError> {
         let data_dir = Config::load(&self.shared.flags())?.server.data_dir;
-        let report = inspect(&data_dir, !self.quick).map_err(|err| StartError::new(Exit::DataDir, err.to_string()))?;
+        let report =
+            inspect(&data_dir, !self.quick).map_err(|err| StartError::new(Exit::DataDir, err.about(&data_dir)))?;
         let mut rooms: Vec<&RoomRow> = report.rooms.iter().collect();
         rooms.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         if let Some(name) = &self.room {

@@ -25,7 +25,7 @@ use crate::exit::{Exit, StartError};
     version,
     about = "A WebSocket server for chat: one order per room, stored before acknowledged, resumed after any disconnect.",
     after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong flag or setting, 3 the machine does not allow it, \
-                  4 port taken, 5 data folder not usable.",
+                  4 port taken, 5 data folder not usable, 6 not usable just now: disk full, or database locked.",
     arg_required_else_help = true
 )]
 pub struct Cli {
@@ -50,6 +50,8 @@ enum Command {
 /// # Errors
 /// One sentence and the exit code.
 pub fn run(cli: Cli) -> Result<Exit, StartError> {
+    // Also those that SQLite makes.
+    process::keep_files_private();
     match cli.command {
         Command::Serve(serve) => serve.run(),
         Command::Token(token) => token.run(),

@@ -52,6 +52,12 @@ pub fn ignore_file_size_signal() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Files that this process makes are its user's alone, as far as nobody says otherwise.
+pub fn keep_files_private() {
+    // SAFETY: sets a number.
+    unsafe { libc::umask(0o077) };
+}
+
 /// Whether whoever started the process has this signal ignored.
 pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: all zero is a valid sigaction.

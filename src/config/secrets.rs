@@ -6,7 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::knobs;
@@ -187,8 +187,21 @@ impl AdminSource {
 /// It cannot be made.
 pub fn make_data_dir(path: &Path) -> Result<(), StartError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|err| {
-        StartError::new(Exit::DataDir, format!("the data folder {} cannot be made: {err}", path.display()))
+        StartError::new(exit_for(&err), format!("the data folder {} cannot be made: {err}", path.display()))
     })
+}
+
+/// Whether anybody but its owner may do anything in a folder.
+pub fn is_open_to_others(folder: &Path) -> bool {
+    fs::metadata(folder).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0)
+}
+
+/// A full disk may be over by itself.
+fn exit_for(err: &io::Error) -> Exit {
+    match err.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Exit::NotNow,
+        _ => Exit::DataDir,
+    }
 }
 
 fn check_length(what: &str, secret: &str, min: usize) -> Result<(), String> {
@@ -223,7 +236,7 @@ fn read_or_make(path: &Path, what: &str, min: usize) -> Result<Made<Secret>, Sta
             make_data_dir(folder)?;
         }
         is_new = make(path).map_err(|err| {
-            StartError::new(Exit::DataDir, format!("{what} cannot be written to {}: {err}", path.display()))
+            StartError::new(exit_for(&err), format!("{what} cannot be written to {}: {err}", path.display()))
         })?;
     }
     Ok(Made { value: read_secret(path, what, min)?, is_new })

@@ -1,7 +1,7 @@
 //! Opening a log: take the directory, make what stands in it durable, bring the schema up to date, rebuild the
 //! dedupe window, say where the log ends. No thread runs yet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,31 @@ pub enum OpenError {
     Thread(std::io::Error),
     /// SQLite, or the disk.
     Sqlite(rusqlite::Error),
+}
+
+impl OpenError {
+    /// The sentence, with the file that it is about where it does not name one.
+    pub fn about(&self, dir: &Path) -> String {
+        match self {
+            Self::Dir { .. } | Self::Locked { .. } | Self::Random(_) | Self::Thread(_) => self.to_string(),
+            _ => format!("{}: {self}", schema::database_path(dir).display()),
+        }
+    }
+
+    /// Whether it may be over by itself, so that another try is worth the while.
+    pub fn is_temporary(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory};
+        use std::io::ErrorKind::{OutOfMemory as NoMemory, QuotaExceeded, StorageFull, WouldBlock};
+        match self {
+            Self::Dir { error, .. } | Self::Thread(error) => {
+                matches!(error.kind(), StorageFull | QuotaExceeded | NoMemory | WouldBlock)
+            }
+            Self::Sqlite(error) => {
+                matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull | OutOfMemory))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl std::fmt::Display for OpenError {

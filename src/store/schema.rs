@@ -15,13 +15,13 @@
 //! - `wal_autocheckpoint=0`: the checkpoint thread does it, outside of the commit path.
 //! - `cache_spill=OFF`: a transaction that is rolled back never came near the log.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{OpenError, recovery};
 
@@ -192,16 +192,64 @@ pub(super) struct DirLock {
     _file: File,
 }
 
-/// Makes the directory if need be and takes it for this process.
+/// Makes the directory if need be and takes it for this process. What lies in it is for this user only: the database
+/// is everybody's messages, and whoever can open the lock file can lock it.
 pub(super) fn lock_dir(dir: &Path) -> Result<DirLock, OpenError> {
     let at = |error| OpenError::Dir { path: dir.to_owned(), error };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at)?;
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(at)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(dir.join(LOCK_FILE))
+        .map_err(at)?;
     match file.try_lock() {
-        Ok(()) => Ok(DirLock { _file: file }),
+        Ok(()) => {
+            make_private(dir);
+            Ok(DirLock { _file: file })
+        }
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(at(error)),
     }
+}
+
+/// Takes from others what an older antiphon let them read. SQLite makes its other files with the database's mode.
+fn make_private(dir: &Path) {
+    let wal = log_path(dir);
+    for path in [dir.join(LOCK_FILE), database_path(dir), wal.with_extension("db-shm"), wal] {
+        let is_open = |meta: std::fs::Metadata| meta.permissions().mode() & 0o077 != 0;
+        if std::fs::metadata(&path).is_ok_and(is_open)
+            && let Err(error) = std::fs::set_permissions(&path, Permissions::from_mode(0o600))
+        {
+            tracing::warn!(path = %path.display(), %error, "store: others may use this file, and its mode cannot be changed");
+        }
+    }
+}
+
+/// What keeps a server from opening the database in `dir`, if there is one; for whoever holds the lock of the folder.
+/// Nothing is written to it.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn probe_database(dir: &Path) -> Result<(), OpenError> {
+    let path = database_path(dir);
+    if !path.exists() {
+        return Ok(());
+    }
+    let conn = open(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    // A write-ahead log that was left is the next server's to copy.
+    let has_log = log_path(dir).exists();
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
+    check_ownership(&conn)?;
+    check_version(&conn)?;
+    // SQLite opens what it may not write as well, for reading.
+    if conn.is_readonly(rusqlite::MAIN_DB)? {
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_READONLY), None).into());
+    }
+    // The right to write, without using it: another program may have taken it.
+    conn.execute_batch("BEGIN IMMEDIATE; ROLLBACK")?;
+    Ok(())
 }
 
 /// Opens the writer's connection: settings made and read back, schema brought up to date.
@@ -210,10 +258,7 @@ pub(super) fn open_writer(dir: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | THREAD_FLAGS;
     let conn = set_up(Connection::open_with_flags_and_vfs(database_path(dir), flags, super::vfs::name()?)?)?;
     check_ownership(&conn)?;
-    let version = schema_version(&conn)?;
-    if version > SCHEMA_VERSION {
-        return Err(OpenError::NewerSchema { found: version, known: SCHEMA_VERSION });
-    }
+    let version = check_version(&conn)?;
     conn.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}"))?;
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     conn.execute_batch(&format!(
@@ -285,6 +330,12 @@ fn set_up(conn: Connection) -> rusqlite::Result<Connection> {
 
 pub(super) fn schema_version(conn: &Connection) -> rusqlite::Result<u32> {
     conn.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// The version, unless a newer program made it.
+fn check_version(conn: &Connection) -> Result<u32, OpenError> {
+    let found = schema_version(conn)?;
+    if found > SCHEMA_VERSION { Err(OpenError::NewerSchema { found, known: SCHEMA_VERSION }) } else { Ok(found) }
 }
 
 /// Refuses a database that some other program made.
