@@ -35,6 +35,7 @@ use crate::store::{LogListener, OpenError, Origin, SqliteLog, StoreConfig};
 use process::Process;
 use stop::Signals;
 
+pub mod descriptors;
 mod process;
 mod stop;
 
@@ -45,9 +46,10 @@ const EXECUTOR_RING_DEPTH: usize = 8;
 ///
 /// # Errors
 /// Whatever keeps it from starting, as one sentence with its exit code.
-pub fn run(config: Config) -> Result<Exit, StartError> {
+pub fn run(mut config: Config) -> Result<Exit, StartError> {
     let kernel = probe().map_err(|why| StartError::new(Exit::Environment, why))?;
     tracing::info!(%kernel, shards = config.server.shards, "starting");
+    let sockets_max = bound_connections(&mut config)?;
     let signals = Signals::catch()?;
     let control_listener = control::bind(config.server.control_listen)?;
     let (listen, listeners) = bind(&config)?;
@@ -82,8 +84,14 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     let running = log.start(ears).map_err(store_failed)?;
 
     process.runs(ports.clone(), running.log(), origin.position);
-    let shards =
-        Shards { config: &config, ports: &ports, origin: &origin, log: running.log(), is_ready: &process.is_ready };
+    let shards = Shards {
+        config: &config,
+        sockets_max,
+        ports: &ports,
+        origin: &origin,
+        log: running.log(),
+        is_ready: &process.is_ready,
+    };
     let threads = shards.start(inboxes, listeners, &verifier, &origins)?;
     signals.started();
     process.accepts();
@@ -103,6 +111,27 @@ pub fn run(config: Config) -> Result<Exit, StartError> {
     drop(control);
     tracing::info!("stopped");
     Ok(Exit::Ok)
+}
+
+/// Lowers the connections of a shard to what the descriptors allow. Gives the sockets that a shard may have.
+fn bound_connections(config: &mut Config) -> Result<usize, StartError> {
+    // Who cannot ask is not bound.
+    let open_files = crate::cli::process::open_files().map_or(u64::MAX, |limit| limit.soft);
+    let (shards, readers) = (config.server.shards, config.store.reader_threads);
+    let sessions_max = config.limits.shard_connections_max;
+    let share = descriptors::share(open_files, shards, readers, sessions_max).ok_or_else(|| {
+        let needed = descriptors::needed(shards, readers);
+        let advice = "raise it: ulimit -Hn, LimitNOFILE= in systemd, --ulimit nofile= in Docker";
+        StartError::new(
+            Exit::Environment,
+            format!("{open_files} open files are less than the {needed} needed; {advice}"),
+        )
+    })?;
+    if share.sessions < u64::from(sessions_max) {
+        config.limits.shard_connections_max = share.sessions as u32;
+        tracing::info!(open_files, a_shard = share.sessions, "open files bound the connections");
+    }
+    Ok(usize::try_from(share.sockets).unwrap_or(usize::MAX))
 }
 
 /// Takes the port for one listener a shard. They listen when their shards run: until then who connects is refused at
@@ -203,6 +232,7 @@ fn store_error(error: &OpenError, config: &Config) -> StartError {
 /// What starting the shards takes.
 struct Shards<'a> {
     config: &'a Config,
+    sockets_max: usize,
     ports: &'a [Port],
     origin: &'a Origin,
     log: Arc<SqliteLog>,
@@ -237,6 +267,7 @@ impl Shards<'_> {
                 },
                 spin_us: self.config.ring.spin.as_micros() as u32,
                 listener,
+                sockets_max: self.sockets_max,
                 inbox,
                 peers: self.ports.to_vec(),
                 log: self.log.clone(),

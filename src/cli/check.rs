@@ -15,14 +15,13 @@ use super::{Shared, process};
 use crate::config::Config;
 use crate::config::secrets::is_open_to_others;
 use crate::exit::{Exit, StartError};
+use crate::server::descriptors::needed;
 use crate::store::schema::{LOCK_FILE, probe_database};
 
 /// glommio asks for this much locked memory for each executor.
 const LOCKED_BYTES_MIN: u64 = 512 * 1024;
 /// Open files below which a server is a toy.
 const OPEN_FILES_LOW: u64 = 65_536;
-/// Open files below which nothing works.
-const OPEN_FILES_MIN: u64 = 256;
 /// Writes that are timed.
 const SYNCS: usize = 24;
 /// Median time of a sync above which acknowledgements feel slow.
@@ -110,7 +109,7 @@ fn findings(config: &Config) -> Vec<Finding> {
     vec![
         io_uring(),
         locked_memory(process::locked_bytes(), config.server.shards),
-        open_files(process::open_files()),
+        open_files(process::open_files(), needed(config.server.shards, config.store.reader_threads)),
         shards(config.server.shards, cores),
         folder(&config.server.data_dir),
         disk(&config.server.data_dir),
@@ -139,7 +138,7 @@ fn locked_memory(limit: io::Result<process::Limit>, shards: u16) -> Finding {
     }
 }
 
-fn open_files(limit: io::Result<process::Limit>) -> Finding {
+fn open_files(limit: io::Result<process::Limit>, needed: u64) -> Finding {
     let advice = "raise it: ulimit -Hn, LimitNOFILE= in systemd, --ulimit nofile= in Docker";
     match limit {
         Ok(limit) => {
@@ -147,8 +146,8 @@ fn open_files(limit: io::Result<process::Limit>) -> Finding {
             let found = format!("{}, one for each connection", limit.hard);
             match limit.hard {
                 OPEN_FILES_LOW.. => Finding::ok("open files", found),
-                OPEN_FILES_MIN.. => Finding::bad("open files", Verdict::Warn, found, advice),
-                _ => Finding::bad("open files", Verdict::Fail, found, advice),
+                hard if hard >= needed => Finding::bad("open files", Verdict::Warn, found, advice),
+                _ => Finding::bad("open files", Verdict::Fail, format!("{found}; {needed} are needed"), advice),
             }
         }
         Err(err) => Finding::bad("open files", Verdict::Warn, format!("not known: {err}"), advice),
@@ -314,7 +313,7 @@ mod tests {
         assert_eq!(short.verdict, Verdict::Fail);
         assert!(short.to_string().contains("64 KiB; raise it to 1024 KiB"), "{short}");
         for (hard, verdict) in [(u64::MAX, Verdict::Ok), (4_096, Verdict::Warn), (64, Verdict::Fail)] {
-            assert_eq!(open_files(limit(hard)).verdict, verdict, "{hard}");
+            assert_eq!(open_files(limit(hard), 100).verdict, verdict, "{hard}");
         }
         assert_eq!(shards(2, 2).verdict, Verdict::Ok);
         assert_eq!(shards(4, 2).verdict, Verdict::Warn);

@@ -95,6 +95,8 @@ readings!(
         Counter accepted;
         /// Calls of accept that failed (out of descriptors, say); the shard backs off each time.
         Counter accept_errors;
+        /// Connections that were closed at once, with a 503: the shard had as many sockets as it may have.
+        Counter turned_away;
         /// Upgrades that were refused: not HTTP, bad header, wrong origin, too slow, too large.
         Counter handshakes_refused;
         /// Tokens that were refused at connect or refresh.

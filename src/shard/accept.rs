@@ -4,12 +4,14 @@
 //! handed over. A refused token still completes the upgrade, since a browser cannot read an HTTP
 //! status here; the close code tells it.
 
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use super::conn::{Conn, Head, Phase};
 use super::driver::{Deadline, Driver};
 use super::mail::{Handoff, Letter};
+use super::socket::{send_slices, shutdown_write};
 use crate::engine::event::{ConnKey, Input, Opening};
 use crate::protocol::error::CloseCode;
 use crate::protocol::upgrade::{
@@ -18,8 +20,8 @@ use crate::protocol::upgrade::{
 
 /// How long accepting rests after an error (out of descriptors, say), ms.
 const ACCEPT_BACKOFF_MS: u64 = 100;
-/// Sockets that a shard may have beyond its sessions: those that are being upgraded.
-const UPGRADING_MAX: usize = 4_096;
+/// Those that find no room are logged at most so often, ms.
+const TURNED_AWAY_EVERY_MS: u64 = 10_000;
 
 /// What to do with a socket whose request is complete.
 enum Verdict {
@@ -39,13 +41,26 @@ struct Admission {
 impl Driver {
     pub(super) fn on_accepted(&mut self, fd: OwnedFd) {
         self.engine.stats_mut().accepted += 1;
-        if self.conns.len() >= self.limits.shard_connections_max as usize + UPGRADING_MAX {
-            return;
+        if self.conns.len() >= self.sockets_max {
+            return self.turn_away(&fd);
         }
         let phase = Phase::Upgrading(Box::default());
         let key = self.conns.insert(fd, phase, self.limits.message_bytes_max, self.now);
         self.deadlines.set(self.now + u64::from(self.limits.handshake_ms), Deadline::Handshake(key));
         self.receive_head(key);
+    }
+
+    /// There is no room. It is said in a status, as far as the socket takes it at once; whoever drops it closes it.
+    fn turn_away(&mut self, fd: &OwnedFd) {
+        self.engine.stats_mut().turned_away += 1;
+        if self.now >= self.turned_away_at + TURNED_AWAY_EVERY_MS {
+            self.turned_away_at = self.now;
+            tracing::warn!(shard = self.id.0, sockets = self.conns.len(), "no room for more connections; turned away");
+        }
+        let mut response = Vec::with_capacity(256);
+        Refused::Unavailable.write_response(&mut response);
+        let _ = send_slices(fd.as_raw_fd(), &[IoSlice::new(&response)]);
+        shutdown_write(fd.as_raw_fd());
     }
 
     pub(super) fn on_accept_failed(&mut self, errno: i32) {
@@ -165,6 +180,9 @@ impl Driver {
     /// A socket of a user of this shard: from here on it is the engine's.
     pub(super) fn install(&mut self, handoff: Handoff) {
         let Handoff { fd, opening, response, leftover } = handoff;
+        if self.conns.len() >= self.sockets_max {
+            return self.turn_away(&fd);
+        }
         // The slot that is given out next may be one whose end the engine does not know yet.
         self.settle();
         let key = self.conns.insert(fd, Phase::Open, self.limits.message_bytes_max, self.now);

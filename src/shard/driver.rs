@@ -74,6 +74,8 @@ pub struct Setup {
     pub spin_us: u32,
     /// This shard's listener, bound already.
     pub listener: std::os::fd::OwnedFd,
+    /// Sockets that this shard may have at once.
+    pub sockets_max: usize,
     /// What others send here.
     pub inbox: Inbox,
     /// Every shard's port, by number.
@@ -111,6 +113,9 @@ pub struct Driver {
     pub(super) origins: Arc<Origins>,
     pub(super) parser: Option<Parser>,
     pub(super) listener: Option<std::os::fd::OwnedFd>,
+    pub(super) sockets_max: usize,
+    /// When it was last said that there was no room.
+    pub(super) turned_away_at: UnixMillis,
     pub(super) inbox: Inbox,
     pub(super) peers: Vec<Port>,
     pub(super) log: Arc<dyn RoomLog>,
@@ -176,6 +181,8 @@ impl Driver {
             verifier: setup.verifier,
             origins: setup.origins,
             listener: Some(setup.listener),
+            sockets_max: setup.sockets_max,
+            turned_away_at: 0,
             inbox: setup.inbox,
             peers: setup.peers,
             log: setup.log,
