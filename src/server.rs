@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  main thread      starts everything, then waits for a signal
+//!  antiphon-signals hears them (stop)
 //!  antiphon-shard-N one pinned executor each (shard::driver)
 //!  antiphon-store   the persistence core, its readers and its checkpointer (store)
 //!  antiphon-control admin API, metrics, health (control)

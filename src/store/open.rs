@@ -226,3 +226,24 @@ fn rebuild_dedupe(
 
 /// A pair that is remembered if one before it is.
 type Pair = (Box<str>, Box<str>, RoomKey, (Seq, UnixMillis));
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_temporary_and_damage_is_not() {
+        let sqlite = |code| OpenError::Sqlite(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        for code in [ffi::SQLITE_FULL, ffi::SQLITE_BUSY, ffi::SQLITE_BUSY_RECOVERY] {
+            assert!(sqlite(code).is_temporary(), "{code}");
+        }
+        for code in [ffi::SQLITE_NOTADB, ffi::SQLITE_CORRUPT, ffi::SQLITE_READONLY, ffi::SQLITE_IOERR_FSYNC] {
+            assert!(!sqlite(code).is_temporary(), "{code}");
+        }
+        let at = |errno| OpenError::Dir { path: "d".into(), error: std::io::Error::from_raw_os_error(errno) };
+        assert!(at(libc::ENOSPC).is_temporary() && !at(libc::EACCES).is_temporary());
+        assert_eq!(OpenError::NotOurs.about(Path::new("d")), "d/antiphon.db: antiphon.db was not made by antiphon");
+    }
+}

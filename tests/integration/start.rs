@@ -89,6 +89,9 @@ fn while_it_starts_it_says_so_and_can_be_stopped() {
     let ready = ask("/health/ready");
     assert_eq!((ready.status, &ready.json()["accepting"]), (503, &json!(false)));
     assert_eq!((ask("/health/live").status, ask("/metrics").status), (200, 200));
+    let bearer = format!("Bearer {}", crate::support::ADMIN_TOKEN);
+    let early = http::request(control.parse().unwrap(), "GET", "/admin/presence", &[("Authorization", &bearer)], "");
+    assert_eq!((early.status, &early.json()["code"]), (503, &json!(113)), "{}", early.body);
     assert!(std::net::TcpStream::connect(&public).is_err(), "nobody is let in yet");
     // The port is taken all the same.
     let dir = TempDir::new();
