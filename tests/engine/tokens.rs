@@ -138,6 +138,33 @@ fn a_narrower_token_stops_listening_to_what_it_does_not_cover() {
 }
 
 #[test]
+fn a_token_that_is_no_admins_any_more_watches_no_private_room() {
+    let mut table = Table::new();
+    table.has("b", "bob");
+    table.says("b", r#"{"type":"room:create","room":"den","kind":"private"}"#).whatever();
+    table.settle();
+    table.joins("b", "general");
+    let admin = Claims { admin: true, ..table.claims("alice") };
+    table.opens_with("a", "a", admin).whatever();
+    table.settle();
+    for room in ["den", "general"] {
+        assert!(table.says("a", &format!(r#"{{"type":"presence:subscribe","id":1,"room":"{room}"}}"#)).has("ok"));
+    }
+    table.says("a", r#"{"type":"room:subscribe","id":2,"room":"den"}"#).whatever();
+    table.passes(1_000).whatever();
+    assert_eq!(table.engine.stats().subscriptions, 2);
+    table.says("a", REFRESH).whatever();
+    let plain = table.claims("alice");
+    table.verified(Ok(plain)).whatever();
+    assert_eq!(table.engine.stats().subscriptions, 1, "bob's");
+    table.says("b", r#"{"type":"presence:set","status":"busy","custom":"secret"}"#).gives_nothing();
+    let heard = table.passes(1_000).lines("presence:changed");
+    // What anybody may hear they hear still.
+    assert!(heard.len() == 1 && heard[0].contains(r#""room":"general""#), "{heard:?}");
+    assert_eq!(table.engine.stats().presence_watches, 1);
+}
+
+#[test]
 fn a_revocation_ends_sessions_and_keeps_them_out() {
     let mut table = Table::new();
     let with_jti = Claims { jti: Some("j1".into()), ..table.claims("alice") };

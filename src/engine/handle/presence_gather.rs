@@ -300,12 +300,17 @@ impl Shard {
 
     fn say_room(&mut self, call: &Call, key: RoomKey) {
         let watching = &self.presence.watching;
+        // Gone again when the right ended meanwhile; others may watch the room all the same.
+        let is_watched = watching.conns.get(&call.conn).is_some_and(|watches| watches.rooms.contains(&key));
         self.cx.ok(call.conn, call.id.as_ref(), |out| {
-            // Gone again when the membership ended meanwhile.
             field_raw(out, "presence", b"[");
-            watching.write_members(out, key);
+            if is_watched {
+                watching.write_members(out, key);
+            }
             out.push(b']');
-            watching.write_counts(out, key);
+            if is_watched {
+                watching.write_counts(out, key);
+            }
         });
     }
 
@@ -363,21 +368,5 @@ impl Shard {
         let (users, rooms) = (watches.users.clone(), watches.rooms.clone());
         self.unwatch_users(conn, &users);
         rooms.into_iter().for_each(|room| self.unwatch_room(conn, room));
-    }
-
-    /// A new token may cover less: what it does not cover is no longer watched.
-    pub(super) fn end_uncovered_watches(&mut self, conn: ConnKey) {
-        let (Some(session), Some(watches)) = (self.sessions.get(conn), self.presence.watching.conns.get(&conn)) else {
-            return;
-        };
-        let is_covered = |key: &RoomKey| {
-            self.presence
-                .watching
-                .rooms
-                .get(key)
-                .is_some_and(|room| session.rights.covers(room.name.as_str(), Want::Read))
-        };
-        let lost: Vec<RoomKey> = watches.rooms.iter().copied().filter(|key| !is_covered(key)).collect();
-        lost.into_iter().for_each(|room| self.unwatch_room(conn, room));
     }
 }

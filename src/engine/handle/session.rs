@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::super::auth::Want;
 use super::super::event::{Claims, Class, ConnKey, Note, Opening, Output, Query, Revocation, Token};
 use super::super::presence::Cause;
+use super::super::rooms::RoomIdx;
 use super::super::session::{Session, State, Step};
 use super::super::shard::Shard;
 use super::super::timers::Timer;
@@ -13,7 +14,7 @@ use super::{Call, SWEEP_MS, Waiting};
 use crate::protocol::command::CommandId;
 use crate::protocol::encode::{field_integer, field_raw, field_string, integer, string};
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
-use crate::protocol::ids::{UnixMillis, UserId};
+use crate::protocol::ids::{RoomKey, UnixMillis, UserId};
 
 /// Sessions' deadlines fall on multiples of this, ms.
 const TIMER_STEP_MS: UnixMillis = 100;
@@ -283,28 +284,21 @@ impl Shard {
         }
         let expires_at = claims.expires_at;
         session.renew(claims);
-        self.drop_uncovered(conn);
+        self.drop_unreadable(conn);
         self.arm(conn);
         Ok(expires_at)
     }
 
-    /// A new token may cover less: what it does not cover is no longer listened to.
-    fn drop_uncovered(&mut self, conn: ConnKey) {
-        let Some(session) = self.sessions.get_mut(conn) else { return };
-        let user = self.users.get(session.user);
-        let (rooms, now) = (&mut self.rooms, self.cx.now);
-        let rights = &session.rights;
-        let before = session.subscriptions.len();
-        session.subscriptions.retain(|idx| {
-            let room = rooms.get_mut(*idx);
-            let may = rights.may(room.name.as_str(), room.kind, user.role(room.key), Want::Read);
-            if !may {
-                room.unsubscribe(conn, now);
-            }
-            may
-        });
-        self.cx.stats.subscriptions -= (before - session.subscriptions.len()) as u64;
-        self.end_uncovered_watches(conn);
+    /// A new token may allow less: rooms that it does not allow to read are no longer listened to or watched.
+    fn drop_unreadable(&mut self, conn: ConnKey) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        let may = |idx: RoomIdx| self.check_right(conn, idx, Want::Read).is_ok();
+        let unheard: Vec<RoomIdx> = session.subscriptions.iter().copied().filter(|idx| !may(*idx)).collect();
+        let watched = self.presence.watching.conns.get(&conn).map_or(&[][..], |watches| &watches.rooms);
+        let is_lost = |key: &RoomKey| !self.rooms.find_key(*key).is_some_and(may);
+        let unseen: Vec<RoomKey> = watched.iter().copied().filter(is_lost).collect();
+        unheard.into_iter().for_each(|idx| self.unsubscribe(conn, idx));
+        unseen.into_iter().for_each(|key| self.unwatch_room(conn, key));
     }
 
     /// Tokens were revoked: their sessions end.
