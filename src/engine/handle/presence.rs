@@ -4,7 +4,7 @@ use super::super::auth::Want;
 use super::super::cx::Cx;
 use super::super::event::{Class, ConnKey, Frames, MeshMessage, Output, PresenceCount};
 use super::super::presence::mail::Mail;
-use super::super::presence::{Cause, Device, DevicePresence, Ghost, Passed, merge};
+use super::super::presence::{Cause, DevicePresence, Ghost, Passed, merge};
 use super::super::session::{Session, State};
 use super::super::shard::Shard;
 use super::super::timers::Timer;
@@ -132,7 +132,7 @@ impl Shard {
         let user = self.users.get(user);
         let sessions = user.conns.iter().filter_map(|conn| self.sessions.get(*conn));
         let devices = sessions.filter(|session| session.state != State::Loading).map(|s| s.presence.device());
-        merge(devices.chain(user.presence.ghosts().iter().map(|ghost| Device { ..ghost.presence.device() })))
+        merge(devices.chain(user.presence.ghosts().iter().map(|ghost| ghost.presence.device())))
     }
 
     pub(super) fn on_presence_set(

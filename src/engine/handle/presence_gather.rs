@@ -48,6 +48,7 @@ impl Sought {
 struct Snapshot {
     gather: u64,
     room: Option<RoomKey>,
+    /// Ascending.
     users: Box<[UserId]>,
 }
 
@@ -81,15 +82,18 @@ impl Gathers {
 
     /// True when the answer to come tells this connection of the user.
     pub(super) fn expects_user(&self, conn: ConnKey, user: &UserId) -> bool {
-        self.expected.get(&conn).is_some_and(|all| all.iter().any(|snapshot| snapshot.users.contains(user)))
+        self.expected
+            .get(&conn)
+            .is_some_and(|all| all.iter().any(|snapshot| snapshot.users.binary_search(user).is_ok()))
     }
 
     fn expect(&mut self, gather: u64, conn: ConnKey, what: &Sought) {
-        let (room, users) = match what {
+        let (room, mut users): (_, Box<[UserId]>) = match what {
             Sought::Room(key) => (Some(*key), Box::default()),
             Sought::Users(users) => (None, users.as_slice().into()),
             Sought::People { .. } | Sought::Members { .. } => return,
         };
+        users.sort_unstable();
         self.snapshots.insert(gather);
         self.expected.entry(conn).or_default().push(Snapshot { gather, room, users });
     }
@@ -121,7 +125,7 @@ impl Shard {
     fn watch_users(&mut self, call: Call, users: Vec<UserId>) -> Result<(), Refusal> {
         let watches = self.presence.watching.conns.get(&call.conn);
         let held = watches.map_or(0, |watches| watches.users.len());
-        let is_new = |user: &&UserId| watches.is_none_or(|watches| !watches.users.contains(user));
+        let is_new = |user: &&UserId| watches.is_none_or(|watches| !watches.users.contains(*user));
         if held + users.iter().filter(is_new).count() > WATCHED_USERS_MAX {
             return Err(Refusal::new(ErrorCode::LimitExceeded, "a connection watches at most 1000 users"));
         }
@@ -166,12 +170,11 @@ impl Shard {
         of: &PresenceOf<'_>,
     ) -> Result<(), Refusal> {
         match of {
-            PresenceOf::Users(users) => self.unwatch_users(conn, &unique(users)),
+            PresenceOf::Users(users) => self.unwatch_users(conn, unique(users).iter()),
             PresenceOf::Room(room) => {
-                let rooms = &self.presence.watching.rooms;
-                let key = rooms.iter().find(|(_, watched)| watched.name.as_str() == *room).map(|(key, _)| *key);
-                if let Some(key) = key {
-                    self.unwatch_room(conn, key);
+                // A watched room stays loaded.
+                if let Some(idx) = self.rooms.find(room) {
+                    self.unwatch_room(conn, self.rooms.get(idx).key);
                 }
             }
         }
@@ -357,16 +360,11 @@ impl Shard {
         out.extend_from_slice(b"]}");
     }
 
-    /// Tells a connection that lost low events all that it watches, whole.
-    pub(super) fn resend_watched(&mut self, conn: ConnKey) {
-        self.say_watched(conn);
-    }
-
     /// Forgets what a connection watches.
     pub(super) fn unwatch_all(&mut self, conn: ConnKey) {
         let Some(watches) = self.presence.watching.conns.get(&conn) else { return };
         let (users, rooms) = (watches.users.clone(), watches.rooms.clone());
-        self.unwatch_users(conn, &users);
+        self.unwatch_users(conn, users.iter());
         rooms.into_iter().for_each(|room| self.unwatch_room(conn, room));
     }
 }

@@ -37,8 +37,12 @@ impl Shard {
             Mail::Watch { interest, is_all, gather } => self.on_watch(from, interest, is_all, gather),
             Mail::Unwatch(interest) => {
                 let Some(known) = self.presence.interest_of(from) else { return };
-                known.users.retain(|user| !interest.users.contains(user));
-                known.rooms.retain(|room, _| !interest.rooms.contains_key(room));
+                for user in &interest.users {
+                    known.users.remove(user);
+                }
+                for room in interest.rooms.keys() {
+                    known.rooms.remove(room);
+                }
             }
             Mail::Cards { entries, counts, is_all, clock, gather } => {
                 self.on_cards(from, entries, &counts, is_all.then_some(clock));
@@ -422,7 +426,7 @@ impl Shard {
         self.cx.fanout(room.conns.iter().copied(), Class::Critical, Frames::Owned(frame));
     }
 
-    /// Everything that a connection watches, whole, past the lane that lost something.
+    /// Tells a connection that lost low events all that it watches, whole, past the lane that lost them.
     pub(super) fn say_watched(&mut self, conn: ConnKey) {
         let watching = &self.presence.watching;
         let Some(watches) = watching.conns.get(&conn) else { return };
@@ -439,7 +443,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn unwatch_users(&mut self, conn: ConnKey, users: &[UserId]) {
+    pub(super) fn unwatch_users<'a>(&mut self, conn: ConnKey, users: impl Iterator<Item = &'a UserId>) {
         let mut parts: BTreeMap<ShardId, Interest> = BTreeMap::new();
         for user in users {
             if self.presence.watching.unwatch_user(conn, user) {

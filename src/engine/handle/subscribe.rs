@@ -279,7 +279,7 @@ impl Shard {
             self.cx.send(conn, class, |out| write_gap(out, room.name.as_str(), *last, head));
         }
         // After the gaps: the whole of a large view may leave no room for messages.
-        self.resend_watched(conn);
+        self.say_watched(conn);
     }
 
     /// Appends the frame of a `gap` event that ends at `head`, for an outbox that needs it in the

@@ -1,6 +1,6 @@
 //! The watcher's side: who here watches whom, and the cards that were sent for them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::super::event::{ConnKey, ShardId};
@@ -19,8 +19,8 @@ pub const WATCHED_ROOMS_MAX: usize = 16;
 /// What one connection watches.
 #[derive(Debug, Default)]
 pub struct Watches {
-    /// In no order.
-    pub users: Vec<UserId>,
+    /// Up to [`WATCHED_USERS_MAX`].
+    pub users: BTreeSet<UserId>,
     /// In no order.
     pub rooms: Vec<RoomKey>,
 }
@@ -104,10 +104,9 @@ impl Watching {
     /// Adds a watcher of a user. True when the shard did not watch them before.
     pub fn watch_user(&mut self, conn: ConnKey, user: &UserId) -> bool {
         let watches = self.conns.entry(conn).or_default();
-        if watches.users.contains(user) {
+        if !watches.users.insert(user.clone()) {
             return false;
         }
-        watches.users.push(user.clone());
         let conns = self.users.entry(user.clone()).or_default();
         conns.push(conn);
         conns.len() == 1
@@ -130,8 +129,9 @@ impl Watching {
     /// Ends a watch of a user. True when nobody here watches them any more.
     pub fn unwatch_user(&mut self, conn: ConnKey, user: &UserId) -> bool {
         let Some(watches) = self.conns.get_mut(&conn) else { return false };
-        let Some(at) = watches.users.iter().position(|other| other == user) else { return false };
-        watches.users.swap_remove(at);
+        if !watches.users.remove(user) {
+            return false;
+        }
         self.drop_empty(conn);
         let Some(conns) = self.users.get_mut(user) else { return false };
         conns.retain(|other| *other != conn);
@@ -267,8 +267,8 @@ impl Watching {
 
 impl Watching {
     /// Appends what is known of each of these, offline when nothing is, separated by commas.
-    pub fn write_users(&self, out: &mut Vec<u8>, users: &[UserId]) {
-        for (at, user) in users.iter().enumerate() {
+    pub fn write_users<'a>(&self, out: &mut Vec<u8>, users: impl IntoIterator<Item = &'a UserId>) {
+        for (at, user) in users.into_iter().enumerate() {
             out.extend_from_slice(if at == 0 { b"" } else { b"," });
             match self.card(user.as_str()) {
                 Some(card) => card.write_open(out),
