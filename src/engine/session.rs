@@ -71,7 +71,7 @@ pub struct Session {
     pub issued_at: u64,
     /// When its token ends.
     pub expires_at: UnixMillis,
-    /// When a byte last came from it.
+    /// When a byte last came from it; or when it was asked for one, if that was late.
     pub heard_at: UnixMillis,
     /// When its next ping is due.
     pub ping_at: UnixMillis,

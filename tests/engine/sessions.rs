@@ -1,5 +1,6 @@
 //! Opening, hello, replaced devices, heartbeat, drain.
 
+use antiphon::engine::event::Input;
 use antiphon::engine::limits::Limits;
 
 use crate::harness::Table;
@@ -152,11 +153,31 @@ fn silence_ends_a_connection_after_two_intervals() {
 }
 
 #[test]
+fn a_pause_of_the_process_is_no_silence_of_the_peer() {
+    let heartbeat_ms = 10_000;
+    // From the shortest pause that misses both pings of two intervals on.
+    for pause_ms in [20_000, 22_500, 1_800_000] {
+        let mut table = Table::with(Limits { heartbeat_ms, ..Limits::default() });
+        table.has("a", "alice");
+        // Pinged in time, and heard: as long as possible until the next ping.
+        while !table.passes(100).has("a ping") {}
+        table.is_heard("a");
+        table.now += pause_ms;
+        let given = table.give(Input::Tick);
+        assert!(given.has("a ping") && !given.has("a close"), "{pause_ms}: {given:?}");
+        // Asked once more, it is silent indeed.
+        let rest = 2 * u64::from(heartbeat_ms);
+        table.passes(rest - 1).only(&["a close"]).gives_nothing();
+        assert!(table.passes(100).has("a close 4104"), "{pause_ms}");
+    }
+}
+
+#[test]
 fn a_drain_says_goaway_to_everybody_and_then_closes() {
     let mut table = Table::new();
     table.has("a", "alice");
     table.opens("b", "bob").whatever();
-    table.give(antiphon::engine::event::Input::Drain { spread_ms: 1 }).gives(
+    table.give(Input::Drain { spread_ms: 1 }).gives(
         r#"
         a ! {"type":"goaway","reason":"draining","retry_after_ms":0}
         "#,
@@ -180,7 +201,7 @@ fn a_drain_says_goaway_to_everybody_and_then_closes() {
         c close 4200 draining: the server is being stopped
         "#,
     );
-    table.give(antiphon::engine::event::Input::CloseAll).gives(
+    table.give(Input::CloseAll).gives(
         r#"
         a close 4200 draining: the server is being stopped
         b close 4200 draining: the server is being stopped

@@ -224,6 +224,10 @@ impl Shard {
         let now = self.cx.now;
         let heartbeat_ms = u64::from(self.cx.limits.heartbeat_ms);
         let Some(session) = self.sessions.get_mut(conn).filter(|session| session.timer_at == due) else { return };
+        if session.ping_at + heartbeat_ms / 2 <= now {
+            // This process stood still, and not the peer: whoever was asked nothing is not silent.
+            session.heard_at = now;
+        }
         if self.cx.deadline(session.expires_at) <= now {
             return self.end(conn, Some((CloseCode::TokenExpired, "the token has expired".into())));
         }
