@@ -345,11 +345,13 @@ pub struct Presence {
 
 impl Presence {
     /// Nobody is present, nobody watches. `boot` names the shard's life.
-    pub fn new(shard: ShardId, shards: u16, boot: u64) -> Self {
+    pub fn new(shard: ShardId, shards: u16, boot: u64, now: UnixMillis) -> Self {
         Self {
             interest: (0..shards.max(1)).map(|_| Interest::default()).collect(),
             dirty: HashMap::default(),
-            clock: 0,
+            // Past every version of an earlier life, whichever shard a user was on then, unless it made a million changes
+            // a second; and below 2^53, up to which JSON's readers count.
+            clock: now * 1_000,
             departed: Departed::default(),
             counts_due: BTreeSet::new(),
             passed: HashMap::default(),
@@ -430,6 +432,16 @@ mod tests {
         assert_eq!(device.activity(11_000), Activity::Active);
         device.is_idle = true;
         assert_eq!(device.activity(1_000), Activity::Idle);
+    }
+
+    #[test]
+    fn a_later_life_begins_past_the_versions_of_an_earlier_one() {
+        let clock = |shard, shards, now| Presence::new(ShardId(shard), shards, 1, now).clock;
+        let now = 1_795_560_000_000;
+        let busy_for_a_second = clock(1, 2, now) + 500_000;
+        assert!(clock(0, 1, now + 1_000) > busy_for_a_second);
+        let in_two_centuries = now + 200 * 365 * 86_400_000;
+        assert!(clock(0, 1, in_two_centuries) < 1 << 53, "every JSON parser keeps it whole");
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Shard {
             reads_due: HashMap::default(),
             filter_metas: Vec::new(),
             consistency: Consistency::default(),
-            presence: Presence::new(genesis.shard, genesis.shards, genesis.seed),
+            presence: Presence::new(genesis.shard, genesis.shards, genesis.seed, now),
             gathers: Gathers::default(),
             draining: None,
         }

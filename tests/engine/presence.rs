@@ -14,7 +14,7 @@ fn watched() -> Table {
     table.has("b", "bob");
     table.says("a", r#"{"type":"presence:subscribe","id":1,"users":["bob","carol","bob"]}"#).gives(
         r#"
-        a ! {"type":"ok","id":1,"presence":[{"user":"bob","status":"online","version":1,"last_seen":1000000},{"user":"carol","status":"offline"}]}
+        a ! {"type":"ok","id":1,"presence":[{"user":"bob","status":"online","version":1000000001,"last_seen":1000000},{"user":"carol","status":"offline"}]}
         "#,
     );
     table.passes(200).gives_nothing();
@@ -31,7 +31,7 @@ fn a_watcher_hears_the_latest_of_a_tick_once() {
     }
     table.passes(100).gives(
         r#"
-        a ~ {"type":"presence:changed","presence":[{"user":"bob","status":"busy","custom":"a \"b\"","version":3,"last_seen":1000200}]}
+        a ~ {"type":"presence:changed","presence":[{"user":"bob","status":"busy","custom":"a \"b\"","version":1000000003,"last_seen":1000200}]}
         "#,
     );
     // There and back within a tick is nothing.
@@ -68,7 +68,7 @@ fn who_returns_within_the_grace_shows_nobody_anything() {
     let went = table.now - 10_099;
     table.passes(1).only(&["a ~"]).gives(&format!(
         r#"
-        a ~ {{"type":"presence:changed","presence":[{{"user":"bob","status":"offline","version":4,"last_seen":{went},"cause":"timeout"}}]}}
+        a ~ {{"type":"presence:changed","presence":[{{"user":"bob","status":"offline","version":1000000004,"last_seen":{went},"cause":"timeout"}}]}}
         "#
     ));
 }
@@ -103,7 +103,7 @@ fn two_devices_are_two_devices() {
     // One that is invisible hides all.
     table.says("b2", r#"{"type":"presence:set","status":"offline"}"#).gives_nothing();
     let given = table.passes(100);
-    assert!(given.has(r#""status":"offline","version":3"#), "{given:?}");
+    assert!(given.has(r#""status":"offline","version":1000000003"#), "{given:?}");
     let given = table.says("a", r#"{"type":"presence:get","id":3,"users":["bob"]}"#);
     assert!(given.has(r#""status":"offline""#) && given.has(r#""devices":[]"#), "{given:?}");
     table
@@ -159,7 +159,7 @@ fn a_room_is_watched_as_long_as_one_may() {
     table.passes(100).gives_nothing();
     table.says("a", r#"{"type":"presence:subscribe","id":1,"room":"one"}"#).gives(
         r#"
-        a ! {"type":"ok","id":1,"presence":[{"user":"alice","status":"online","version":1,"last_seen":1000000},{"user":"bob","status":"online","version":2,"last_seen":1000000}]}
+        a ! {"type":"ok","id":1,"presence":[{"user":"alice","status":"online","version":1000000001,"last_seen":1000000},{"user":"bob","status":"online","version":1000000002,"last_seen":1000000}]}
         "#,
     );
     // Who joins is told; who is no member is nobody's business.
@@ -168,7 +168,7 @@ fn a_room_is_watched_as_long_as_one_may() {
     table.joins("c", "one");
     table.passes(100).gives(
         r#"
-        a ~ {"type":"presence:changed","room":"one","presence":[{"user":"carol","status":"busy","version":5,"last_seen":1000200}]}
+        a ~ {"type":"presence:changed","room":"one","presence":[{"user":"carol","status":"busy","version":1000000005,"last_seen":1000200}]}
         "#,
     );
     // A watcher that is put out watches no more.
@@ -343,7 +343,7 @@ fn who_lost_low_events_is_told_all_of_it_anew() {
     let mut table = watched();
     table.drained("a", &[]).gives(
         r#"
-        a ! {"type":"presence:changed","presence":[{"user":"bob","status":"online","version":1,"last_seen":1000000},{"user":"carol","status":"offline"}]}
+        a ! {"type":"presence:changed","presence":[{"user":"bob","status":"online","version":1000000001,"last_seen":1000000},{"user":"carol","status":"offline"}]}
         "#,
     );
     table.joins("a", "one");

@@ -19,7 +19,7 @@ pub struct Card {
     pub status: Status,
     /// Their own words, ≤ 128 characters.
     pub custom: Option<Box<str>>,
-    /// Grows with each change, at the user's shard.
+    /// Grows with each change at the user's shard, and over restarts.
     pub version: u64,
     /// Last activity, or when they went.
     pub seen_at: UnixMillis,
