@@ -76,7 +76,7 @@ impl Audience {
     pub fn and(&self, user: &UserId) -> Self {
         let with = |list: &[UserId]| list.iter().chain([user]).cloned().collect();
         match self {
-            Self::Except(_) => self.clone(),
+            Self::Except(list) => Self::Except(list.iter().filter(|other| *other != user).cloned().collect()),
             Self::Only(list) if list.contains(user) => self.clone(),
             Self::Only(list) => Self::Only(with(list)),
             Self::Narrow(narrow) => Self::Narrow(Box::new(Narrow { also: with(&narrow.also), ..(**narrow).clone() })),
@@ -192,5 +192,9 @@ mod tests {
         assert!(sees("ann", None, Some("tv")));
         let widened = audience.and(&UserId::parse("zoe").unwrap());
         assert!(widened.admits(&Viewer::anywhere("zoe", None), "root"));
+        // Who shut themselves out sees what becomes of their message, and nobody else does for that.
+        let widened = Audience::Except(users(&["zoe", "eve"])).and(&UserId::parse("zoe").unwrap());
+        assert!(widened.admits(&Viewer::anywhere("zoe", None), "root"));
+        assert!(!widened.admits(&Viewer::anywhere("eve", None), "root"));
     }
 }
