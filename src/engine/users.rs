@@ -3,9 +3,11 @@
 //! A user is read from the store when the first connection comes, kept up to date by the log from
 //! then on, and unloaded some time after the last connection went.
 
+use std::collections::HashMap;
+
 use hashbrown::HashTable;
 
-use super::event::{AdminRequest, ConnKey, ReadAdvance};
+use super::event::{AdminRequest, ConnKey, DELIVERED_MAX, ReadAdvance};
 use super::inbox::Inbox;
 use super::limits::Bucket;
 use super::presence::UserPresence;
@@ -28,9 +30,10 @@ pub struct Standing {
     pub counted: u64,
 }
 
-/// What the devices of a user have beyond what the user has read.
+/// What the devices of a user have beyond what the user has read: the last [`DELIVERED_MAX`] that moved.
 #[derive(Debug, Default)]
 pub struct Delivered {
+    /// One for each room and device; what moved last is last.
     list: Vec<(RoomKey, DeviceId, Seq)>,
 }
 
@@ -137,17 +140,18 @@ impl User {
     /// A device has the room up to `seq`, which is beyond what is read.
     pub fn deliver(&mut self, room: RoomKey, device: &DeviceId, seq: Seq) {
         let list = &mut self.delivered.get_or_insert_default().list;
-        match list.iter_mut().find(|(in_room, of, _)| *in_room == room && of == device) {
-            Some((_, _, known)) => *known = (*known).max(seq),
-            None => list.push((room, device.clone(), seq)),
+        let known = list.iter().position(|(in_room, of, _)| *in_room == room && of == device);
+        let before = known.map_or(0, |at| list.remove(at).2);
+        if list.len() >= DELIVERED_MAX as usize {
+            list.remove(0);
         }
+        list.push((room, device.clone(), seq.max(before)));
     }
 
-    /// What a device has of a room: at least what the user has read.
-    pub fn delivered(&self, standing: &Standing, device: &DeviceId) -> Seq {
+    /// What a device has beyond what is read, by room.
+    pub fn delivered_to(&self, device: &DeviceId) -> HashMap<RoomKey, Seq, ahash::RandomState> {
         let list = self.delivered.as_deref().map_or(&[][..], |delivered| &delivered.list);
-        let theirs = list.iter().find(|(room, of, _)| *room == standing.room && of == device);
-        theirs.map_or(0, |(_, _, seq)| *seq).max(standing.read)
+        list.iter().filter(|(_, of, _)| of == device).map(|(room, _, seq)| (*room, *seq)).collect()
     }
 
     fn forget_delivered(&mut self, is_over: impl Fn(&(RoomKey, DeviceId, Seq)) -> bool) {
@@ -312,7 +316,10 @@ mod tests {
         user.loading = Loading::Loaded(0);
         user.set_role(RoomKey(1), Some(Role::Member), (2, 1));
         let (phone, laptop) = (DeviceId::parse("phone").unwrap(), DeviceId::parse("laptop").unwrap());
-        let delivered = |user: &User, device| user.delivered(user.standing(RoomKey(1)).unwrap(), device);
+        let delivered = |user: &User, device| {
+            let read = user.standing(RoomKey(1)).unwrap().read;
+            user.delivered_to(device).get(&RoomKey(1)).map_or(read, |seq| read.max(*seq))
+        };
         user.advance(&cursor(1, Some("phone"), 5));
         user.advance(&cursor(1, Some("phone"), 4));
         assert_eq!((delivered(user, &phone), delivered(user, &laptop)), (5, 2));
@@ -326,6 +333,24 @@ mod tests {
         user.set_role(RoomKey(1), Some(Role::Banned), (0, 0));
         user.set_role(RoomKey(1), Some(Role::Member), (9, 3));
         assert_eq!(user.standing(RoomKey(1)).map(|s| (s.read, s.counted)), Some((9, 3)), "a new member begins there");
+    }
+
+    #[test]
+    fn what_devices_have_is_bounded_and_what_moved_last_stays() {
+        let mut users = Users::default();
+        let idx = users.add(UserId::parse("alice").unwrap());
+        let user = users.get_mut(idx);
+        let device = |number: u32| DeviceId::parse(&format!("d{number}")).unwrap();
+        for number in 0..DELIVERED_MAX {
+            user.deliver(RoomKey(1), &device(number), 5);
+        }
+        // Old, and moved again: it stays where a new one comes.
+        user.deliver(RoomKey(1), &device(0), 4);
+        user.deliver(RoomKey(2), &device(0), 9);
+        let of = |number| user.delivered_to(&device(number));
+        assert_eq!((of(0).get(&RoomKey(1)), of(0).get(&RoomKey(2))), (Some(&5), Some(&9)));
+        assert_eq!((of(1).len(), of(2).len()), (0, 1));
+        assert_eq!(user.delivered.as_ref().unwrap().list.len(), DELIVERED_MAX as usize);
     }
 
     #[test]

@@ -173,7 +173,7 @@ pub enum Page {
 /// Tombstones of a room that are known one by one when unread messages are counted: the newest ones.
 pub const DELETED_MAX: usize = 1_024;
 
-/// Delivered cursors of a user that are read at once: those of the newest rooms.
+/// Delivered cursors of a user that are read at once, those of the newest rooms, and that are kept in memory.
 pub const DELIVERED_MAX: u32 = 1_024;
 
 /// One user's standing in one room.

@@ -141,7 +141,8 @@ impl Shard {
         let loaded = self.users.get_mut(user);
         loaded.standings = standings;
         let before = std::mem::replace(&mut loaded.loading, Loading::Loaded(at));
-        delivered.iter().for_each(|(room, device, seq)| loaded.deliver(*room, device, *seq));
+        // The newest rooms come first, and are to be the last to be forgotten.
+        delivered.iter().rev().for_each(|(room, device, seq)| loaded.deliver(*room, device, *seq));
         self.catch_up_user(user, at);
         if let Loading::Reading(early) = before {
             let loaded = self.users.get_mut(user);

@@ -101,6 +101,7 @@ impl Shard {
         session.state = next;
         let session = &*session;
         let user = self.users.get(session.user);
+        let delivered = user.delivered_to(&session.device);
         let (cx, rooms) = (&mut self.cx, &self.rooms);
         let (epoch, limits, ts) = (cx.epoch.clone(), cx.limits.clone(), cx.time_of_day());
         cx.send(conn, Class::Critical, |out| {
@@ -125,7 +126,7 @@ impl Shard {
                 string(out, room.name.as_str());
                 field_integer(out, "seq", room.head);
                 field_integer(out, "read", standing.read);
-                field_integer(out, "delivered", user.delivered(standing, &session.device));
+                field_integer(out, "delivered", standing.read.max(delivered.get(&standing.room).copied().unwrap_or(0)));
                 field_integer(out, "unread", room.unread(standing));
                 field_string(out, "role", standing.role.as_str());
                 out.push(b'}');
