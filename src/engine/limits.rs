@@ -40,7 +40,7 @@ pub struct Limits {
     pub rates_on: bool,
     /// Commands a connection may send: per second, and at once.
     pub connection_rate: Rate,
-    /// Messages and events a user may send over all connections: per second, and at once.
+    /// Messages, events and changes of members of a user over all connections: per second, and at once.
     pub user_rate: Rate,
     /// Bad commands (of any kind) in a row that close a connection.
     pub errors_max: u32,
@@ -212,20 +212,21 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Takes one token.
+    /// Takes so many tokens. More than the bucket holds are given by a full one, and owed.
     ///
     /// # Errors
-    /// Milliseconds until a token is there, at least 1.
-    pub fn take(&mut self, rate: Rate, now: UnixMillis) -> Result<(), u32> {
+    /// Milliseconds until they are there, at least 1.
+    pub fn take(&mut self, tokens: u32, rate: Rate, now: UnixMillis) -> Result<(), u32> {
         let interval_us = 1_000_000 / u64::from(rate.per_second.max(1));
         let now_us = now * 1_000;
-        let full_at_us = self.full_at_us.max(now_us) + interval_us;
+        let full_at_us = self.full_at_us.max(now_us);
         let depth_us = interval_us * u64::from(rate.burst.max(1));
-        let debt_us = full_at_us - now_us;
+        let cost_us = interval_us * u64::from(tokens);
+        let debt_us = full_at_us - now_us + cost_us.min(depth_us);
         if debt_us > depth_us {
             return Err(u32::try_from((debt_us - depth_us).div_ceil(1_000)).unwrap_or(u32::MAX).max(1));
         }
-        self.full_at_us = full_at_us;
+        self.full_at_us = full_at_us + cost_us;
         Ok(())
     }
 }
@@ -242,19 +243,34 @@ mod tests {
     }
 
     #[test]
+    fn a_bucket_gives_many_at_once_and_is_owed_what_it_does_not_hold() {
+        let rate = Rate { per_second: 10, burst: 3 };
+        let now = 1_000_000;
+        let mut bucket = Bucket::default();
+        assert_eq!(bucket.take(2, rate, now), Ok(()));
+        assert_eq!(bucket.take(2, rate, now), Err(100));
+        assert_eq!(bucket.take(1, rate, now), Ok(()));
+        // Ten are more than it ever holds: it has to be full, and is empty for as long as they take.
+        assert_eq!(bucket.take(10, rate, now + 299), Err(1));
+        assert_eq!(bucket.take(10, rate, now + 300), Ok(()));
+        assert_eq!(bucket.take(1, rate, now + 300), Err(800));
+        assert_eq!(bucket.take(1, rate, now + 1_100), Ok(()));
+    }
+
+    #[test]
     fn a_bucket_gives_its_burst_then_its_rate() {
         let rate = Rate { per_second: 10, burst: 3 };
         let mut bucket = Bucket::default();
         let now = 1_000_000;
         for _ in 0..3 {
-            assert_eq!(bucket.take(rate, now), Ok(()));
+            assert_eq!(bucket.take(1, rate, now), Ok(()));
         }
-        assert_eq!(bucket.take(rate, now), Err(100));
-        assert_eq!(bucket.take(rate, now + 99), Err(1));
-        assert_eq!(bucket.take(rate, now + 100), Ok(()));
-        assert!(bucket.take(rate, now + 100).is_err());
+        assert_eq!(bucket.take(1, rate, now), Err(100));
+        assert_eq!(bucket.take(1, rate, now + 99), Err(1));
+        assert_eq!(bucket.take(1, rate, now + 100), Ok(()));
+        assert!(bucket.take(1, rate, now + 100).is_err());
         // A long rest fills it to the burst and no further.
-        let given = (0..10).filter(|_| bucket.take(rate, now + 60_000).is_ok()).count();
+        let given = (0..10).filter(|_| bucket.take(1, rate, now + 60_000).is_ok()).count();
         assert_eq!(given, 3);
     }
 }

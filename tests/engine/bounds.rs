@@ -52,7 +52,7 @@ fn too_fast_is_refused_with_a_time_and_in_the_end_closed() {
 
 #[test]
 fn a_users_message_rate_counts_over_all_connections() {
-    let user_rate = Rate { per_second: 1, burst: 2 };
+    let user_rate = Rate { per_second: 1, burst: 3 };
     let mut table = Table::with(Limits { user_rate, ..Limits::default() });
     table.has("a", "alice");
     table.has("b", "alice");
@@ -70,6 +70,33 @@ fn a_users_message_rate_counts_over_all_connections() {
         b ! {"type":"ok","id":1,"ts":1000000}
         "#,
     );
+}
+
+#[test]
+fn changes_of_members_count_as_messages_and_a_full_room_as_a_hundred() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.has("b", "bob");
+    let create = |name: &str| {
+        let members: Vec<String> = (0..1_000).map(|number| format!(r#""{name}-{number}""#)).collect();
+        format!(r#"{{"type":"room:create","id":1,"room":"{name}","kind":"private","members":[{}]}}"#, members.join(","))
+    };
+    assert!(table.says("a", &create("one")).has("append create one"));
+    // 101 of 200 are gone.
+    let given = table.says("a", &create("two"));
+    assert!(given.has(r#""code":111"#) && given.has(r#""temporary":true,"retry_after_ms":20}"#), "{given:?}");
+    table.passes(20).whatever();
+    assert!(table.says("a", &create("two")).has("append create two"));
+    for act in [
+        r#"{"type":"room:join","id":2,"room":"new"}"#,
+        r#"{"type":"room:leave","id":2,"room":"one"}"#,
+        r#"{"type":"room:invite","id":2,"room":"one","user":"carol"}"#,
+    ] {
+        let given = table.says("a", act);
+        assert!(given.has(r#""code":111"#) && !given.has("append"), "{given:?}");
+    }
+    // It is the user's rate.
+    assert!(table.says("b", &create("three")).has("append create three"));
 }
 
 #[test]

@@ -18,28 +18,30 @@ proptest! {
 
     /// A bucket of floating-point tokens that is filled as time passes.
     #[test]
-    fn a_bucket_is_a_bucket(per_second in 1u32..500, burst in 1u32..50, pauses in vec(0u64..400, 1..200)) {
+    fn a_bucket_is_a_bucket(per_second in 1u32..500, burst in 1u32..50, pauses in vec((0u64..400, 1u32..70), 1..200)) {
         let rate = Rate { per_second, burst };
         let (mut bucket, mut now) = (Bucket::default(), 1_600_000_000_000u64);
         // The real one counts in whole microseconds: its tokens come a little sooner than true ones.
         let interval_ms = f64::from(1_000_000 / per_second) / 1_000.0;
         let (mut tokens, mut at) = (f64::from(burst), now);
-        for pause in pauses {
+        for (pause, cost) in pauses {
+            // Mostly one, as nearly everything costs.
+            let cost = if cost > 60 { cost } else { 1 + cost / 20 };
             now += pause;
             tokens = (tokens + (now - at) as f64 / interval_ms).min(f64::from(burst));
             at = now;
-            let is_due = tokens >= 1.0 - 1e-6;
-            match bucket.take(rate, now) {
+            let is_due = tokens >= f64::from(cost.min(burst)) - 1e-6;
+            match bucket.take(cost, rate, now) {
                 Ok(()) => {
                     prop_assert!(is_due, "given with {tokens} tokens");
-                    tokens -= 1.0;
+                    tokens -= f64::from(cost);
                 }
                 Err(wait_ms) => {
                     prop_assert!(!is_due, "refused with {tokens} tokens");
                     // After that wait it is given, and a millisecond earlier it is not.
                     let (mut early, mut late) = (bucket, bucket);
-                    prop_assert!(late.take(rate, now + u64::from(wait_ms)).is_ok());
-                    prop_assert!(wait_ms == 1 || early.take(rate, now + u64::from(wait_ms) - 1).is_err());
+                    prop_assert!(late.take(cost, rate, now + u64::from(wait_ms)).is_ok());
+                    prop_assert!(wait_ms == 1 || early.take(cost, rate, now + u64::from(wait_ms) - 1).is_err());
                 }
             }
         }

@@ -52,7 +52,8 @@ fn a_user_shares_one_message_rate() {
             }
         }
     }
-    assert!((10..=14).contains(&passed), "{passed}");
+    // The join was one of ten.
+    assert!((9..=14).contains(&passed), "{passed}");
     let hello = &one.hello["limits"];
     assert_eq!((&hello["messages_per_second"], &hello["commands_per_second"]), (&json!(5), &json!(200)));
 }

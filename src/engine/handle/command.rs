@@ -89,7 +89,7 @@ impl Shard {
             return loaded.map(|()| true);
         }
         if self.cx.limits.rates_on
-            && let Err(wait_ms) = session.bucket.take(self.cx.limits.connection_rate, self.cx.now)
+            && let Err(wait_ms) = session.bucket.take(1, self.cx.limits.connection_rate, self.cx.now)
         {
             self.cx.stats.rate_limited += 1;
             return Err(Refusal::new(ErrorCode::RateLimited, "too many commands").retry_after(wait_ms));
@@ -224,14 +224,22 @@ impl Shard {
     /// # Errors
     /// `rate_limited`.
     pub(super) fn take_user_token(&mut self, conn: ConnKey) -> Result<(), Refusal> {
+        self.take_user_tokens(conn, 1, "too many messages")
+    }
+
+    /// Takes as many of them as something costs.
+    ///
+    /// # Errors
+    /// `rate_limited`, with these words.
+    pub(super) fn take_user_tokens(&mut self, conn: ConnKey, tokens: u32, words: &'static str) -> Result<(), Refusal> {
         if !self.cx.limits.rates_on {
             return Ok(());
         }
         let Some(session) = self.sessions.get(conn) else { return Ok(()) };
         let user = self.users.get_mut(session.user);
-        user.bucket.take(self.cx.limits.user_rate, self.cx.now).map_err(|wait_ms| {
+        user.bucket.take(tokens, self.cx.limits.user_rate, self.cx.now).map_err(|wait_ms| {
             self.cx.stats.rate_limited += 1;
-            Refusal::new(ErrorCode::RateLimited, "too many messages").retry_after(wait_ms)
+            Refusal::new(ErrorCode::RateLimited, words).retry_after(wait_ms)
         })
     }
 

@@ -18,6 +18,9 @@ use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::filter::Filter;
 use crate::protocol::ids::{BadName, Epoch, Role, RoomKind, RoomName, Seq, UserId};
 
+/// Members of a new room that cost as much as one message. A room of 1,000 has to be affordable at once.
+const MEMBERS_PER_TOKEN: u32 = 10;
+
 impl Shard {
     pub(super) fn on_room_create(
         &mut self,
@@ -37,9 +40,10 @@ impl Shard {
         others.sort_unstable();
         others.dedup();
         let room = RoomName::parse(room).map_err(bad)?;
+        let tokens = 1 + others.len() as u32 / MEMBERS_PER_TOKEN;
         let title = title.map(Box::from);
         let entry = Entry::CreateRoom { room: room.clone(), kind, title, creator, members: others };
-        self.change_membership(conn, id, room, entry)
+        self.change_membership(conn, id, room, entry, tokens)
     }
 
     pub(super) fn on_room_join(
@@ -81,6 +85,7 @@ impl Shard {
         self.cx.may_append()?;
         let auto_create = self.cx.limits.auto_create && self.check_covers(conn, room, Want::Write).is_ok();
         let room = RoomName::parse(room).map_err(bad)?;
+        self.take_user_tokens(conn, 1, "too many changes of members")?;
         let entry = Entry::Join { room: room.clone(), user, auto_create };
         let token = self.pending.insert(Waiting::Join { call, room, since, filter: filter.cloned() });
         self.cx.out.list.push(Output::Park { conn, again: false });
@@ -117,7 +122,7 @@ impl Shard {
         let user = self.user_of(conn)?;
         let room = RoomName::parse(room).map_err(bad)?;
         let entry = Entry::Leave { room: room.clone(), user };
-        self.change_membership(conn, id, room, entry)
+        self.change_membership(conn, id, room, entry, 1)
     }
 
     pub(super) fn on_room_manage(
@@ -134,7 +139,7 @@ impl Shard {
         let room = RoomName::parse(room).map_err(bad)?;
         let user = UserId::parse(user).map_err(bad)?;
         let entry = Entry::Manage { room: room.clone(), by, by_admin, user, act };
-        self.change_membership(conn, id, room, entry)
+        self.change_membership(conn, id, room, entry, 1)
     }
 
     fn change_membership(
@@ -143,8 +148,10 @@ impl Shard {
         id: Option<&CommandId>,
         room: RoomName,
         entry: Entry,
+        tokens: u32,
     ) -> Result<(), Refusal> {
         self.cx.may_append()?;
+        self.take_user_tokens(conn, tokens, "too many changes of members")?;
         let call = Call { conn, id: id.cloned() };
         let token = self.pending.insert(Waiting::Membership { call, room });
         self.cx.out.list.push(Output::Park { conn, again: false });
