@@ -257,6 +257,8 @@ section! {
         idle_unload_ms: u32 = "60000" in 0 to 86400000, "idle-unload-ms" "ANTIPHON_IDLE_UNLOAD_MS" [hide_short_help = true];
         /// read:advanced waits for a later one, milliseconds
         read_coalesce_ms: u32 = "200" in 0 to 60000, "read-coalesce-ms" "ANTIPHON_READ_COALESCE_MS" [hide_short_help = true];
+        /// Members of a room above which only a user's own devices hear how far the user has read
+        receipts_room_max: u32 = "100" in 0 to 10000, "receipts-room-max" "ANTIPHON_RECEIPTS_ROOM_MAX" [hide_short_help = true];
         /// Without activity for so long a device counts as away, milliseconds
         idle_after_ms: u32 = "300000" in 1000 to 86400000, "idle-after-ms" "ANTIPHON_IDLE_AFTER_MS" [hide_short_help = true];
         /// A device that lost its connection still counts as present for so long, milliseconds

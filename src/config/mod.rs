@@ -272,6 +272,7 @@ fn limits(settings: &Settings) -> Limits {
         consistency_rooms_per_s: l.consistency_rooms_per_s,
         idle_unload_ms: l.idle_unload_ms,
         read_coalesce_ms: l.read_coalesce_ms,
+        receipts_room_max: l.receipts_room_max,
         idle_after_ms: l.idle_after_ms,
         grace_ms: l.grace_ms,
         presence_tick_ms: l.presence_tick_ms,

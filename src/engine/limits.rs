@@ -56,6 +56,8 @@ pub struct Limits {
     pub idle_unload_ms: u32,
     /// `read:advanced` waits so long for a later one of the same user and room, ms.
     pub read_coalesce_ms: u32,
+    /// Members of a room above which nobody but the user's own devices is told how far a user has read.
+    pub receipts_room_max: u32,
     /// Without activity for so long a device is away, ms.
     pub idle_after_ms: u32,
     /// A device that is gone still counts as present for so long, ms.
@@ -131,6 +133,7 @@ impl Default for Limits {
             consistency_rooms_per_s: 4,
             idle_unload_ms: 60_000,
             read_coalesce_ms: 200,
+            receipts_room_max: 100,
             idle_after_ms: 300_000,
             grace_ms: 10_000,
             presence_tick_ms: 100,

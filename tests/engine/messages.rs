@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use antiphon::engine::event::{Entry, NewMessage};
+use antiphon::engine::limits::Limits;
 use antiphon::engine::stages::Stamps;
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::ids::{Priority, RoomKey, RoomName};
@@ -295,6 +296,30 @@ fn read_marks_are_told_once_for_many_and_only_forward() {
         "#,
     );
     table.passes(1_000).gives_nothing();
+}
+
+#[test]
+fn in_a_large_room_only_the_own_devices_hear_how_far_one_has_read() {
+    let mut table = Table::with(Limits { receipts_room_max: 1, ..Limits::default() });
+    for (conn, name) in [("a", "alice"), ("b", "bob"), ("b2", "bob"), ("b3", "bob")] {
+        table.has(conn, name);
+    }
+    ["a", "b", "b2"].iter().for_each(|conn| table.joins(conn, "general"));
+    table.sends("a", "general", "1");
+    for (conn, command, seq) in [("a", "read", 2), ("b", "read", 3), ("a", "delivered", 3)] {
+        table.says(conn, &format!(r#"{{"type":"message:{command}","room":"general","seq":{seq}}}"#)).whatever();
+    }
+    table.settle();
+    let mut told = table.passes(200).0;
+    told.sort_unstable();
+    Given(told).gives(
+        r#"
+        a ~ {"type":"delivered:advanced","room":"general","user":"alice","device":"a","delivered":3}
+        a ~ {"type":"read:advanced","room":"general","user":"alice","read":2}
+        b ~ {"type":"read:advanced","room":"general","user":"bob","read":3}
+        b2 ~ {"type":"read:advanced","room":"general","user":"bob","read":3}
+        "#,
+    );
 }
 
 #[test]

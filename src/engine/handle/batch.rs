@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::super::cx::Cx;
 use super::super::event::{
     AdminAnswer, Class, Committed, CommittedBatch, ConnKey, Frames, LogEntry, MembershipChange, Note, Outcome, Output,
     ReadAdvance, RoomRun, StoreEvent,
@@ -236,13 +237,25 @@ impl Shard {
         self.reads_due.insert((read.room, read.user.clone(), read.device.clone()), read.seq);
     }
 
-    /// Tells listeners how far others have read: the latest of each, in the low lane.
+    /// Tells listeners how far others have read: the latest of each, in the low lane. In a large room, where each
+    /// of many would be told of each, only the user's own devices.
     pub(super) fn flush_reads(&mut self) {
         let mut due: Vec<_> = self.reads_due.drain().collect();
         due.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         for ((key, user, device), seq) in due {
-            let Some(room) = self.rooms.find_key(key).map(|idx| self.rooms.get(idx)) else { continue };
-            let span = self.cx.scratch(|out| {
+            let Some(idx) = self.rooms.find_key(key) else { continue };
+            let room = self.rooms.get(idx);
+            let own: Vec<ConnKey>;
+            let listeners = if room.members <= self.cx.limits.receipts_room_max {
+                &room.subscribers
+            } else {
+                own = self.listening_devices(user.as_str(), idx);
+                &own
+            };
+            if listeners.is_empty() {
+                continue;
+            }
+            let frame = Cx::frame(|out| {
                 out.extend_from_slice(match &device {
                     None => b"{\"type\":\"read:advanced\",\"room\":",
                     Some(_) => b"{\"type\":\"delivered:advanced\",\"room\":",
@@ -259,8 +272,15 @@ impl Shard {
                 out.push(b'}');
             });
             let class = Class::Low { key: conflation_key(key.0, user.as_str(), device.as_ref().map(DeviceId::as_str)) };
-            self.cx.fanout(room.subscribers.iter().copied(), class, Frames::Scratch(span));
+            self.cx.fanout(listeners.iter().copied(), class, Frames::Owned(frame));
         }
+    }
+
+    /// The user's connections that listen to a room.
+    fn listening_devices(&self, user: &str, idx: RoomIdx) -> Vec<ConnKey> {
+        let conns = self.users.find(user).map_or(&[][..], |user| &self.users.get(user).conns);
+        let listens = |conn: &ConnKey| self.sessions.get(*conn).is_some_and(|session| session.is_subscribed(idx));
+        conns.iter().copied().filter(listens).collect()
     }
 
     fn on_outcome(&mut self, outcome: &Outcome, stamps: &Stamps) {
