@@ -1,5 +1,7 @@
 //! Joining, leaving, and what others do to a membership. Who may do what is the sequencer's.
 
+use antiphon::engine::limits::Limits;
+
 use crate::harness::Table;
 
 #[test]
@@ -278,6 +280,31 @@ fn members_and_rooms_are_listed_in_pages() {
         b unpark
         "#,
     );
+}
+
+#[test]
+fn sync_check_loads_many_rooms_at_once() {
+    let check = |count: usize| {
+        let rooms: Vec<String> = (0..count).map(|number| format!(r#"{{"room":"r{number}","seq":1}}"#)).collect();
+        format!(r#"{{"type":"sync:check","id":1,"rooms":[{}]}}"#, rooms.join(","))
+    };
+    // As many reads as may wait, and one after the other where only one may.
+    for (reads_max, rounds) in [(16_384, [32, 8, 0]), (1, [1, 1, 0]), (30, [30, 10, 0])] {
+        let mut table = Table::with(Limits { reads_max, ..Limits::default() });
+        table.has("a", "alice");
+        let count = rounds.iter().sum();
+        let mut given = table.says("a", &check(count));
+        for round in rounds {
+            assert_eq!(given.0.iter().filter(|line| line.starts_with("read room")).count(), round, "{given:?}");
+            let is_parked = given.0.iter().filter(|line| *line == "a park again").count() == 1;
+            assert_eq!(is_parked, round > 0, "{given:?}");
+            if is_parked {
+                table.answer().gives("a unpark");
+                given = table.comes_again("a");
+            }
+        }
+        assert_eq!(given.0.concat().matches(r#""state":"unknown""#).count(), count, "{given:?}");
+    }
 }
 
 #[test]

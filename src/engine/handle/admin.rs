@@ -48,7 +48,7 @@ impl Shard {
         if self.rooms.is_absent(room.as_str()) {
             return Err(Refusal::new(ErrorCode::UnknownRoom, "there is no such room"));
         }
-        self.load_room(room, Waiter::Admin(request))
+        self.load_room(room, Some(Waiter::Admin(request)))
     }
 
     fn publish(&mut self, token: Token, act: &AdminAct) -> Result<(), Refusal> {

@@ -199,7 +199,7 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::UnknownRoom, "there is no such room"));
         }
         let name = RoomName::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
-        self.load_room(name, Waiter::Conn(conn))?;
+        self.load_room(name, Some(Waiter::Conn(conn)))?;
         self.cx.out.list.push(Output::Park { conn, again: true });
         Ok(None)
     }

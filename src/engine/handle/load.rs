@@ -22,17 +22,17 @@ use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
 use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq, UnixMillis};
 
 impl Shard {
-    /// Starts loading a room, or joins those who wait for it.
+    /// Starts loading a room, or joins those who wait for it. Without a waiter it is only there sooner.
     ///
     /// # Errors
     /// `busy`.
-    pub(super) fn load_room(&mut self, name: RoomName, waiter: Waiter) -> Result<(), Refusal> {
+    pub(super) fn load_room(&mut self, name: RoomName, waiter: Option<Waiter>) -> Result<(), Refusal> {
         if let Some(waiters) = self.loading.get_mut(&name) {
-            waiters.push(waiter);
+            waiters.extend(waiter);
             return Ok(());
         }
         self.cx.may_read()?;
-        self.loading.insert(name.clone(), vec![waiter]);
+        self.loading.insert(name.clone(), waiter.into_iter().collect());
         self.ask_room(name);
         Ok(())
     }

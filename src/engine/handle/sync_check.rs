@@ -8,11 +8,15 @@ use super::super::rooms::Room;
 use super::super::shard::Shard;
 use super::super::sync;
 use super::super::tally::{Tally, hash_text};
+use super::super::users::Waiter;
 use super::{Call, Waiting};
 use crate::protocol::command::{CommandId, RoomCheck};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{RoomKey, RoomName, Seq};
+use crate::protocol::ids::{BadName, RoomKey, RoomName, Seq};
+
+/// Rooms that a check loads at once: a part of the reads that a shard may have waiting.
+const LOADS_MAX: usize = 32;
 
 /// One room of a check.
 #[derive(Debug)]
@@ -64,6 +68,9 @@ impl Shard {
         id: Option<&CommandId>,
         asked: &[RoomCheck<'_>],
     ) -> Result<(), Refusal> {
+        if self.load_asked(conn, asked)? {
+            return Ok(());
+        }
         let mut checks = Vec::with_capacity(asked.len());
         for RoomCheck { room: name, seq, hash, wants_hash } in asked {
             let room = match self.find_room(conn, name, Want::Read) {
@@ -72,7 +79,7 @@ impl Shard {
                 Err(refusal) if matches!(refusal.code, ErrorCode::UnknownRoom | ErrorCode::PermissionDenied) => None,
                 Err(refusal) => return Err(refusal),
             };
-            let name = RoomName::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
+            let name = RoomName::parse(name).map_err(bad)?;
             let (hash, wants_hash) = (*hash, *wants_hash);
             let tally = room.filter(|_| wants_hash).and_then(|room| known_tally(room, *seq));
             let room = room.map(|room| (room.key, room.head));
@@ -93,6 +100,25 @@ impl Shard {
         self.cx.out.list.push(Output::Park { conn, again: false });
         self.cx.read(token, Query::Tallies(open));
         Ok(())
+    }
+
+    /// Loads those that are not there, many together, since the command is handled anew once they are. True when
+    /// there were any: the connection is parked for the last of them.
+    fn load_asked(&mut self, conn: ConnKey, asked: &[RoomCheck<'_>]) -> Result<bool, Refusal> {
+        let Some(session) = self.sessions.get(conn) else { return Ok(false) };
+        let is_missing = |name: &&str| {
+            session.rights.covers(name, Want::Read) && self.rooms.find(name).is_none() && !self.rooms.is_absent(name)
+        };
+        let reads_left = self.cx.limits.reads_max.saturating_sub(self.cx.reads) as usize;
+        let missing = asked.iter().map(|check| check.room).filter(is_missing).take(reads_left.clamp(1, LOADS_MAX));
+        let mut missing: Vec<RoomName> = missing.map(RoomName::parse).collect::<Result<_, _>>().map_err(bad)?;
+        let Some(last) = missing.pop() else { return Ok(false) };
+        for name in missing {
+            self.load_room(name, None)?;
+        }
+        self.load_room(last, Some(Waiter::Conn(conn)))?;
+        self.cx.out.list.push(Output::Park { conn, again: true });
+        Ok(true)
     }
 
     pub(super) fn on_tallies(&mut self, call: &Call, mut checks: Vec<Check>, tallies: &[Option<Tally>]) {
@@ -116,6 +142,10 @@ impl Shard {
             out.push(b']');
         });
     }
+}
+
+fn bad(bad: BadName) -> Refusal {
+    Refusal::new(ErrorCode::BadRequest, bad.to_string())
 }
 
 /// What a room's entries up to `seq` come to, if the shard can tell by itself.
