@@ -130,11 +130,6 @@ impl Codec {
         self.is_close_sent && !self.is_reading
     }
 
-    /// True when the bytes so far end between two messages: nothing of the client's is held.
-    pub fn is_at_boundary(&self) -> bool {
-        self.head_len == 0 && self.rest == 0 && self.fragments == 0
-    }
-
     /// Takes bytes from `input` up to the next message; nothing when `input` is used up.
     ///
     /// A text is unmasked into `text`, whose content is replaced. Frames that must be answered are
@@ -482,7 +477,7 @@ mod tests {
         let (said, replies) = run(&mut codec, &bytes, 1);
         assert_eq!(said, [r#"Text("one")"#, "Ping", r#"Text("two")"#]);
         assert_eq!(replies, [0x8a, 1, b'p']);
-        assert!(codec.context.is_none() && codec.is_at_boundary());
+        assert!(codec.context.is_none() && (codec.head_len, codec.rest, codec.fragments) == (0, 0, 0));
     }
 
     #[test]
