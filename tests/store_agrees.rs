@@ -268,9 +268,12 @@ fn compare(store: &Store, log: &MemoryLog) {
     }
     for name in USERS {
         let who = user(name);
-        let Page::User { memberships, delivered, .. } = store.page(Query::User(who.clone())) else { panic!("a user") };
+        let page = store.page(Query::User(who.clone()));
+        let Page::User { memberships, bans, delivered, .. } = page else { panic!("a user") };
         let told: Vec<_> = memberships.iter().map(|m| (m.room.key, m.role, (m.read, m.counted))).collect();
-        let kept = log.roles.iter().filter(|((_, user), _)| *user == who);
+        let kept = log.roles.iter().filter(|((_, user), role)| *user == who && role.is_member());
+        let banned = log.roles.iter().filter(|((_, user), role)| *user == who && !role.is_member());
+        assert_eq!(bans, banned.map(|((key, _), _)| *key).collect::<Vec<_>>());
         let cursor = |key: RoomKey| log.cursors.get(&(key, who.clone())).copied().unwrap_or_default();
         for of in &memberships {
             let unread = of.counted < of.room.tally.messages;

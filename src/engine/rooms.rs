@@ -44,7 +44,7 @@ pub struct Room {
     pub subscribers: Vec<ConnKey>,
     /// The filters of the last subscribers, in their order. Mostly empty.
     pub filters: Vec<Arc<Filter>>,
-    /// Loaded users with a standing here.
+    /// Loaded users who are members here.
     pub standings: u32,
     /// Where recent entries are, ascending.
     pub recent: VecDeque<RecentRun>,

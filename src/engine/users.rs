@@ -94,9 +94,11 @@ impl User {
     }
 
     /// Sets or ends their standing in `room`; a new member has read up to `begin` (a seq, and the
-    /// messages up to it). Tells how the number of standings changed (-1, 0, 1).
+    /// messages up to it). Tells how the number of their memberships changed (-1, 0, 1).
     pub fn set_role(&mut self, room: RoomKey, role: Option<Role>, begin: (Seq, u64)) -> i32 {
         let (read, counted) = begin;
+        let is_member = |role: Option<Role>| i32::from(role.is_some_and(Role::is_member));
+        let difference = is_member(role) - is_member(self.role(room));
         match (self.standings.binary_search_by_key(&room, |s| s.room), role) {
             (Ok(at), Some(role)) => {
                 let standing = &mut self.standings[at];
@@ -104,20 +106,18 @@ impl User {
                     (standing.read, standing.counted) = (read, counted);
                 }
                 standing.role = role;
-                0
             }
             (Ok(at), None) => {
                 self.standings.remove(at);
                 self.forget_delivered(|(of, ..)| *of == room);
-                -1
             }
             (Err(at), Some(role)) => {
                 self.standings.reserve_exact(1);
                 self.standings.insert(at, Standing { room, role, read, counted });
-                1
             }
-            (Err(_), None) => 0,
+            (Err(_), None) => {}
         }
+        difference
     }
 
     /// Moves a cursor of theirs forward, now or once they are read.
@@ -330,9 +330,10 @@ mod tests {
         user.advance(&cursor(1, Some("phone"), 7));
         user.set_role(RoomKey(1), None, (0, 0));
         assert!(user.delivered.is_none());
-        user.set_role(RoomKey(1), Some(Role::Banned), (0, 0));
-        user.set_role(RoomKey(1), Some(Role::Member), (9, 3));
+        assert_eq!(user.set_role(RoomKey(1), Some(Role::Banned), (0, 0)), 0, "a ban is no membership");
+        assert_eq!(user.set_role(RoomKey(1), Some(Role::Member), (9, 3)), 1);
         assert_eq!(user.standing(RoomKey(1)).map(|s| (s.read, s.counted)), Some((9, 3)), "a new member begins there");
+        assert_eq!(user.set_role(RoomKey(1), Some(Role::Banned), (0, 0)), -1);
     }
 
     #[test]

@@ -104,7 +104,7 @@ fn user_page(snapshot: &Snapshot<'_>, user: &UserId) -> rusqlite::Result<Page> {
         room_columns!(),
         ", m.role, m.read, m.counted
          FROM members m JOIN rooms r ON r.key = m.room LEFT JOIN heads h ON h.room = r.key
-         WHERE m.user = ?1 ORDER BY m.room"
+         WHERE m.user = ?1 AND m.role > 0 ORDER BY m.room"
     ))?;
     let rows = statement.query_map([user.as_str()], |row| {
         Ok(Membership {
@@ -120,7 +120,14 @@ fn user_page(snapshot: &Snapshot<'_>, user: &UserId) -> rusqlite::Result<Page> {
         membership.deleted = tallies::deleted_after(conn, membership.room.key, membership.read)?;
     }
     let inbox = super::inbox::waiting(conn, user)?;
-    Ok(Page::User { at, memberships, inbox, delivered: delivered(conn, user)? })
+    Ok(Page::User { at, memberships, bans: bans(conn, user)?, inbox, delivered: delivered(conn, user)? })
+}
+
+/// All of them, whatever their number: a ban that was left out would be none.
+fn bans(conn: &Connection, user: &UserId) -> rusqlite::Result<Vec<RoomKey>> {
+    let mut statement = conn.prepare_cached("SELECT room FROM members WHERE user = ?1 AND role = 0 ORDER BY room")?;
+    let rows = statement.query_map([user.as_str()], |row| Ok(RoomKey(integer(row, 0)?)))?;
+    rows.collect()
 }
 
 /// What the user's devices have beyond what is read.

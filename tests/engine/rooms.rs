@@ -1,8 +1,11 @@
 //! Joining, leaving, and what others do to a membership. Who may do what is the sequencer's.
 
+use antiphon::engine::event::Entry;
 use antiphon::engine::limits::Limits;
+use antiphon::protocol::command::Manage;
+use antiphon::protocol::ids::{Role, RoomKind, RoomName};
 
-use crate::harness::Table;
+use crate::harness::{Table, user};
 
 #[test]
 fn a_join_is_parked_until_its_commit_and_listens_from_there_on() {
@@ -349,4 +352,62 @@ fn sync_check_answers_for_every_room_also_for_one_that_was_lost() {
         b ! {"type":"ok","id":3,"rooms":[{"room":"one","seq":2,"state":"ok"},{"room":"den","seq":0,"state":"unknown"}]}
         "#,
     );
+}
+
+/// Eve bans bob from a room of hers, or lets him in, on another shard.
+fn elsewhere(table: &mut Table, name: &str, act: Manage) {
+    let room = RoomName::parse(name).unwrap();
+    table.elsewhere(Entry::Manage { room, by: user("eve"), by_admin: false, user: user("bob"), act });
+    table.commit().whatever();
+}
+
+#[test]
+fn bans_load_no_rooms_and_hold_all_the_same() {
+    let mut table = Table::new();
+    for number in 0..20 {
+        let room = RoomName::parse(&format!("trap-{number}")).unwrap();
+        let (kind, creator) = (RoomKind::Public, user("eve"));
+        table.elsewhere(Entry::CreateRoom { room, kind, title: None, creator, members: Vec::new() });
+        table.commit().whatever();
+    }
+    for number in 0..10 {
+        elsewhere(&mut table, &format!("trap-{number}"), Manage::Ban);
+    }
+    table.has("b", "bob");
+    // Some while he is there, too.
+    for number in 10..20 {
+        elsewhere(&mut table, &format!("trap-{number}"), Manage::Ban);
+    }
+    assert_eq!(table.engine.stats().rooms_loaded, 0);
+    for trap in ["trap-1", "trap-11"] {
+        let commands = [
+            format!(r#"{{"type":"room:subscribe","id":1,"room":"{trap}"}}"#),
+            format!(r#"{{"type":"message:history","id":1,"room":"{trap}"}}"#),
+            format!(r#"{{"type":"presence:subscribe","id":1,"room":"{trap}"}}"#),
+            format!(r#"{{"type":"room:members","id":1,"room":"{trap}"}}"#),
+            format!(r#"{{"type":"message:send","id":1,"room":"{trap}","body":"x"}}"#),
+            format!(r#"{{"type":"room:join","id":1,"room":"{trap}"}}"#),
+        ];
+        for command in commands {
+            let mut given = table.says("b", &command);
+            given.0.extend(table.settle_with(&["b"]).0);
+            assert!(given.has(r#""code":103"#), "{command}: {given:?}");
+        }
+    }
+    // Nobody needs those two: they go again, and the ban is known still.
+    assert_eq!(table.engine.stats().rooms_loaded, 2);
+    for _ in 0..60 {
+        table.is_heard("b");
+        table.passes(20_000).whatever();
+        table.settle();
+    }
+    assert_eq!(table.engine.stats().rooms_loaded, 0);
+    for trap in ["trap-1", "trap-12"] {
+        elsewhere(&mut table, trap, Manage::Role(Role::Member));
+        let given = table.says("b", &format!(r#"{{"type":"room:subscribe","id":2,"room":"{trap}"}}"#));
+        assert!(given.has(r#""role":"member","members":2"#), "{given:?}");
+        elsewhere(&mut table, trap, Manage::Ban);
+        let given = table.says("b", &format!(r#"{{"type":"room:subscribe","id":3,"room":"{trap}"}}"#));
+        assert!(given.has(r#""code":103"#), "{given:?}");
+    }
 }

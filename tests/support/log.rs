@@ -104,7 +104,9 @@ impl TestLog {
                 let inbox = self.kept.inbox.values().filter(|item| item.user == *user).cloned().collect();
                 let theirs = self.kept.delivered.iter().filter(|((_, of, _), _)| of == user);
                 let delivered = theirs.map(|((room, _, device), seq)| (*room, device.clone(), *seq)).collect();
-                Page::User { at, memberships: self.memberships(user), inbox, delivered }
+                let theirs = self.kept.roles.iter().filter(|((_, of), role)| of == user && !role.is_member());
+                let bans = theirs.map(|((room, _), _)| *room).collect();
+                Page::User { at, memberships: self.memberships(user), bans, inbox, delivered }
             }
             Query::Room(name) => {
                 let room = self.kept.names.get(name).map(|key| self.kept.rooms[key].clone());
@@ -156,7 +158,7 @@ impl TestLog {
     }
 
     fn memberships(&self, user: &UserId) -> Vec<Membership> {
-        let theirs = self.kept.roles.iter().filter(|((_, member), _)| member == user);
+        let theirs = self.kept.roles.iter().filter(|((_, member), role)| member == user && role.is_member());
         theirs
             .map(|((key, _), role)| {
                 let (read, counted) = self.kept.cursors.get(&(*key, user.clone())).copied().unwrap_or_default();

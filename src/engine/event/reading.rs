@@ -116,8 +116,11 @@ pub enum Page {
     User {
         /// Snapshot position.
         at: Position,
-        /// One for each room the user is in, or banned from.
+        /// One for each room the user is in.
         memberships: Vec<Membership>,
+        /// The rooms they are banned from, ascending: the numbers only, since anybody can ban anybody from any
+        /// number of rooms.
+        bans: Vec<RoomKey>,
         /// What waits in their inbox, in no order.
         inbox: Vec<Item>,
         /// What their devices have beyond what is read; at most [`DELIVERED_MAX`].
@@ -176,7 +179,7 @@ pub const DELETED_MAX: usize = 1_024;
 /// Delivered cursors of a user that are read at once, those of the newest rooms, and that are kept in memory.
 pub const DELIVERED_MAX: u32 = 1_024;
 
-/// One user's standing in one room.
+/// One user's membership of one room.
 #[derive(Debug, Clone)]
 pub struct Membership {
     /// The room as it stood at the snapshot.

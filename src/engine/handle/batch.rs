@@ -185,18 +185,19 @@ impl Shard {
     /// A loaded user's standing changes. `batch` is among the kept ones.
     pub(super) fn apply_change(&mut self, batch: &CommittedBatch, run: &RoomRun, seq: Seq, change: &MembershipChange) {
         let Some(user) = self.users.find(change.user.as_str()) else { return };
-        let idx = match (self.rooms.find_key(run.room), change.role) {
-            (Some(idx), _) => idx,
-            // A standing keeps its room loaded.
-            (None, Some(_)) => self.add_room(row_before(run), batch.first - 1),
-            (None, None) => return,
+        let idx = match self.rooms.find_key(run.room) {
+            // A membership keeps its room loaded; a ban does not.
+            None if !ends_membership(change) => Some(self.add_room(row_before(run), batch.first - 1)),
+            idx => idx,
         };
         let difference = self.users.get_mut(user).set_role(run.room, change.role, (seq, change.counted));
-        let room = self.rooms.get_mut(idx);
-        room.standings = room.standings.saturating_add_signed(difference);
-        room.touch(self.cx.now);
+        if let Some(idx) = idx {
+            let room = self.rooms.get_mut(idx);
+            room.standings = room.standings.saturating_add_signed(difference);
+            room.touch(self.cx.now);
+        }
         self.note_membership(user, run.room, ends_membership(change));
-        if ends_membership(change) {
+        if let Some(idx) = idx.filter(|_| ends_membership(change)) {
             self.unsubscribe_user(change.user.as_str(), idx);
         }
     }

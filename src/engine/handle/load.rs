@@ -19,7 +19,7 @@ use super::super::sync;
 use super::super::users::{Loading, Standing, UserIdx, Waiter};
 use super::Waiting;
 use crate::protocol::error::{CloseCode, ErrorCode, Refusal};
-use crate::protocol::ids::{DeviceId, Position, RoomKey, RoomName, Seq, UnixMillis};
+use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomName, Seq, UnixMillis};
 
 impl Shard {
     /// Starts loading a room, or joins those who wait for it. Without a waiter it is only there sooner.
@@ -49,8 +49,8 @@ impl Shard {
             self.forgive(waiting.conn());
         }
         match (waiting, reply.result) {
-            (Waiting::User(user), Ok(Page::User { at, memberships, inbox, delivered })) => {
-                self.on_user_page(user, at, memberships, inbox, &delivered);
+            (Waiting::User(user), Ok(Page::User { at, memberships, bans, inbox, delivered })) => {
+                self.on_user_page(user, at, memberships, &bans, inbox, &delivered);
             }
             (Waiting::User(user), _) => self.on_user_failed(user),
             (Waiting::Room(name), Ok(Page::Room { at, room })) => self.on_room_page(name, at, room),
@@ -117,6 +117,7 @@ impl Shard {
         user: UserIdx,
         at: Position,
         memberships: Vec<Membership>,
+        bans: &[RoomKey],
         inbox: Vec<Item>,
         delivered: &[(RoomKey, DeviceId, Seq)],
     ) {
@@ -126,7 +127,8 @@ impl Shard {
             let name = self.users.get(user).name.clone();
             return self.cx.read(token, Query::User(name));
         }
-        let mut standings = Vec::with_capacity(memberships.len());
+        let mut standings = Vec::with_capacity(memberships.len() + bans.len());
+        standings.extend(bans.iter().map(|room| Standing { room: *room, role: Role::Banned, read: 0, counted: 0 }));
         for Membership { room: row, role, read, counted, deleted } in memberships {
             standings.push(Standing { room: row.key, role, read, counted });
             let idx = match self.rooms.find_key(row.key) {
@@ -254,7 +256,8 @@ impl Shard {
         self.revoked.forget(self.cx.time_of_day());
         let before = now.saturating_sub(u64::from(limits.idle_unload_ms));
         for user in self.users.idle_since(before) {
-            for standing in self.users.remove(user).map(|user| user.standings).unwrap_or_default() {
+            let standings = self.users.remove(user).map(|user| user.standings).unwrap_or_default();
+            for standing in standings.iter().filter(|standing| standing.role.is_member()) {
                 if let Some(room) = self.rooms.get_key_mut(standing.room) {
                     room.standings -= 1;
                     room.touch(now);

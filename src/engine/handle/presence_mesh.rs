@@ -199,7 +199,8 @@ impl Shard {
             }
         }
         if status != before {
-            let counted: Vec<RoomKey> = user.standings.iter().map(|standing| standing.room).collect();
+            let members = user.standings.iter().filter(|standing| standing.role.is_member());
+            let counted: Vec<RoomKey> = members.map(|standing| standing.room).collect();
             counted.into_iter().for_each(|room| self.note_counts(room));
         }
         if status == Status::Offline {
