@@ -330,3 +330,36 @@ fn a_mention_that_no_listening_device_is_shown_waits() {
     table.settle();
     assert_eq!(table.log.kept.inbox.len(), 2);
 }
+
+#[test]
+fn what_goes_away_by_itself_is_taken_from_every_device() {
+    let mut table = Table::with_inbox(Bounds { items_max: 2, ..Bounds::default() });
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.has("b2", "bob");
+    table.joins("a", "general");
+    table.joins("b", "general");
+    table.says("b", r#"{"type":"room:unsubscribe","room":"general"}"#).whatever();
+    table.says("a", r#"{"type":"message:send","room":"general","body":"hi","mentions":["bob"]}"#).whatever();
+    let given = table.commit();
+    assert!(given.has(r#"b2 = {"type":"inbox:item","items":[{"item":1,"#), "{given:?}");
+    // Read on one device.
+    table.says("b", r#"{"type":"message:read","room":"general","seq":3}"#).whatever();
+    table.settle_with(&["b", "b2"]).gives(
+        r#"
+        b = {"type":"inbox:acked","items":[1]}
+        b2 = {"type":"inbox:acked","items":[1]}
+        "#,
+    );
+    // Thrown out of a full inbox: only what was sent is taken away.
+    for name in ["two", "three", "four", "five"] {
+        table.elsewhere(Entry::Notify { item: item("bob", name, Priority::Normal), by_admin: true });
+    }
+    assert!(table.commit().only(&["b2"]).lines("acked").is_empty());
+    table.elsewhere(Entry::Notify { item: item("bob", "six", Priority::Normal), by_admin: true });
+    assert_eq!(table.commit().only(&["b2"]).lines("acked"), [r#"b2 = {"type":"inbox:acked","items":[4]}"#]);
+    // A device that is gone before it is told has acknowledged for the others all the same.
+    table.says("b", r#"{"type":"inbox:ack","items":[5]}"#).whatever();
+    table.closes("b").whatever();
+    assert_eq!(table.commit().only(&["b2"]).0, [r#"b2 = {"type":"inbox:acked","items":[5]}"#]);
+}

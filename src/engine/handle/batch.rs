@@ -322,9 +322,12 @@ impl Shard {
             (Waiting::Notify { call }, Ok(committed)) => {
                 self.cx.ok(call.conn, call.id.as_ref(), |out| field_integer(out, "item", committed.seq));
             }
-            (Waiting::InboxAck { call, items }, Ok(committed)) => self.on_acked(&call, &items, committed.seq),
+            (Waiting::InboxAck { call, user, items }, Ok(committed)) => {
+                self.on_acked(&call, &user, &items, committed.seq);
+            }
             (Waiting::PresenceNews, result) => self.on_news_answered(result.as_ref().err()),
-            (Waiting::InboxTakeAway { user, items }, Err(_)) => self.on_not_taken_away(&user, &items),
+            (Waiting::InboxTakeAway { user, items, .. }, Err(_)) => self.on_not_taken_away(&user, &items),
+            (Waiting::InboxTakeAway { user, items, was_sent: true }, Ok(_)) => self.say_gone(&user, &items, None),
             (Waiting::InboxUpkeep | Waiting::InboxTakeAway { .. }, _) => {}
             (Waiting::Mend { room, witness, reload }, result) => self.on_mended(room, witness, reload, result),
             (Waiting::AdminNotify { token }, Ok(committed)) => {

@@ -66,7 +66,7 @@ impl Shard {
         let user = self.user_of(conn)?;
         let items: Box<[ItemId]> = items.into();
         let call = Call { conn, id: id.cloned() };
-        let token = self.pending.insert(Waiting::InboxAck { call, items: items.clone() });
+        let token = self.pending.insert(Waiting::InboxAck { call, user: user.clone(), items: items.clone() });
         self.cx.append(token, Entry::InboxAck { user, items });
         Ok(())
     }
@@ -114,12 +114,19 @@ impl Shard {
     // Answers of the core
 
     /// Items are acknowledged: the device that said so is told how many, the others which.
-    pub(super) fn on_acked(&mut self, call: &Call, items: &[ItemId], acked: u64) {
+    pub(super) fn on_acked(&mut self, call: &Call, user: &UserId, items: &[ItemId], acked: u64) {
         self.cx.ok(call.conn, call.id.as_ref(), |out| field_integer(out, "acked", acked));
-        let Some(session) = self.sessions.get(call.conn).filter(|_| acked > 0) else { return };
-        let others: Vec<ConnKey> =
-            self.open_conns(session.user).into_iter().filter(|conn| *conn != call.conn).collect();
-        if others.is_empty() {
+        if acked > 0 {
+            self.say_gone(user, items, Some(call.conn));
+        }
+    }
+
+    /// Items that devices were sent need no attention any more: told to all of them but `except`.
+    pub(super) fn say_gone(&mut self, user: &UserId, items: &[ItemId], except: Option<ConnKey>) {
+        let Some(idx) = self.users.find(user.as_str()) else { return };
+        let mut conns = self.open_conns(idx);
+        conns.retain(|conn| Some(*conn) != except);
+        if conns.is_empty() || items.is_empty() {
             return;
         }
         let span = self.cx.scratch(|out| {
@@ -132,7 +139,7 @@ impl Shard {
             }
             out.extend_from_slice(b"]}");
         });
-        self.cx.fanout(others, Class::Normal, Frames::Scratch(span));
+        self.cx.fanout(conns, Class::Normal, Frames::Scratch(span));
     }
 
     /// Queues of this shard's users change.
@@ -166,11 +173,13 @@ impl Shard {
         let is_loaded = user.loaded_at().is_some();
         match change {
             InboxChange::Added(item) => user.inbox.get_or_insert_default().insert(item.clone()),
-            InboxChange::Removed { items, .. } if is_loaded => {
-                if let Some(inbox) = &mut user.inbox {
-                    items.iter().for_each(|id| {
-                        inbox.remove(*id);
-                    });
+            InboxChange::Removed { user: name, items, why } if is_loaded => {
+                let Some(inbox) = &mut user.inbox else { return };
+                let mut sent = items.to_vec();
+                sent.retain(|id| inbox.remove(*id));
+                // Whoever had a hand in it is told by the answer to that; when an item expires it says itself.
+                if matches!(why, Removal::Evicted | Removal::Dead) {
+                    self.say_gone(name, &sent, None);
                 }
             }
             InboxChange::Removed { items, .. } => {
@@ -181,6 +190,7 @@ impl Shard {
             InboxChange::Tried { .. } if is_loaded => {}
             InboxChange::Tried { items, .. } => user.inbox.get_or_insert_default().try_early(items),
         }
+        let user = self.users.get_mut(idx);
         if is_loaded && user.inbox.as_ref().is_some_and(|inbox| inbox.is_empty()) {
             user.inbox = None;
         }
@@ -200,7 +210,7 @@ impl Shard {
         inbox.fill(page);
         self.cx.stats.inbox_expired += u64::from(inbox.expire(now));
         let read: Vec<ItemId> = user.standings.iter().flat_map(|s| inbox.covered(s.room, s.read)).collect();
-        self.take_away(idx, read);
+        self.take_away(idx, read, false);
         let user = self.users.get_mut(idx);
         if user.inbox.as_ref().is_some_and(|inbox| inbox.is_empty()) {
             user.inbox = None;
@@ -231,7 +241,7 @@ impl Shard {
         let mut sendings = inbox.take_fresh(now, jitter);
         let heard: Vec<ItemId> =
             sendings.iter().filter(|sending| self.hears(idx, sending.item.covers)).map(|s| s.item.id).collect();
-        if !heard.is_empty() && self.take_away(idx, heard.clone()) {
+        if !heard.is_empty() && self.take_away(idx, heard.clone(), false) {
             self.cx.stats.inbox_heard += heard.len() as u64;
             sendings.retain(|sending| !heard.contains(&sending.item.id));
         }
@@ -262,12 +272,13 @@ impl Shard {
         }
         let Some(inbox) = &user.inbox else { return };
         let covered = inbox.covered(room, seq);
-        self.take_away(idx, covered);
+        self.take_away(idx, covered, true);
     }
 
-    /// Asks the core to take items away, and shows them to nobody meanwhile. False when it cannot be
-    /// asked now: then they stay, and are sent again in their time.
-    fn take_away(&mut self, idx: UserIdx, items: Vec<ItemId>) -> bool {
+    /// Asks the core to take items away, and shows them to nobody meanwhile; devices that were sent them
+    /// are told when they are gone. False when it cannot be asked now: then they stay, and are sent again
+    /// in their time.
+    fn take_away(&mut self, idx: UserIdx, items: Vec<ItemId>, was_sent: bool) -> bool {
         if items.is_empty() || self.cx.may_append().is_err() {
             return false;
         }
@@ -276,7 +287,8 @@ impl Shard {
             inbox.leave(&items);
         }
         let (user, items): (_, Box<[ItemId]>) = (user.name.clone(), items.into());
-        let token = self.pending.insert(Waiting::InboxTakeAway { user: user.clone(), items: items.clone() });
+        let waiting = Waiting::InboxTakeAway { user: user.clone(), items: items.clone(), was_sent };
+        let token = self.pending.insert(waiting);
         let entry = Entry::InboxAck { user, items };
         self.cx.append(token, entry);
         true

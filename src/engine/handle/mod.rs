@@ -60,9 +60,9 @@ pub enum Waiting {
     /// A page of dead letters.
     AdminDeadLetters { token: Token },
     /// An acknowledgement of inbox items.
-    InboxAck { call: Call, items: Box<[ItemId]> },
+    InboxAck { call: Call, user: UserId, items: Box<[ItemId]> },
     /// Items that were read, or heard otherwise; nobody waits.
-    InboxTakeAway { user: UserId, items: Box<[ItemId]> },
+    InboxTakeAway { user: UserId, items: Box<[ItemId]>, was_sent: bool },
     /// Attempts, dead letters and what needs no answer; nobody waits.
     InboxUpkeep,
     /// What is to be kept of presence; nobody waits.

@@ -77,11 +77,11 @@ impl Inbox {
         self.fresh.push(key);
     }
 
-    /// Takes an item out. False when it was not there.
+    /// Takes an item out. True when it was there, and some device may have been sent it.
     pub fn remove(&mut self, id: ItemId) -> bool {
-        [Priority::Critical, Priority::Normal, Priority::Low]
-            .into_iter()
-            .any(|priority| self.waiting.remove(&(priority, id)).is_some())
+        let mut priorities = [Priority::Critical, Priority::Normal, Priority::Low].into_iter();
+        let removed = priorities.find_map(|priority| self.waiting.remove(&(priority, id)));
+        removed.is_some_and(|waiting| waiting.attempts > 0)
     }
 
     /// The core is asked to take these away.
