@@ -363,3 +363,17 @@ fn what_goes_away_by_itself_is_taken_from_every_device() {
     table.closes("b").whatever();
     assert_eq!(table.commit().only(&["b2"]).0, [r#"b2 = {"type":"inbox:acked","items":[5]}"#]);
 }
+
+#[test]
+fn hello_counts_nothing_that_has_expired() {
+    let mut table = Table::new();
+    table.has("b", "bob");
+    let item = NewItem { ttl_ms: Some(1_000), ..item("bob", "n", Priority::Normal) };
+    table.elsewhere(Entry::Notify { item, by_admin: true });
+    table.commit().whatever();
+    table.closes("b").whatever();
+    table.passes(1_500).whatever();
+    let given = table.opens("b2", "bob");
+    assert!(given.has(r#""inbox":0}"#) && !given.has("inbox:item"), "{given:?}");
+    assert_eq!(table.engine.stats().inbox_expired, 1);
+}

@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use super::super::cx::Cx;
 use super::super::event::{Class, ConnKey, Entry, Frames, Token};
-use super::super::inbox::{
-    EVENT_BYTES_MAX, EVENT_ITEMS_MAX, Inbox, InboxChange, Item, ItemId, NewItem, Removal, Sending,
-};
+use super::super::inbox::{EVENT_BYTES_MAX, EVENT_ITEMS_MAX, InboxChange, Item, ItemId, NewItem, Removal, Sending};
 use super::super::shard::Shard;
 use super::super::shard_of;
 use super::super::sync;
@@ -217,13 +215,19 @@ impl Shard {
         }
     }
 
-    /// Everything that waits, for a device that has just had its `hello`.
+    /// How many items wait, for `hello`.
+    pub(super) fn waiting_count(&mut self, idx: UserIdx) -> u64 {
+        let Some(inbox) = &mut self.users.get_mut(idx).inbox else { return 0 };
+        self.cx.stats.inbox_expired += u64::from(inbox.expire(self.cx.now));
+        inbox.len() as u64
+    }
+
+    /// Everything that waits, for a device that has just had its `hello`, which counted it.
     pub(super) fn greet_with_inbox(&mut self, conn: ConnKey) {
         let Some(session) = self.sessions.get(conn) else { return };
         let (idx, now) = (session.user, self.cx.now);
         let jitter = (self.cx.rng.next_u64() >> 32) as u32;
         let Some(inbox) = &mut self.users.get_mut(idx).inbox else { return };
-        self.cx.stats.inbox_expired += u64::from(inbox.expire(now));
         let sendings = inbox.greet(now, jitter);
         self.send_items(&[conn], &sendings);
         self.arm_inbox(idx);
@@ -376,11 +380,6 @@ impl Shard {
     fn open_conns(&self, idx: UserIdx) -> Vec<ConnKey> {
         self.users.get(idx).conns.iter().copied().filter(|conn| self.is_open(*conn)).collect()
     }
-}
-
-/// How many items wait, for `hello`.
-pub(super) fn waiting_count(inbox: Option<&Inbox>) -> u64 {
-    inbox.map_or(0, |inbox| inbox.len() as u64)
 }
 
 fn write_items(out: &mut Vec<u8>, sendings: &[Sending]) {

@@ -99,8 +99,10 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(conn) else { return };
         let Some(next) = session.state.on(Step::Loaded) else { return };
         session.state = next;
-        let session = &*session;
-        let user = self.users.get(session.user);
+        let user = session.user;
+        let waiting = self.waiting_count(user);
+        let Some(session) = self.sessions.get(conn) else { return };
+        let user = self.users.get(user);
         let delivered = user.delivered_to(&session.device);
         let (cx, rooms) = (&mut self.cx, &self.rooms);
         let (epoch, limits, ts) = (cx.epoch.clone(), cx.limits.clone(), cx.time_of_day());
@@ -133,7 +135,7 @@ impl Shard {
             }
             out.push(b']');
             limits_object(out, &limits);
-            field_integer(out, "inbox", super::inbox::waiting_count(user.inbox.as_deref()));
+            field_integer(out, "inbox", waiting);
             out.push(b'}');
             // Spaces behind the object: JSON still.
             let filled = out.len().max(start + limits.hello_bytes_min as usize);
