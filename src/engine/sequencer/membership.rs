@@ -152,6 +152,10 @@ impl<F: Facts> Turn<'_, F> {
         let direct = self.room(key).kind == RoomKind::Direct;
         let new = match act {
             Manage::Kick | Manage::Ban if direct && !by_admin => return Err(refuse_in_direct()),
+            // What an admin may do there, an admin may undo: a ban that nothing lifts would end the room.
+            Manage::Role(role) if direct && by_admin && old == Some(Role::Banned) => {
+                self.new_role(key, actor, by_admin, old, role)?
+            }
             Manage::Invite(_) | Manage::Role(_) if direct => return Err(refuse_in_direct()),
             Manage::Invite(role) => self.invited(actor, old, role)?,
             Manage::Kick => kicked(actor, old)?,

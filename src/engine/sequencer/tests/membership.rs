@@ -178,7 +178,18 @@ fn direct_rooms_keep_their_people() {
         assert_eq!(world.answer(manage("dm", "alice", "bob", act)), "103 permission_denied", "{act:?}");
     }
     assert_eq!(world.answer(by_admin("dm", "carol", Manage::Invite(Role::Member))), "103 permission_denied");
-    assert_eq!(world.answers(vec![leave("dm", "alice"), leave("dm", "bob")]), ["1/3", "1/4"]);
+    // An administrator may put somebody out, and lift what keeps them out; nothing else.
+    assert_eq!(world.answer(by_admin("dm", "bob", Manage::Ban)), "1/3");
+    let lift = Manage::Role(Role::Member);
+    assert_eq!(world.answer(manage("dm", "alice", "bob", lift)), "103 permission_denied");
+    assert_eq!(world.answer(by_admin("dm", "bob", Manage::Role(Role::Owner))), "107 bad_request");
+    assert_eq!(world.answer(by_admin("dm", "carol", lift)), "103 permission_denied");
+    assert_eq!(
+        world.answers(vec![by_admin("dm", "bob", lift), by_admin("dm", "bob", lift)]),
+        ["1/4", "103 permission_denied"]
+    );
+    assert_eq!(world.log.roles[&(RoomKey(1), user("bob"))], Role::Member);
+    assert_eq!(world.answers(vec![leave("dm", "alice"), leave("dm", "bob")]), ["1/5", "1/6"]);
 }
 
 #[test]
