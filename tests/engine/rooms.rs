@@ -411,3 +411,19 @@ fn bans_load_no_rooms_and_hold_all_the_same() {
         assert!(given.has(r#""code":103"#), "{given:?}");
     }
 }
+
+#[test]
+fn who_is_put_out_in_the_batch_of_their_join_is_refused() {
+    let mut table = Table::new();
+    table.has("a", "alice");
+    table.joins("a", "general");
+    table.has("b", "bob");
+    table.says("b", r#"{"type":"room:join","id":1,"room":"general"}"#).whatever();
+    table.says("a", r#"{"type":"room:kick","id":2,"room":"general","user":"bob"}"#).whatever();
+    table.commit().only(&["b"]).gives(
+        r#"
+        b ! {"type":"error","id":1,"code":103,"error":"permission_denied","message":"you were put out of this room at once","temporary":false,"retry_after_ms":0}
+        b unpark
+        "#,
+    );
+}

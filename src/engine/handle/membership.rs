@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::super::auth::Want;
 use super::super::event::{ConnKey, Entry, Output, Query, RoomRow};
+use super::super::rooms::RoomIdx;
 use super::super::shard::Shard;
 use super::presence_gather::Sought;
 use super::subscribe::{Answer, cursor_is_ahead};
@@ -58,15 +59,11 @@ impl Shard {
         let user = self.user_of(conn)?;
         let call = Call { conn, id: id.cloned() };
         let since = since.map(|cursor| OwnedCursor { epoch: Epoch::new(cursor.epoch), seq: cursor.seq });
-        if let Some(idx) = self.rooms.find(room) {
-            let key = self.rooms.get(idx).key;
-            let role = self.users.find(user.as_str()).and_then(|user| self.users.get(user).role(key));
-            if role.is_some_and(Role::is_member) {
-                if self.subscribe(call, idx, since, filter.cloned())? == Answer::Later {
-                    self.cx.out.list.push(Output::Park { conn, again: false });
-                }
-                return Ok(());
+        if let Some(idx) = self.rooms.find(room).filter(|idx| self.is_member(conn, *idx)) {
+            if self.subscribe(call, idx, since, filter.cloned())? == Answer::Later {
+                self.cx.out.list.push(Output::Park { conn, again: false });
             }
+            return Ok(());
         }
         // Now and not after the commit: a join that is refused must not have made a member.
         self.check_subscriptions_max(conn)?;
@@ -104,6 +101,10 @@ impl Shard {
         let conn = call.conn;
         let id = call.id.clone();
         let result = match self.rooms.find(room.as_str()) {
+            // A later entry of the same batch put them out again.
+            Some(idx) if !self.is_member(conn, idx) => {
+                Err(Refusal::new(ErrorCode::PermissionDenied, "you were put out of this room at once"))
+            }
             Some(idx) => self.subscribe(call, idx, since, filter),
             // The user was a member already by the store, and is not loaded with it here: only a
             // session that ended meanwhile leaves that.
@@ -252,6 +253,11 @@ impl Shard {
             }
         });
         self.cx.out.list.push(Output::Unpark(call.conn));
+    }
+
+    fn is_member(&self, conn: ConnKey, idx: RoomIdx) -> bool {
+        let Some(session) = self.sessions.get(conn) else { return false };
+        self.users.get(session.user).role(self.rooms.get(idx).key).is_some_and(Role::is_member)
     }
 
     fn check_covers(&self, conn: ConnKey, room: &str, want: Want) -> Result<(), Refusal> {
