@@ -421,3 +421,44 @@ fn a_room_that_becomes_large_is_told_anew_and_no_other() {
     assert_eq!(heard.len(), 1, "{heard:?}");
     assert!(heard[0].contains(r#""room":"one""#), "{heard:?}");
 }
+
+#[test]
+fn cards_of_rooms_that_are_watched_no_longer_are_not_held() {
+    let mut table = Table::of_shards(Limits::default(), 2);
+    table.has("a", "alice");
+    table.joins("a", "one");
+    table.passes(200).whatever();
+    let watch = r#"{"type":"presence:subscribe","id":1,"room":"one"}"#;
+    let answers = |table: &mut Table| {
+        let gather = table.mesh.iter().rev().find_map(|message| match message {
+            MeshMessage::Presence { mail, .. } => match &**mail {
+                Mail::Watch { gather, .. } => Some(*gather),
+                _ => None,
+            },
+            MeshMessage::Ephemeral { .. } => None,
+        });
+        let card = antiphon::engine::presence::mail::Card {
+            user: user("frank"),
+            status: antiphon::protocol::command::Status::Online,
+            custom: None,
+            version: 3,
+            seen_at: 0,
+            cause: None,
+        };
+        let entries = vec![Entry { card: card.into(), rooms: [RoomKey(1)].into() }];
+        let gather = gather.expect("it was asked");
+        let mail = Mail::Cards { entries, counts: Vec::new(), is_all: false, clock: 3, gather };
+        table.hears_from_mesh(MeshMessage::Presence { from: ShardId(1), mail: mail.into() })
+    };
+    table.says("a", watch).whatever();
+    table.says("a", r#"{"type":"presence:unsubscribe","id":2,"room":"one"}"#).whatever();
+    // The other shard's part comes when nobody asks for it any more.
+    answers(&mut table).only(&["a"]).gives(
+        r#"
+        a ! {"type":"ok","id":1,"presence":[]}
+        "#,
+    );
+    assert_eq!(table.engine.stats().presence_cards, 0);
+    table.says("a", watch).whatever();
+    assert!(answers(&mut table).has("frank"), "and as long as it is watched they are");
+}

@@ -303,7 +303,7 @@ impl Shard {
 
     fn say_room(&mut self, call: &Call, key: RoomKey) {
         let watching = &self.presence.watching;
-        // Gone again when the right ended meanwhile; others may watch the room all the same.
+        // Gone again when the right ended meanwhile, or the client thought better of it; others may watch the room.
         let is_watched = watching.conns.get(&call.conn).is_some_and(|watches| watches.rooms.contains(&key));
         self.cx.ok(call.conn, call.id.as_ref(), |out| {
             field_raw(out, "presence", b"[");

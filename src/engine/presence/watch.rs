@@ -205,7 +205,12 @@ impl Watching {
     }
 
     /// Takes an entry, and says whom it concerns. Older than what is held: nobody.
-    pub fn apply(&mut self, owner: ShardId, entry: Entry) -> News {
+    pub fn apply(&mut self, owner: ShardId, mut entry: Entry) -> News {
+        // The owner may not know yet which rooms are watched no longer, and will not say who leaves them.
+        let is_wanted = |room: &RoomKey| self.rooms.get(room).is_some_and(|room| !room.is_counted);
+        if !entry.rooms.iter().all(is_wanted) {
+            entry.rooms = entry.rooms.iter().copied().filter(is_wanted).collect();
+        }
         let user = entry.card.user.clone();
         let is_watched = self.users.contains_key(&user);
         let old = self.cards.get(&user);
@@ -224,8 +229,7 @@ impl Watching {
             None => entry.card.status != Status::Offline,
         };
         let is_told = |room: &RoomKey| old.is_some_and(|held| held.entry.rooms.contains(room));
-        let watched_rooms = entry.rooms.iter().filter(|room| self.rooms.get(room).is_some_and(|r| !r.is_counted));
-        let rooms = watched_rooms.filter(|room| is_changed || !is_told(room)).copied().collect();
+        let rooms = entry.rooms.iter().filter(|room| is_changed || !is_told(room)).copied().collect();
         let is_left = |room: &&RoomKey| !entry.rooms.contains(room) && self.rooms.contains_key(room);
         let seen = old.filter(|held| held.entry.card.status != Status::Offline);
         let left = seen.map_or_else(Vec::new, |held| held.entry.rooms.iter().filter(is_left).copied().collect());
