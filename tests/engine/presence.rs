@@ -423,6 +423,37 @@ fn a_room_that_becomes_large_is_told_anew_and_no_other() {
 }
 
 #[test]
+fn an_idle_device_that_comes_back_is_idle() {
+    let mut table = Table::with(Limits { idle_after_ms: 5_000, ..Limits::default() });
+    table.has("a", "alice");
+    table.has("b", "bob");
+    table.says("a", r#"{"type":"presence:subscribe","users":["bob"]}"#).gives_nothing();
+    assert!(table.passes(5_200).only(&["a ~"]).has(r#""status":"away""#));
+    let get = r#"{"type":"presence:get","id":1,"users":["bob"]}"#;
+    let before = table.says("a", get);
+    assert!(before.has(r#""last_activity":1000000,"devices":[{"device":"b","status":"away","activity":"idle"}]"#));
+    table.closes("b").gives_nothing();
+    table.passes(1_000).only(&["a ~"]).gives_nothing();
+    // Within the grace the device counts, and is shown as it was.
+    let devices = r#""status":"away","last_seen":1005200,"last_activity":1000000,"devices":[{"device":"b","status":"away","activity":"idle"}]"#;
+    let given = table.says("a", get);
+    assert!(given.has(devices), "{given:?}");
+    let claims = table.claims("bob");
+    table.opens_with("b2", "b", claims).whatever();
+    table.passes(1_000).only(&["a ~"]).gives_nothing();
+    let given = table.says("a", get);
+    assert!(given.has(devices), "{given:?}");
+    // One that was not idle yet becomes so when it would have.
+    table.says("b2", r#"{"type":"activity","kind":"active"}"#).gives_nothing();
+    assert!(table.passes(3_000).only(&["a ~"]).has(r#""status":"online""#));
+    table.closes("b2").gives_nothing();
+    let claims = table.claims("bob");
+    table.opens_with("b3", "b", claims).whatever();
+    table.passes(1_900).only(&["a ~"]).gives_nothing();
+    assert!(table.passes(1_200).only(&["a ~"]).has(r#""status":"away""#));
+}
+
+#[test]
 fn cards_of_rooms_that_are_watched_no_longer_are_not_held() {
     let mut table = Table::of_shards(Limits::default(), 2);
     table.has("a", "alice");

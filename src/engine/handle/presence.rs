@@ -44,13 +44,14 @@ impl Shard {
     pub(super) fn presence_came(&mut self, conn: ConnKey) {
         let Some(session) = self.sessions.get_mut(conn) else { return };
         let presence = &mut self.users.get_mut(session.user).presence;
-        if let Some(ghost) = presence.end_ghosts(|ghost| ghost.device == session.device) {
-            session.presence.chosen = ghost.presence.chosen;
-            session.presence.began = ghost.presence.began;
+        match presence.end_ghosts(|ghost| ghost.device == session.device) {
+            // That a connection is back is nothing that a person did.
+            Some(ghost) => session.presence = DevicePresence { said_goodbye: false, ..ghost.presence },
+            None => session.presence.active_at = self.cx.now,
         }
-        session.presence.active_at = self.cx.now;
         let (user, device) = (session.user, session.device.clone());
         self.note_presence(user, Cause::Connect, device);
+        self.arm(conn);
     }
 
     /// A session is over. Its device still counts for a while, unless the server put it out.

@@ -344,17 +344,19 @@ impl Shard {
 
     fn write_person(&self, out: &mut Vec<u8>, user: &User) {
         let sessions = user.conns.iter().filter_map(|conn| self.sessions.get(*conn));
-        let open = || sessions.clone().filter(|session| session.state != State::Loading);
-        let active_at = open().map(|session| session.presence.active_at).max().unwrap_or(user.presence.seen_at);
+        let open = sessions.filter(|session| session.state != State::Loading);
+        let ghosts = user.presence.ghosts().iter().map(|ghost| (&ghost.device, &ghost.presence));
+        let devices = open.map(|session| (&session.device, &session.presence)).chain(ghosts);
+        let active_at = devices.clone().map(|(_, presence)| presence.active_at).max().unwrap_or(user.presence.seen_at);
         write_open(out, &user.name, user.presence.shown, user.presence.custom());
         field_integer(out, "last_seen", active_at.max(user.presence.seen_at));
         field_integer(out, "last_activity", active_at);
         field_raw(out, "devices", b"[");
-        for (at, session) in open().enumerate() {
+        for (at, (device, presence)) in devices.enumerate() {
             out.extend_from_slice(if at == 0 { b"{\"device\":" } else { b",{\"device\":" });
-            string(out, session.device.as_str());
-            field_string(out, "status", session.presence.device().status().as_str());
-            field_string(out, "activity", session.presence.activity(self.cx.now).as_str());
+            string(out, device.as_str());
+            field_string(out, "status", presence.device().status().as_str());
+            field_string(out, "activity", presence.activity(self.cx.now).as_str());
             out.push(b'}');
         }
         out.extend_from_slice(b"]}");
