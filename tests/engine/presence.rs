@@ -1,6 +1,6 @@
 //! Presence: statuses, grace, idleness, watches, and what shards tell each other.
 
-use antiphon::engine::event::{AdminAct, MeshMessage, ShardId};
+use antiphon::engine::event::{AdminAct, MeshMessage, Revocation, ShardId};
 use antiphon::engine::limits::Limits;
 use antiphon::engine::presence::mail::{Entry, Mail};
 use antiphon::protocol::ids::RoomKey;
@@ -451,6 +451,25 @@ fn an_idle_device_that_comes_back_is_idle() {
     table.opens_with("b3", "b", claims).whatever();
     table.passes(1_900).only(&["a ~"]).gives_nothing();
     assert!(table.passes(1_200).only(&["a ~"]).has(r#""status":"away""#));
+}
+
+#[test]
+fn who_is_put_out_is_gone_with_the_devices_that_might_have_come_back() {
+    let acts = [
+        AdminAct::Disconnect { user: user("bob"), reason: "out".into() },
+        AdminAct::Revoke(Revocation::UserBefore(user("bob"), u64::MAX / 2)),
+    ];
+    for act in acts {
+        let mut table = watched();
+        table.has("b2", "bob");
+        table.passes(200).whatever();
+        table.closes("b2").gives_nothing();
+        table.passes(200).only(&["a ~"]).gives_nothing();
+        table.admin(act).whatever();
+        table.settle();
+        let given = table.passes(100).only(&["a ~"]);
+        assert!(given.has(r#""status":"offline""#) && given.has(r#""cause":"kicked""#), "{given:?}");
+    }
 }
 
 #[test]

@@ -94,6 +94,8 @@ impl Shard {
 
     fn disconnect(&mut self, user: &UserId, reason: &str) -> u32 {
         let Some(idx) = self.users.find(user.as_str()) else { return 0 };
+        // Whoever is put out is gone at once, with the devices that may still come back.
+        self.lay_ghosts(idx, |_| true);
         let conns: Vec<ConnKey> = self.users.get(idx).conns.clone();
         for conn in &conns {
             self.end(*conn, Some((CloseCode::Forbidden, reason.to_owned().into())));

@@ -311,6 +311,12 @@ impl Shard {
     /// Tokens were revoked: their sessions end.
     pub(super) fn on_revocation(&mut self, revocation: &Revocation) {
         self.revoked.add(revocation);
+        if let Revocation::UserBefore(user, _) = revocation {
+            // First, so that the last word on why they went is that they were put out.
+            if let Some(user) = self.users.find(user.as_str()) {
+                self.lay_ghosts(user, |_| true);
+            }
+        }
         let is_hit = |session: &Session| match revocation {
             Revocation::Jti(jti) | Revocation::JtiUntil(jti, _) => session.jti.as_ref() == Some(jti),
             Revocation::UserBefore(user, second) => {
