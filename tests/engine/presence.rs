@@ -473,6 +473,21 @@ fn who_is_put_out_is_gone_with_the_devices_that_might_have_come_back() {
 }
 
 #[test]
+fn custom_status_goes_with_the_last_device() {
+    let mut table = watched();
+    let get = r#"{"type":"presence:get","id":1,"users":["bob"]}"#;
+    table.says("b", r#"{"type":"presence:set","status":"busy","custom":"at sea"}"#).gives_nothing();
+    table.closes("b").gives_nothing();
+    table.passes(9_000).whatever();
+    table.has("b2", "bob");
+    assert!(table.says("a", get).has("at sea"), "within the grace it stays");
+    table.closes("b2").gives_nothing();
+    table.passes(11_000).whatever();
+    table.has("b3", "bob");
+    assert!(!table.says("a", get).has("at sea"));
+}
+
+#[test]
 fn cards_of_rooms_that_are_watched_no_longer_are_not_held() {
     let mut table = Table::of_shards(Limits::default(), 2);
     table.has("a", "alice");

@@ -377,7 +377,7 @@ impl Shard {
     }
 
     /// The user's connections that have had their `hello`.
-    fn open_conns(&self, idx: UserIdx) -> Vec<ConnKey> {
+    pub(super) fn open_conns(&self, idx: UserIdx) -> Vec<ConnKey> {
         self.users.get(idx).conns.iter().copied().filter(|conn| self.is_open(*conn)).collect()
     }
 }

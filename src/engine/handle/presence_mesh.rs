@@ -166,6 +166,10 @@ impl Shard {
 
     fn look_at(&mut self, idx: UserIdx, dirty: &Dirty, parts: &mut BTreeMap<ShardId, Vec<Entry>>) {
         let status = self.merged(idx);
+        if self.open_conns(idx).is_empty() && self.users.get(idx).presence.ghosts().is_empty() {
+            // Custom status goes with the last device: it is not to depend on how long a user stays in memory.
+            self.users.get_mut(idx).presence.more = None;
+        }
         let user = self.users.get(idx);
         let before = user.presence.shown;
         if status == before && (!dirty.is_forced || status == Status::Offline) {
