@@ -6,7 +6,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -18,13 +18,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::Context;
-use super::reply::{self, Failure};
+use super::reply::{self, Failure, Named};
 use super::snapshot::Snapshot;
+use crate::engine::auth::REVOKED_SLACK_MS;
 use crate::engine::event::{AdminAct, AdminAnswer, Revocation, ShardId};
-use crate::engine::limits::{BODY_BYTES_MAX, JSON_DEPTH_MAX, META_BYTES_MAX};
+use crate::engine::limits::{BODY_BYTES_MAX, META_BYTES_MAX};
 use crate::engine::shard_of;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::ids::{Priority, RoomName, UserId};
+use crate::protocol::parse::Document;
 
 /// What every path here begins with. Requests arrive without it: the router cuts it off.
 pub(super) const PREFIX: &str = "/admin";
@@ -117,7 +119,7 @@ struct Publish {
 
 async fn publish(
     State(context): State<Context>,
-    Path(room): Path<String>,
+    Named(room): Named<String>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Failure> {
@@ -167,12 +169,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<Box<str>>, Failure> {
 }
 
 fn meta_text(meta: Map<String, Value>) -> Result<Box<str>, Failure> {
-    let meta = Value::Object(meta);
-    // One level is the event that carries it.
-    if depth(&meta) >= JSON_DEPTH_MAX {
-        return Err(Failure::bad_request(format!("meta must nest less than {JSON_DEPTH_MAX} deep")));
-    }
-    let text = meta.to_string();
+    let text = Value::Object(meta).to_string();
     if text.len() > META_BYTES_MAX {
         return Err(Failure::bad_request(format!("meta must have at most {META_BYTES_MAX} bytes as JSON")));
     }
@@ -196,7 +193,7 @@ struct Disconnect {
 
 async fn disconnect(
     State(context): State<Context>,
-    Path(user): Path<String>,
+    Named(user): Named<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Failure> {
     let is_empty = matches!(&body, Ok(bytes) if bytes.is_empty());
@@ -229,9 +226,15 @@ async fn revoke(State(context): State<Context>, body: Result<Bytes, BytesRejecti
     if request.expires_ts.is_some() && request.jti.is_none() {
         return Err(Failure::bad_request("expires_ts is of a jti"));
     }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
     let (shard, revocation) = match (request.jti, request.user) {
         (Some(jti), None) if (1..=JTI_BYTES_MAX).contains(&jti.len()) => {
             let jti = jti.into_boxed_str();
+            // Past, it would be forgotten before it is needed; a clock's difference is no matter.
+            if request.expires_ts.is_some_and(|at| at.saturating_add(REVOKED_SLACK_MS) <= now_ms) {
+                return Err(Failure::bad_request("expires_ts must be in milliseconds since 1970, and not past"));
+            }
             let revocation = match request.expires_ts {
                 None => Revocation::Jti(jti),
                 Some(expires_ts) => Revocation::JtiUntil(jti, expires_ts),
@@ -241,8 +244,7 @@ async fn revoke(State(context): State<Context>, body: Result<Bytes, BytesRejecti
         (Some(_), None) => return Err(Failure::bad_request(format!("jti must have 1 to {JTI_BYTES_MAX} bytes"))),
         (None, Some(user)) => {
             let user = UserId::parse(&user).map_err(|bad| Failure::bad_request(bad.to_string()))?;
-            let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            (shard_of(&user, context.cluster.shards()), Revocation::UserBefore(user, now_s))
+            (shard_of(&user, context.cluster.shards()), Revocation::UserBefore(user, now_ms / 1_000))
         }
         _ => return Err(Failure::bad_request("name either a jti or a user")),
     };
@@ -261,8 +263,12 @@ pub(super) fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) ->
         ),
         _ => Failure::bad_request("the body could not be read"),
     })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|err| Failure::bad_request(format!("the body is not as it should be: {err}")))
+    let read = serde_json::from_slice(&bytes)
+        .map_err(|err| Failure::bad_request(format!("the body is not as it should be: {err}")))?;
+    // What clients may not send is not sent to them either: names twice, numbers past 64 bits, nesting.
+    let strictly = Document::new().read(&bytes, |root| root.unique_names().map_err(Failure::from));
+    strictly.map_err(|fault| Failure::bad_request(fault.message()))??;
+    Ok(read)
 }
 
 /// Asks a shard and waits for a bounded time.

@@ -4,7 +4,7 @@
 //! time; only letters given up before it). A bulk act without any of them must say `all=true`.
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::admin::{ask, unexpected};
-use super::reply::Failure;
+use super::reply::{Failure, Named};
 use crate::engine::dead::{DeadAct, DeadFilter, DeadKind, DeadLetter, LetterId, PAGE_MAX};
 use crate::engine::event::{AdminAct, AdminAnswer, Committed, ShardId};
 use crate::protocol::ids::UserId;
@@ -124,7 +124,7 @@ async fn act(context: &Context, act: DeadAct) -> Result<Committed, Failure> {
 }
 
 /// The answer's `seq` is that of the message, or the number of the item.
-async fn replay(State(context): State<Context>, Path(id): Path<LetterId>) -> Result<Json<Value>, Failure> {
+async fn replay(State(context): State<Context>, Named(id): Named<LetterId>) -> Result<Json<Value>, Failure> {
     let committed = act(&context, DeadAct::Replay(id)).await?;
     Ok(Json(json!({"replayed": 1, "seq": committed.seq, "duplicate": committed.duplicate})))
 }
@@ -161,7 +161,7 @@ async fn replay_many(
     Ok(Json(json!({"replayed": replayed, "failed": failed, "next": next})))
 }
 
-async fn purge(State(context): State<Context>, Path(id): Path<LetterId>) -> Result<Json<Value>, Failure> {
+async fn purge(State(context): State<Context>, Named(id): Named<LetterId>) -> Result<Json<Value>, Failure> {
     Ok(Json(json!({"purged": act(&context, DeadAct::Purge(DeadFilter::one(id))).await?.seq})))
 }
 

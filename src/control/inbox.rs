@@ -6,7 +6,7 @@ use std::task::{self, Poll};
 
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::Context;
 use super::admin::{ask, depth, parse, unexpected};
-use super::reply::Failure;
+use super::reply::{Failure, Named};
 use crate::engine::event::{AdminAct, AdminAnswer};
 use crate::engine::inbox::NewItem;
 use crate::engine::limits::{DATA_BYTES_MAX, ITEM_TTL_MS_MAX, JSON_DEPTH_MAX, NAME_BYTES_MAX};
@@ -103,7 +103,7 @@ impl Content {
 
 async fn notify(
     State(context): State<Context>,
-    Path(user): Path<String>,
+    Named(user): Named<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Failure> {
     let content = parse::<Notify>(body)?.check()?;

@@ -1,7 +1,11 @@
 //! The shape of every error: as in the client protocol, with the HTTP status beside it.
 
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+
+use serde::de::DeserializeOwned;
 
 use crate::protocol::encode;
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -59,6 +63,18 @@ impl IntoResponse for Failure {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+/// What a path names, or the error in our shape.
+pub(super) struct Named<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let named = Path::from_request_parts(parts, state).await;
+        named.map(|Path(named)| Self(named)).map_err(|rejection| Failure::bad_request(rejection.body_text()))
     }
 }
 

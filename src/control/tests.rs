@@ -339,6 +339,9 @@ fn bad_requests_are_refused_before_a_shard_sees_them() {
         r#"{"body":"x","meta":[]}"#,
         r#"{"author":"a"}"#,
         r#"{"body":"\ud800"}"#,
+        r#"{"body":"x","meta":{"a":1,"a":2}}"#,
+        r#"{"body":"x","meta":{"a":[{"b":1,"b":1}]}}"#,
+        r#"{"body":"x","meta":{"a":12345678901234567890123}}"#,
         &deep,
         &very_deep,
         &wide,
@@ -348,9 +351,22 @@ fn bad_requests_are_refused_before_a_shard_sees_them() {
         let reply = up.admin("POST", "/admin/rooms/general/messages", body);
         assert_eq!(reply.failure(), (400, 107, "bad_request".to_owned()), "{body:.60}");
     }
-    for room in ["a%0Ab", "a%2A", &"x".repeat(129), "%E2%80%AEx", "%20a"] {
+    for room in ["a%FFb", "a%0Ab", "a%2A", &"x".repeat(129), "%E2%80%AEx", "%20a"] {
         let reply = up.admin("POST", &format!("/admin/rooms/{room}/messages"), r#"{"body":"x"}"#);
         assert_eq!(reply.failure().0, 400, "{room}");
+    }
+    for path in ["/admin/users/%FF/disconnect", "/admin/users/%FF/notify", "/admin/dead-letters/x/replay"] {
+        let reply = up.admin("POST", path, r#"{"name":"n","data":1}"#);
+        assert_eq!(reply.failure(), (400, 107, "bad_request".to_owned()), "{path}");
+    }
+    for data in [r#"{"a":1,"a":2}"#, "[18446744073709551616]"] {
+        let reply = up.admin("POST", "/admin/users/bob/notify", &format!(r#"{{"name":"n","data":{data}}}"#));
+        assert_eq!(reply.failure(), (400, 107, "bad_request".to_owned()), "{data}");
+    }
+    // Seconds that were meant for milliseconds are long past.
+    for past in [0, 1, 1_795_560_000] {
+        let reply = up.admin("POST", "/admin/tokens/revoke", &format!(r#"{{"jti":"a","expires_ts":{past}}}"#));
+        assert_eq!(reply.failure(), (400, 107, "bad_request".to_owned()), "{past}");
     }
     for body in ["{}", r#"{"jti":""}"#, r#"{"user":"a b"}"#, r#"{"jti":"a","user":"b"}"#, ""] {
         assert_eq!(up.admin("POST", "/admin/tokens/revoke", body).failure().0, 400, "{body}");
@@ -379,6 +395,8 @@ fn users_are_disconnected_and_tokens_revoked() {
     assert_eq!(up.admin("POST", "/admin/users/bob/disconnect", r#"{"reason":"bye"}"#).status, 200);
     assert_eq!(up.admin("POST", "/admin/tokens/revoke", r#"{"jti":"j1"}"#).json(), json!({"revoked": true}));
     assert_eq!(up.admin("POST", "/admin/tokens/revoke", r#"{"user":"bob"}"#).status, 200);
+    let until = r#"{"jti":"j2","expires_ts":9999999999999}"#;
+    assert_eq!(up.admin("POST", "/admin/tokens/revoke", until).status, 200);
     let asked = up.cluster.asked.lock().unwrap();
     let bob = UserId::parse("bob").unwrap();
     assert!(matches!(&asked[1], (shard, AdminAct::Disconnect { user, reason })
