@@ -6,7 +6,7 @@
 //!     ▲                                                                                            │
 //!     └────────────────────────── close frame, end of stream, end() ◄──────────────────────────────┘
 //! ```
-//! Every delivery is checked here (see [`crate::verify`]); one frame in 64 also goes through a full
+//! Every delivery is checked here (see [`crate::verify`] and [`crate::audit`]); one frame in 64 also goes through a full
 //! JSON parser. What the driver has to act on comes out as [`News`].
 
 use std::collections::VecDeque;
@@ -15,14 +15,15 @@ use antiphon::engine::rng::Rng;
 use serde::de::IgnoredAny;
 use tungstenite::handshake::derive_accept_key;
 
+use crate::audit::Audit;
 use crate::body::Filler;
 use crate::dialect::{self, Dialect, Packet};
 use crate::frame::{FrameReader, Opcode, push_masked};
 use crate::measure::{Meters, Schedule};
-use crate::roll::{self, Known, Roll};
+use crate::roll::Roll;
 use crate::scan::{self, Head};
 use crate::tally::{Tally, count_step};
-use crate::verify::{Cursor, Facts, Ledger, Seq, Sight, Step};
+use crate::verify::{Cursor, Ledger, Seq, Step};
 use crate::world::World;
 
 /// Where a connection stands.
@@ -486,71 +487,16 @@ impl Client {
         }
     }
 
-    /// Compares the entry with what others saw; returns when it was meant to be sent (0: it is no
-    /// message of this tool).
+    /// Holds the entry against all books; returns when it was meant to be sent (0: it is no message of this tool).
     fn compare(&self, seq: Seq, is_message: bool, payload: &[u8], shared: &mut Shared<'_>) -> u64 {
-        let ledger = &mut shared.ledgers[self.local_room as usize];
-        let bytes = shared.world.hasher.hash_one(payload);
-        match ledger.look(seq, bytes) {
-            Sight::Same(sent_ns) => sent_ns,
-            Sight::OtherBytes(sent_ns) => {
-                let same =
-                    scan::content(payload).is_ok_and(|c| ledger.is_same_content(seq, content_hash(&c, shared.world)));
-                shared.tally.differing += u64::from(!same);
-                sent_ns
-            }
-            Sight::Forgotten => {
-                shared.tally.unchecked += 1;
-                let content = scan::content(payload).ok().filter(|_| is_message);
-                content.map_or(0, |content| self.identify(&content, seq, false, shared))
-            }
-            Sight::New => {
-                let Ok(content) = scan::content(payload) else {
-                    shared.tally.malformed += 1;
-                    return 0;
-                };
-                let sent_ns = if is_message { self.identify(&content, seq, true, shared) } else { 0 };
-                let facts = Facts { bytes, content: content_hash(&content, shared.world), sent_ns };
-                shared.ledgers[self.local_room as usize].learn(seq, facts);
-                sent_ns
-            }
-        }
-    }
-
-    /// Looks a message up in the books of who sent it; returns when it was meant to be sent (0: it is no
-    /// message of this tool). `is_first`: nobody in this thread has seen its number.
-    fn identify(&self, content: &scan::Content<'_>, seq: Seq, is_first: bool, shared: &mut Shared<'_>) -> u64 {
-        let tally = &mut *shared.tally;
-        let client = content.client_id.and_then(scan::hex16).unwrap_or(0);
-        let told_ns = scan::hex16(content.body).unwrap_or(0);
-        let thread = roll::thread_of(client);
-        let known = if thread == Some(shared.world.thread_of(self.user)) {
-            shared.roll.on_seen(client, self.local_room, seq, is_first)
-        } else if thread.is_some_and(|thread| shared.world.is_in_room(thread, shared.world.room_of(self.user))) {
-            // Another thread's: it hears of it as well, and has the book.
-            Known::Ours(told_ns, true)
-        } else {
-            Known::Invented
+        let mut audit = Audit {
+            world: shared.world,
+            ledger: &mut shared.ledgers[self.local_room as usize],
+            roll: shared.roll,
+            filler: shared.filler,
+            tally: shared.tally,
         };
-        let sent_ns = match known {
-            Known::Ours(sent_ns, acked_right) => {
-                tally.wrong_acks += u64::from(!acked_right);
-                sent_ns
-            }
-            Known::Forgotten => told_ns,
-            Known::Again => {
-                tally.stored_again += 1;
-                return 0;
-            }
-            Known::Invented => {
-                tally.invented += u64::from(is_first);
-                return 0;
-            }
-        };
-        let is_body_right = told_ns == sent_ns && content.body.get(16..) == Some(shared.filler.of(client));
-        tally.wrong_bodies += u64::from(is_first && !is_body_right);
-        // A message meant for the run's first nanosecond is still a message.
-        sent_ns.max(1)
+        audit.entry(self.user, self.local_room, seq, is_message, payload)
     }
 }
 
@@ -580,11 +526,6 @@ fn expected_accept() -> &'static str {
     static ACCEPT: std::sync::LazyLock<String> =
         std::sync::LazyLock::new(|| derive_accept_key(HANDSHAKE_KEY.as_bytes()));
     &ACCEPT
-}
-
-/// Of what must be the same for everybody.
-fn content_hash(content: &scan::Content<'_>, world: &World) -> u64 {
-    world.hasher.hash_one((content.kind, content.seq, content.who, content.client_id, content.body))
 }
 
 mod history;

@@ -446,7 +446,8 @@ impl Driver {
         if now_ns < self.schedule.to_ns || sending.is_paced() {
             let due_ns = now_ns.min(self.schedule.to_ns.saturating_sub(1));
             while let Some((slot, message)) = sending.next(due_ns, |s| self.clients[s as usize].stage == Stage::Live) {
-                self.roll.add(message, self.clients[slot as usize].local_room);
+                let client = &self.clients[slot as usize];
+                self.roll.add(message, client.local_room, client.user);
                 if sending.is_paced() && self.schedule.is_measuring(message.sent_ns) {
                     self.meters.late.saturating_record(now_ns - message.sent_ns);
                 }
@@ -525,10 +526,7 @@ impl Driver {
         gauges.sent.store(self.tally.sent, Ordering::Relaxed);
         gauges.acked.store(self.tally.acked, Ordering::Relaxed);
         gauges.delivered.store(self.tally.delivered, Ordering::Relaxed);
-        let tally = &self.tally;
-        let broken =
-            tally.lost + tally.doubled + tally.out_of_order + tally.differing + tally.stored_again + tally.invented;
-        gauges.broken.store(broken, Ordering::Relaxed);
+        gauges.broken.store(self.tally.broken(), Ordering::Relaxed);
     }
 
     /// The state of all rooms, while the connections still stand.

@@ -9,6 +9,20 @@ use std::sync::{Arc, Mutex};
 use antiphon::protocol::encode::frame_text;
 use serde_json::{Value, json};
 use tungstenite::Message;
+use tungstenite::handshake::server::{Request, Response};
+
+/// What the tokens of tests are signed with.
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// Who asks for the upgrade; nobody without a token.
+pub fn user_of(request: &Request) -> String {
+    let Some(bearer) = request.headers().get("authorization") else { return String::new() };
+    let token = bearer.to_str().unwrap().trim_start_matches("Bearer ");
+    let key = jsonwebtoken::DecodingKey::from_secret(SECRET.as_bytes());
+    let validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS256);
+    let claims = jsonwebtoken::decode::<Value>(token, &key, &validation).unwrap().claims;
+    claims["sub"].as_str().unwrap().to_owned()
+}
 
 /// What goes wrong, once each unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +71,10 @@ pub enum Fault {
     OtherTime,
     /// One receiver misses a message and is told by a `gap` of another room.
     StrangeGap,
+    /// One message comes under another author's name, to everybody.
+    OtherAuthor,
+    /// One message comes as if it were another room's, to everybody.
+    OtherRoom,
 }
 
 /// The message of a room at which the fault is committed.
@@ -119,30 +137,46 @@ impl House {
     fn serve(&self, number: u64, stream: TcpStream) -> Option<()> {
         stream.set_nodelay(true).ok()?;
         let out = Arc::new(Mutex::new(stream.try_clone().ok()?));
-        let mut socket = tungstenite::accept(stream).ok()?;
+        let mut user = String::new();
+        // The refusal is large, and never made.
+        #[allow(clippy::result_large_err)]
+        let accept = |request: &Request, response: Response| {
+            user = user_of(request);
+            Ok(response)
+        };
+        let mut socket = tungstenite::accept_hdr(stream, accept).ok()?;
         if self.greets {
             send(&out, &json!({"type":"hello","epoch":"e1","rooms":[]}).to_string());
         }
         while let Ok(Message::Text(text)) = socket.read() {
             let command: Value = serde_json::from_str(&text).unwrap();
-            self.obey(number, &command, &out);
+            self.obey((number, &user), &command, &out);
         }
         let _ = out.lock().unwrap().shutdown(Shutdown::Both);
         self.rooms.lock().unwrap().values_mut().for_each(|room| room.subscribers.retain(|(n, _)| *n != number));
         None
     }
 
-    fn obey(&self, number: u64, command: &Value, out: &Arc<Mutex<TcpStream>>) {
-        if command["type"] == "ping" {
-            return send(out, &json!({"type":"ok","id":command["id"],"ts":1}).to_string());
-        }
-        let mut rooms = self.rooms.lock().unwrap();
-        let room = rooms.entry(command["room"].as_str().unwrap().to_owned()).or_default();
+    fn obey(&self, (number, user): (u64, &str), command: &Value, out: &Arc<Mutex<TcpStream>>) {
         let id = &command["id"];
+        let mut rooms = self.rooms.lock().unwrap();
+        // Commands that name no room are about none.
+        let room = rooms.entry(command["room"].as_str().unwrap_or_default().to_owned()).or_default();
         match command["type"].as_str().unwrap() {
             "room:create" => send(out, &json!({"type":"ok","id":id,"seq":0}).to_string()),
             "room:join" | "room:subscribe" => self.enter(room, number, command, out),
-            "message:send" => self.post(room, command, out),
+            "room:leave" => {
+                room.subscribers.retain(|(other, _)| *other != number);
+                send(out, &json!({"type":"ok","id":id}).to_string());
+            }
+            "message:send" => self.post(room, user, command, out),
+            // It keeps no inboxes: nobody may be notified.
+            "notify" => send(out, &json!({"type":"error","id":id,"code":103,"temporary":false}).to_string()),
+            // Nobody is told of it.
+            "ping" | "activity" | "message:read" | "message:delivered" | "message:edit" | "message:history"
+            | "reaction:add" | "presence:set" | "presence:get" => {
+                send(out, &json!({"type":"ok","id":id,"ts":1}).to_string());
+            }
             other => panic!("the tool does not send {other}"),
         }
     }
@@ -160,7 +194,7 @@ impl House {
         room.subscribers.push((number, out.clone()));
     }
 
-    fn post(&self, room: &mut Room, command: &Value, out: &Arc<Mutex<TcpStream>>) {
+    fn post(&self, room: &mut Room, user: &str, command: &Value, out: &Arc<Mutex<TcpStream>>) {
         let (id, seq) = (&command["id"], room.log.len() as u64 + 1);
         let is_time = seq == FAULT_AT;
         let refusal = |code: u64, temporary: bool| {
@@ -183,13 +217,15 @@ impl House {
         let body = command["body"].as_str().unwrap();
         let event = |body: &str| {
             let (room, client) = (&command["room"], &command["client_id"]);
-            json!({"type":"message:created","room":room,"seq":seq,"author":"u","client_id":client,"body":body})
+            json!({"type":"message:created","room":room,"seq":seq,"author":user,"client_id":client,"body":body})
                 .to_string()
         };
         let forged = event(&format!("{}!", &body[..body.len() - 1]));
         let honest = match self.fault {
             Fault::ForgeForAll if is_time => forged.clone(),
             Fault::OtherTime if is_time => event(&format!("{:016x}{}", u64::MAX / 2, &body[16..])),
+            Fault::OtherAuthor if is_time => event(body).replace(&format!("\"{user}\""), "\"mallory\""),
+            Fault::OtherRoom if is_time => event(body).replace(&command["room"].to_string(), "\"load/another/0\""),
             _ => event(body),
         };
         room.log.push(honest.clone());

@@ -3,7 +3,7 @@
 //! Reading order: [`cli`] (what can be asked), [`scenario`] (what it means), [`plan`] (as data),
 //! [`world`] (who takes part), [`run`] (the main thread), [`conductor`] (keeping step), [`driver`]
 //! (a thread's part, over its [`links`]), [`client`] (one connection), [`traffic`] (who sends when), [`frame`] and
-//! [`scan`] (bytes), [`body`] (what is sent), [`verify`] and [`roll`] (what was promised), [`tally`] (the books),
+//! [`scan`] (bytes), [`body`] (what is sent), [`verify`], [`roll`] and [`mod@audit`] (what was promised), [`tally`] (the books),
 //! [`measure`], [`sampler`], [`stages`] and [`mod@proc`] (numbers), [`watch`] and [`control`] (the server from outside), [`report`] and what is
 //! made of it: [`figures`] by name, [`assert`](mod@assert), [`compare`], [`hgrm`], [`html`]. Scripted scenarios: [`play`], on a [`stage`].
 //! [`interrupt`] ends a run early. [`dialect`] is how other servers are spoken to.
@@ -23,6 +23,7 @@ use crate::watch::Watch;
 use crate::world::{World, WorldSpec};
 
 mod assert;
+mod audit;
 mod body;
 mod cli;
 mod client;

@@ -49,6 +49,8 @@ struct Entry {
     /// The number under which it came; 0: it has not.
     seen: Seq,
     room: u32,
+    /// Who sent it.
+    author: u32,
     state: State,
 }
 
@@ -61,8 +63,17 @@ impl Entry {
 /// What the roll knows of a message that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// Ours, meant for this time, ns; false when its acknowledgement named another number.
-    Ours(u64, bool),
+    /// Ours.
+    Ours {
+        /// When it was meant to be sent, ns.
+        sent_ns: u64,
+        /// Who sent it.
+        author: u32,
+        /// False when its acknowledgement named another number.
+        is_acked_right: bool,
+    },
+    /// Another thread's, whose roll has it.
+    Elsewhere,
     /// Ours, and it stands under another number already.
     Again,
     /// Settled long ago, and too old to know where it stands.
@@ -98,7 +109,7 @@ impl Roll {
     }
 
     /// A new message, to a room; ids come in sequence.
-    pub fn add(&mut self, message: Message, room: u32) {
+    pub fn add(&mut self, message: Message, room: u32, author: u32) {
         debug_assert_eq!(message.client, self.first + self.recent.len() as u64);
         if self.recent.len() >= RECENT_MAX
             && let Some(entry) = self.recent.pop_front()
@@ -108,7 +119,8 @@ impl Roll {
             }
             self.first += 1;
         }
-        self.recent.push_back(Entry { sent_ns: message.sent_ns, acked: 0, seen: 0, room, state: State::Sent });
+        let entry = Entry { sent_ns: message.sent_ns, acked: 0, seen: 0, room, author, state: State::Sent };
+        self.recent.push_back(entry);
     }
 
     /// An acknowledgement names its number. False when it came under another one.
@@ -158,7 +170,8 @@ impl Roll {
         let is_new = entry.seen == 0;
         entry.seen = seq;
         // An acknowledgement that was found wrong when it came is not counted again.
-        let known = Known::Ours(entry.sent_ns, !is_new || entry.acked == 0 || entry.acked == seq);
+        let is_acked_right = !is_new || entry.acked == 0 || entry.acked == seq;
+        let known = Known::Ours { sent_ns: entry.sent_ns, author: entry.author, is_acked_right };
         self.settle(client);
         known
     }
@@ -211,8 +224,12 @@ mod tests {
     /// A roll of so many messages, sent at 10, 11, … to room 3.
     fn roll(messages: u64) -> (Roll, u64) {
         let (mut roll, first) = (Roll::new(1), first_id(1));
-        (0..messages).for_each(|n| roll.add(Message { client: first + n, sent_ns: 10 + n }, 3));
+        (0..messages).for_each(|n| roll.add(Message { client: first + n, sent_ns: 10 + n }, 3, 8));
         (roll, first)
+    }
+
+    fn ours(sent_ns: u64, is_acked_right: bool) -> Known {
+        Known::Ours { sent_ns, author: 8, is_acked_right }
     }
 
     #[test]
@@ -220,15 +237,15 @@ mod tests {
         let (mut roll, first) = roll(4);
         assert_eq!((thread_of(first), thread_of(7)), (Some(1), None));
         assert!(roll.on_ack(first, 1));
-        assert_eq!(roll.on_seen(first, 3, 1, true), Known::Ours(10, true));
+        assert_eq!(roll.on_seen(first, 3, 1, true), ours(10, true));
         assert_eq!(roll.on_seen(first, 3, 5, true), Known::Again, "settled, and stored once more");
         assert_eq!(roll.on_seen(first, 3, 1, false), Known::Forgotten);
-        assert_eq!(roll.on_seen(first + 1, 3, 2, true), Known::Ours(11, true));
-        assert_eq!(roll.on_seen(first + 1, 3, 2, false), Known::Ours(11, true));
+        assert_eq!(roll.on_seen(first + 1, 3, 2, true), ours(11, true));
+        assert_eq!(roll.on_seen(first + 1, 3, 2, false), ours(11, true));
         assert_eq!(roll.on_seen(first + 1, 3, 6, true), Known::Again);
         assert!(!roll.on_ack(first + 1, 1), "it stands under 2");
         assert!(roll.on_ack(first + 2, 1));
-        assert_eq!(roll.on_seen(first + 2, 3, 3, true), Known::Ours(12, false), "the ack named 1");
+        assert_eq!(roll.on_seen(first + 2, 3, 3, true), ours(12, false), "the ack named 1");
         assert_eq!(roll.on_seen(first + 3, 4, 7, true), Known::Invented, "sent to another room");
         assert_eq!(roll.on_seen(first + 4, 3, 7, true), Known::Invented, "never sent");
         assert!(roll.on_ack(first + 3, 1));
@@ -253,12 +270,12 @@ mod tests {
     fn a_long_run_forgets_what_is_settled_and_nothing_else() {
         let (mut roll, first) = roll(RECENT_MAX as u64 + 10);
         assert_eq!((roll.recent.len(), roll.old.len()), (RECENT_MAX, 10));
-        assert_eq!(roll.on_seen(first + 2, 3, 8, true), Known::Ours(12, true));
+        assert_eq!(roll.on_seen(first + 2, 3, 8, true), ours(12, true));
         assert!(roll.on_ack(first + 2, 8));
         assert_eq!((roll.old.len(), roll.on_seen(first + 2, 3, 9, true)), (9, Known::Again));
         for n in 10..RECENT_MAX as u64 + 10 {
             assert!(roll.on_ack(first + n, n));
-            assert_eq!(roll.on_seen(first + n, 3, n, true), Known::Ours(10 + n, true));
+            assert_eq!(roll.on_seen(first + n, 3, n, true), ours(10 + n, true));
         }
         assert_eq!((roll.recent.len(), roll.old.len()), (0, 9));
     }

@@ -42,6 +42,8 @@ pub struct Tally {
     pub wrong_acks: u64,
     /// A message whose body is not what was sent, the time in it included.
     pub wrong_bodies: u64,
+    /// A message that names another author than who sent it.
+    pub wrong_authors: u64,
     /// A message that came under a second number.
     pub stored_again: u64,
     /// A message that nobody of this tool sent.
@@ -109,6 +111,7 @@ impl Tally {
             differing,
             wrong_acks,
             wrong_bodies,
+            wrong_authors,
             stored_again,
             invented,
             acked_only,
@@ -150,6 +153,7 @@ impl Tally {
             (&mut self.differing, differing),
             (&mut self.wrong_acks, wrong_acks),
             (&mut self.wrong_bodies, wrong_bodies),
+            (&mut self.wrong_authors, wrong_authors),
             (&mut self.stored_again, stored_again),
             (&mut self.invented, invented),
             (&mut self.acked_only, acked_only),
@@ -178,6 +182,12 @@ impl Tally {
         closes.iter().for_each(|(code, n)| *self.closes.entry(*code).or_default() += n);
     }
 
+    /// Deliveries that broke a promise.
+    pub fn broken(&self) -> u64 {
+        let content = self.wrong_bodies + self.wrong_authors + self.stored_again + self.invented;
+        self.lost + self.doubled + self.out_of_order + self.differing + content
+    }
+
     /// What broke a promise, in words; empty when nothing did.
     pub fn failures(&self) -> Vec<String> {
         let all_closed = self.closes.values().sum::<u64>();
@@ -189,6 +199,7 @@ impl Tally {
             (self.differing, "deliveries not the same for everybody"),
             (self.wrong_acks, "acknowledgements that name another message"),
             (self.wrong_bodies, "messages with a wrong body"),
+            (self.wrong_authors, "messages with a wrong author"),
             (self.stored_again, "messages stored again under another number"),
             (self.invented, "messages that nobody sent"),
             (self.acked_only, "messages acknowledged and never delivered"),

@@ -148,7 +148,8 @@ impl World {
     /// The user of that name; `None` for a stranger.
     pub fn user_of(&self, name: &[u8]) -> Option<u32> {
         let number = name.strip_prefix(self.run.as_bytes())?.strip_prefix(b"-")?;
-        std::str::from_utf8(number).ok()?.parse().ok()
+        let is_plain = number == b"0" || number.first().is_some_and(|digit| matches!(digit, b'1'..=b'9'));
+        std::str::from_utf8(number).ok().filter(|_| is_plain)?.parse().ok()
     }
 
     /// The room's name.
@@ -242,6 +243,17 @@ pub mod tests {
         assert_eq!((0..100).filter(|u| one.thread_of(*u) == 3).count(), 25);
         assert!((0..4).all(|thread| one.is_in_room(thread, 0)) && !one.is_in_room(4, 0));
         assert!(many.is_in_room(1, 1) && !many.is_in_room(0, 1));
+    }
+
+    #[test]
+    fn only_a_users_own_name_names_them() {
+        let world = world(25, 10, 1, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
+        let of = |number: &str| world.user_of(format!("{}-{number}", world.run).as_bytes());
+        assert_eq!(
+            [of("0"), of("17"), of("+7"), of("07"), of(""), of("x")],
+            [Some(0), Some(17), None, None, None, None]
+        );
+        assert_eq!(world.user_of(b"mallory"), None);
     }
 
     #[test]

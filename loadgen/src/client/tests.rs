@@ -94,7 +94,7 @@ impl Bench {
     /// The thread's message of that number.
     fn sends(&mut self, number: u64, sent_ns: u64) -> Message {
         let message = Message { client: first_id(0) + number, sent_ns };
-        self.roll.add(message, 0);
+        self.roll.add(message, 0, 2);
         message
     }
 
@@ -104,9 +104,9 @@ impl Bench {
 
     fn event(&self, seq: u64, message: Message) -> String {
         let body = format!("{:016x}{}", message.sent_ns, String::from_utf8_lossy(self.filler.of(message.client)));
-        let (room, client) = (self.room(), message.client);
+        let (room, client, author) = (self.room(), message.client, self.world.user_name(2));
         format!(
-            r#"{{"type":"message:created","room":"{room}","seq":{seq},"ts":1,"author":"u","client_id":"{client:016x}","body":"{body}","trace":"t"}}"#
+            r#"{{"type":"message:created","room":"{room}","seq":{seq},"ts":1,"author":"{author}","client_id":"{client:016x}","body":"{body}","trace":"t"}}"#
         )
     }
 }

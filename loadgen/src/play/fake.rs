@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tungstenite::Message;
 use tungstenite::handshake::server::{Request, Response};
 
-pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+use crate::fake::{SECRET, user_of};
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,14 +80,6 @@ fn send(to: &Peer, value: &Value) {
     frame_text(&mut frame, |out| out.extend_from_slice(value.to_string().as_bytes()));
     // The receiver may be gone, which its own thread will see.
     let _ = to.lock().unwrap().write_all(&frame);
-}
-
-fn user_of(request: &Request) -> String {
-    let token = request.headers()["authorization"].to_str().unwrap().trim_start_matches("Bearer ").to_owned();
-    let key = jsonwebtoken::DecodingKey::from_secret(SECRET.as_bytes());
-    let validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS256);
-    let claims = jsonwebtoken::decode::<Value>(token, &key, &validation).unwrap().claims;
-    claims["sub"].as_str().unwrap().to_owned()
 }
 
 impl Inner {

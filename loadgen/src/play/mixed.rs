@@ -1,6 +1,7 @@
 //! `mixed` and `soak`: a day in a chat. Everybody types, reads, sends, reacts, edits, comes and goes at
 //! the weights of [`DAY`]; at a fixed rate, whatever the server does. Every delivery is checked: each
-//! entry once, in order, the same for everybody; each command answered; each inbox item acknowledged.
+//! entry once, in order, the same for everybody, each message what its author sent; each command answered; each
+//! inbox item acknowledged.
 //!
 //! `soak` is the same for long: the server is looked at once a second, and must stay as it is.
 
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::roster::{Place, judge, pause_ns};
+use super::roster::{Mail, Place, judge, pause_ns};
 use super::{Crew, Messages, Rate, Theatre, Verdict, command, perform, text};
 use crate::cli::Common;
 use crate::control;
@@ -20,7 +21,7 @@ use crate::report::Report;
 use crate::scan::{self, Members, Value};
 use crate::stage::{Event, Play, Stage};
 use crate::tally::Tally;
-use crate::verify::{Facts, Ledger, Seq, Sight};
+use crate::verify::Seq;
 use crate::watch::Watch;
 
 /// `mixed` and `soak`
@@ -95,8 +96,10 @@ const ACK: u32 = 101;
 /// A `notify` to somebody who has just left the room.
 const PERMISSION_DENIED: u64 = 103;
 
-/// Entries that a room's ledger remembers.
-const LEDGER: usize = 512;
+/// Entries of a room that can be compared.
+const REMEMBERED: usize = 512;
+/// Bytes of a message's body.
+const BODY_BYTES: usize = 91;
 
 impl MixedArgs {
     fn check(&self) -> Result<(), String> {
@@ -128,8 +131,6 @@ struct Member {
     own: Seq,
     /// The last message that they heard.
     heard: Seq,
-    /// Intended times of sends on their way, ns.
-    sends: VecDeque<(u64, u64)>,
     /// Items that came.
     items: BTreeSet<u64>,
     /// What each ack on its way names.
@@ -140,7 +141,7 @@ struct Day {
     args: MixedArgs,
     members: Vec<Member>,
     rooms: Vec<String>,
-    ledgers: Vec<Ledger>,
+    mail: Mail,
     tally: Tally,
     done: [u64; DAY.len()],
     notified: u64,
@@ -168,7 +169,7 @@ impl Day {
         Self {
             members: (0..args.users).map(|_| Member::default()).collect(),
             rooms: (0..args.rooms()).map(room).collect(),
-            ledgers: (0..args.rooms()).map(|_| Ledger::new(LEDGER)).collect(),
+            mail: Mail::new(args.rooms(), REMEMBERED, BODY_BYTES),
             tally: Tally::default(),
             done: [0; DAY.len()],
             notified: 0,
@@ -246,9 +247,10 @@ impl Day {
             text(out, "room", &room);
         };
         let seq = |out: &mut Vec<u8>, seq: Seq| out.extend_from_slice(format!(",\"seq\":{seq}").as_bytes());
+        let mut message = None;
         match act {
             Act::Send => {
-                member.sends.push_back((id, due_ns));
+                message = Some(self.mail.add(user, id, self.args.room_of(user) as usize, due_ns));
                 self.tally.sent += 1;
             }
             Act::LeaveAndJoin => {
@@ -276,8 +278,7 @@ impl Day {
                 }
                 Act::Send => {
                     in_room(out, "message:send");
-                    text(out, "client_id", &format!("{user:08x}{id:08x}"));
-                    text(out, "body", &format!("{due_ns:016x} {}", "so it goes in a chat ".repeat(1 + pick)));
+                    message.into_iter().for_each(|message| self.mail.write(out, message));
                 }
                 Act::React => {
                     in_room(out, "reaction:add");
@@ -333,8 +334,8 @@ impl Day {
         member.is_greeted = false;
         // Answers that were lost with the connection are nobody's fault.
         member.place.lose();
-        member.sends.clear();
         member.acks.clear();
+        self.mail.lose(user);
     }
 
     fn on_text(&mut self, stage: &mut Stage, user: u32, payload: &[u8]) {
@@ -350,6 +351,7 @@ impl Day {
             b"error" => {
                 let what = self.members[user as usize].place.answered(head.id);
                 let code = scan::reply(payload).ok().and_then(|reply| reply.code).unwrap_or(0);
+                self.mail.refused(user, head.id.unwrap_or(0));
                 let is_notify =
                     what.is_some_and(|what| DAY.get(what as usize).is_some_and(|(act, ..)| *act == Act::Notify));
                 if is_notify && code == PERMISSION_DENIED {
@@ -364,6 +366,9 @@ impl Day {
             }
             b"inbox:item" => self.on_items(stage, user, payload),
             _ => match (head.seq, head.room) {
+                (None, Some(room)) if room != self.rooms[self.args.room_of(user) as usize].as_bytes() => {
+                    self.tally.malformed += 1;
+                }
                 (Some(seq), Some(_)) => self.on_entry(stage, user, seq, payload),
                 _ => self.other_events += 1,
             },
@@ -380,9 +385,9 @@ impl Day {
                 return;
             };
             self.live += 1;
-            self.ledgers[self.args.room_of(user) as usize].on_head(head);
+            self.mail.on_head(self.args.room_of(user) as usize, head);
             for (seq, event) in brought {
-                self.compare(user, seq, &event);
+                self.hold(stage, user, seq, &event);
             }
         } else if what == ACK {
             if let Some(at) = member.acks.iter().position(|(asked, _)| *asked == id) {
@@ -391,15 +396,12 @@ impl Day {
         } else {
             match DAY[what as usize].0 {
                 Act::Send => {
-                    self.tally.acked += 1;
-                    let seq = scan::reply(payload).ok().and_then(|reply| reply.seq).unwrap_or(0);
-                    member.own = seq;
-                    self.ledgers[self.args.room_of(user) as usize].on_head(seq);
-                    if let Some(at) = member.sends.iter().position(|(asked, _)| *asked == id)
-                        && let Some((_, due_ns)) = member.sends.remove(at)
-                    {
-                        self.tally.acked_in_window += u64::from(self.schedule.is_measuring(due_ns));
-                        self.meters.record_ack(&self.schedule, due_ns, stage.now_ns);
+                    let room = self.args.room_of(user) as usize;
+                    if let Some((message, seq)) = self.mail.acked(user, id, room, payload, &mut self.tally) {
+                        member.own = seq;
+                        let sent_ns = message.sent_ns;
+                        self.tally.acked_in_window += u64::from(self.schedule.is_measuring(sent_ns));
+                        self.meters.record_ack(&self.schedule, sent_ns, stage.now_ns);
                     }
                 }
                 Act::Notify => self.notified += 1,
@@ -417,38 +419,26 @@ impl Day {
     }
 
     fn on_entry(&mut self, stage: &Stage, user: u32, seq: Seq, payload: &[u8]) {
-        let member = &mut self.members[user as usize];
-        member.place.heard(seq, &mut self.tally);
-        if !member.place.is_live {
-            return;
-        }
-        if let Some(sent_ns) = self.compare(user, seq, payload) {
+        self.members[user as usize].place.heard(seq, &mut self.tally);
+        let sent_ns = self.hold(stage, user, seq, payload);
+        if sent_ns > 0 && self.members[user as usize].place.is_live {
             self.tally.delivered += 1;
             self.tally.delivered_in_window += u64::from(self.schedule.is_measuring(sent_ns));
             self.meters.record_delivery(&self.schedule, sent_ns, stage.now_ns);
         }
     }
 
-    /// Compares an entry with what others saw. When it is a message: when it was meant to be sent.
-    fn compare(&mut self, user: u32, seq: Seq, payload: &[u8]) -> Option<u64> {
-        let ledger = &mut self.ledgers[self.args.room_of(user) as usize];
-        let bytes = hash(payload);
-        let content = scan::content(payload).ok()?;
-        let hashed = hash((content.kind, content.who, content.client_id, content.body));
-        let sent_ns = scan::hex16(content.body).unwrap_or(0);
-        match ledger.look(seq, bytes) {
-            Sight::New => {
-                ledger.learn(seq, Facts { bytes, content: hashed, sent_ns });
-            }
-            Sight::OtherBytes(_) => self.tally.differing += u64::from(!ledger.is_same_content(seq, hashed)),
-            Sight::Forgotten => self.tally.unchecked += 1,
-            Sight::Same(_) => {}
+    /// Holds an entry against what was sent and what others saw. When it is a message of ours: when it was meant to be
+    /// sent; else 0.
+    fn hold(&mut self, stage: &Stage, user: u32, seq: Seq, payload: &[u8]) -> u64 {
+        let room = self.args.room_of(user) as usize;
+        let sent_ns = self.mail.came(&stage.world, user, (room, &self.rooms[room]), payload, &mut self.tally);
+        let member = &mut self.members[user as usize];
+        // What comes between leaving and joining is nothing that the user may still act upon.
+        if sent_ns > 0 && member.place.is_live {
+            member.heard = seq;
         }
-        if content.kind != b"message:created" {
-            return None;
-        }
-        self.members[user as usize].heard = seq;
-        Some(sent_ns)
+        sent_ns
     }
 
     fn on_items(&mut self, stage: &mut Stage, user: u32, payload: &[u8]) {
@@ -477,14 +467,13 @@ impl Day {
     /// What is plotted over time.
     fn totals(&self) -> [u64; 5] {
         let tally = &self.tally;
-        let broken = tally.lost + tally.doubled + tally.out_of_order + tally.differing;
-        [u64::from(self.live), tally.sent, tally.acked, tally.delivered, broken]
+        [u64::from(self.live), tally.sent, tally.acked, tally.delivered, tally.broken()]
     }
 
     /// Users who are not where they should be at the end.
     fn stragglers(&self) -> u64 {
         let is_behind = |(user, member): (usize, &Member)| {
-            let high = self.ledgers[self.args.room_of(user as u32) as usize].high();
+            let high = self.mail.high(self.args.room_of(user as u32) as usize);
             !member.place.is_live || member.place.last() < high || member.place.unanswered() > 0
         };
         self.members.iter().enumerate().filter(|(user, member)| is_behind((*user, member))).count() as u64
@@ -509,12 +498,6 @@ fn item_of(object: &[u8]) -> Option<u64> {
         }
     }
     None
-}
-
-fn hash(value: impl std::hash::Hash) -> u64 {
-    static HASHER: std::sync::LazyLock<ahash::RandomState> =
-        std::sync::LazyLock::new(|| ahash::RandomState::with_seeds(1, 2, 3, 4));
-    HASHER.hash_one(value)
 }
 
 impl Play for Day {
@@ -588,6 +571,7 @@ fn play(theatre: &mut Theatre, day: &mut Day) -> Result<Verdict, String> {
         sampler.tick(stage.now_ns, || day.totals());
         day.stragglers() == 0 && day.items >= day.notified && stage.now_ns >= end_ns
     });
+    day.mail.close(&mut day.tally);
     let mut verdict = tell(day);
     verdict.failures.extend(cut_short.map(|s| format!("interrupted: the figures are of {s:.1} s")));
     if let Some(cpu_s) = theatre.server_cpu_s() {

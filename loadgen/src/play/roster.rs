@@ -1,11 +1,17 @@
-//! What several scripts share: a member's place in their room, and commands that wait for a reply.
+//! What several scripts share: a member's place in their room, commands that wait for a reply, and the books of
+//! the messages they send.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use crate::audit::Audit;
+use crate::body::Filler;
+use crate::client::Message;
+use crate::roll::{self, Roll};
 use crate::scan;
 use crate::stage::Stage;
 use crate::tally::{Tally, count_step};
-use crate::verify::{Cursor, Seq};
+use crate::verify::{Cursor, Ledger, Seq};
+use crate::world::World;
 
 use super::{command, text};
 
@@ -123,6 +129,119 @@ impl Place {
     }
 }
 
+/// The messages of a script: what was sent, what is on its way, and what every room saw.
+pub struct Mail {
+    ledgers: Vec<Ledger>,
+    roll: Roll,
+    filler: Filler,
+    next_client: u64,
+    /// By user and command.
+    on_way: BTreeMap<(u32, u64), Message>,
+}
+
+impl Mail {
+    /// For so many rooms, of each of which the last `remembered` entries can be compared.
+    pub fn new(rooms: u32, remembered: usize, body_bytes: usize) -> Self {
+        Self {
+            ledgers: (0..rooms).map(|_| Ledger::new(remembered)).collect(),
+            roll: Roll::new(0),
+            filler: Filler::new(body_bytes),
+            next_client: roll::first_id(0),
+            on_way: BTreeMap::new(),
+        }
+    }
+
+    /// A new message of a user, by the command `id`.
+    pub fn add(&mut self, user: u32, id: u64, room: usize, sent_ns: u64) -> Message {
+        let message = Message { client: self.next_client, sent_ns };
+        self.next_client += 1;
+        self.roll.add(message, room as u32, user);
+        self.on_way.insert((user, id), message);
+        message
+    }
+
+    /// Appends what a `message:send` carries of it.
+    pub fn write(&self, out: &mut Vec<u8>, message: Message) {
+        out.extend_from_slice(b",\"client_id\":\"");
+        scan::push_hex16(out, message.client);
+        out.extend_from_slice(b"\",\"body\":\"");
+        scan::push_hex16(out, message.sent_ns);
+        out.extend_from_slice(self.filler.of(message.client));
+        out.push(b'"');
+    }
+
+    /// The command was answered by an `ok`: which message that was, and its number.
+    pub fn acked(
+        &mut self,
+        user: u32,
+        id: u64,
+        room: usize,
+        payload: &[u8],
+        tally: &mut Tally,
+    ) -> Option<(Message, Seq)> {
+        let message = self.on_way.remove(&(user, id))?;
+        let Some(seq) = scan::reply(payload).ok().and_then(|reply| reply.seq).filter(|seq| *seq > 0) else {
+            tally.malformed += 1;
+            return None;
+        };
+        tally.acked += 1;
+        tally.wrong_acks += u64::from(!self.roll.on_ack(message.client, seq));
+        self.on_head(room, seq);
+        Some((message, seq))
+    }
+
+    /// The command was answered by an error, if it was a message's.
+    pub fn refused(&mut self, user: u32, id: u64) {
+        if let Some(message) = self.on_way.remove(&(user, id)) {
+            self.roll.on_refused(message.client);
+        }
+    }
+
+    /// The user's connection is gone: nobody answers what was on its way.
+    pub fn lose(&mut self, user: u32) {
+        let mut theirs = self.on_way.split_off(&(user, 0));
+        self.on_way.append(&mut theirs.split_off(&(user + 1, 0)));
+        theirs.values().for_each(|message| self.roll.on_cut(message.client));
+    }
+
+    /// An entry came to a user of a room. Returns when it was meant to be sent, 0 where it is no message of ours.
+    pub fn came(
+        &mut self,
+        world: &World,
+        user: u32,
+        (room, name): (usize, &str),
+        payload: &[u8],
+        tally: &mut Tally,
+    ) -> u64 {
+        match scan::head(payload) {
+            Ok(scan::Head { kind, seq: Some(seq), room: Some(told), .. }) if told == name.as_bytes() => {
+                let ledger = &mut self.ledgers[room];
+                let mut audit = Audit { world, ledger, roll: &mut self.roll, filler: &self.filler, tally };
+                audit.entry(user, room as u32, seq, kind == b"message:created", payload)
+            }
+            _ => {
+                tally.malformed += 1;
+                0
+            }
+        }
+    }
+
+    /// The server named a number of the room: everybody must get that far.
+    pub fn on_head(&mut self, room: usize, head: Seq) {
+        self.ledgers[room].on_head(head);
+    }
+
+    /// The highest number known of the room.
+    pub fn high(&self, room: usize) -> Seq {
+        self.ledgers[room].high()
+    }
+
+    /// At the end: counts what was acknowledged and never came.
+    pub fn close(&self, tally: &mut Tally) {
+        tally.acked_only = self.roll.open().acked_only;
+    }
+}
+
 /// Before the next try to connect: 50 to 250 ms.
 pub fn pause_ns(stage: &mut Stage) -> u64 {
     50_000_000 + u64::from(stage.rng.below(200_000_000))
@@ -134,13 +253,7 @@ pub fn judge(verdict: &mut super::Verdict, tally: &Tally) {
     if !errors.is_empty() {
         verdict.failures.push(format!("error replies: {}", errors.join(", ")));
     }
-    verdict.forbid(tally.lost, "deliveries lost");
-    verdict.forbid(tally.doubled, "deliveries doubled");
-    verdict.forbid(tally.out_of_order, "deliveries out of order");
-    verdict.forbid(tally.differing, "deliveries not the same for everybody");
-    verdict.forbid(tally.wrong_acks, "acknowledgements that name another message");
-    verdict.forbid(tally.malformed, "frames the protocol does not allow");
-    verdict.forbid(tally.unanswered, "commands without a reply");
+    verdict.failures.extend(tally.failures());
     verdict.forbid(tally.gaps, "gaps told to readers that read");
 }
 

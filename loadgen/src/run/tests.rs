@@ -91,6 +91,7 @@ fn every_fault_is_found_and_named() {
         (Fault::Invent, "1 messages that nobody sent"),
         (Fault::AckOnly, "1 messages acknowledged and never delivered"),
         (Fault::OtherTime, "1 messages with a wrong body"),
+        (Fault::OtherAuthor, "1 messages with a wrong author"),
     ];
     for (fault, words) in cases {
         assert_eq!(failures(fault).0, [words], "{fault:?}");

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cli::{Cli, Scenario};
+use crate::fake::{Fake, Fault, SECRET};
 use crate::watch::{Seen, Sight};
 
 fn args(more: &[&str]) -> MixedArgs {
@@ -31,16 +32,56 @@ fn a_server_that_grows_is_found_out() {
 }
 
 #[test]
-fn whoever_sees_something_else_is_noticed() {
+fn what_comes_is_held_against_what_was_sent_and_what_others_saw() {
+    let nowhere = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 9);
+    let world = std::sync::Arc::new(crate::world::tests::world(4, 2, 1, nowhere));
+    let stage = Stage::new(world.clone(), 4).unwrap();
     let mut day = Day::new(args(&["--users", "4", "--rooms-of", "2"]), |room| format!("r{room}"));
-    let event =
-        |body: &str| format!(r#"{{"type":"message:created","room":"r0","seq":1,"author":"u","body":"{body}"}}"#);
-    assert_eq!(day.compare(0, 1, event("0000000000000007 x").as_bytes()), Some(7));
-    assert_eq!(day.compare(1, 1, event("0000000000000007 x").as_bytes()), Some(7));
-    assert_eq!((day.tally.differing, day.members[1].heard), (0, 1));
-    day.compare(1, 1, event("0000000000000007 y").as_bytes());
+    day.members.iter_mut().for_each(|member| member.place.is_live = true);
+    let message = day.mail.add(0, 1, 0, 7);
+    let mut rest = Vec::new();
+    day.mail.write(&mut rest, message);
+    let (author, rest) = (world.user_name(0), String::from_utf8(rest).unwrap());
+    let honest = format!(r#"{{"type":"message:created","room":"r0","seq":1,"author":"{author}"{rest}}}"#);
+    assert_eq!((day.hold(&stage, 0, 1, honest.as_bytes()), day.hold(&stage, 1, 1, honest.as_bytes())), (7, 7));
+    assert_eq!((day.tally.clone(), day.members[1].heard), (Tally::default(), 1));
+    day.hold(&stage, 1, 1, honest.replace(&author, "mallory").as_bytes());
     assert_eq!(day.tally.differing, 1);
-    assert_eq!(day.stragglers(), 4, "nobody is in their room");
+    day.hold(&stage, 1, 1, honest.replace("r0", "r1").as_bytes());
+    assert_eq!(day.tally.malformed, 1);
+    assert_eq!(day.hold(&stage, 1, 2, honest.replace("\"seq\":1", "\"seq\":2").as_bytes()), 0);
+    assert_eq!(day.tally.stored_again, 1);
+    assert!(day.mail.acked(0, 1, 0, br#"{"type":"ok","id":1,"seq":5}"#, &mut day.tally).is_some());
+    assert_eq!(day.tally.wrong_acks, 1, "it stands under 1");
+    assert_eq!(day.stragglers(), 2, "nobody has 5");
+}
+
+fn failures_against(fault: Fault) -> Vec<String> {
+    let url = format!("ws://{}", Fake::start(fault).address);
+    // One room, so that everybody hears of everything.
+    let mut args = args(&["--users", "8", "--rooms-of", "8", "--rate", "400", "--progress=false"]);
+    (args.common.url, args.common.secret, args.common.server_pid) = (url, Some(SECRET.to_owned()), None);
+    (args.common.warmup, args.common.duration) = (0.0, 1.0);
+    run(&args, false).unwrap().failures
+}
+
+#[test]
+fn a_server_that_lies_does_not_pass() {
+    assert_eq!(failures_against(Fault::None), [""; 0]);
+    let cases = [
+        (Fault::ForgeForAll, "1 messages with a wrong body"),
+        (Fault::OtherTime, "1 messages with a wrong body"),
+        (Fault::OtherAuthor, "1 messages with a wrong author"),
+        (Fault::StoreTwice, "1 messages stored again under another number"),
+        (Fault::Invent, "1 messages that nobody sent"),
+        (Fault::AckOnly, "1 messages acknowledged and never delivered"),
+        (Fault::WrongAck, "1 acknowledgements that name another message"),
+        (Fault::OtherRoom, "frames the protocol does not allow"),
+    ];
+    for (fault, words) in cases {
+        let failures = failures_against(fault);
+        assert!(failures.iter().any(|failure| failure.contains(words)), "{fault:?}: {failures:?}");
+    }
 }
 
 #[test]
