@@ -12,23 +12,26 @@ use crate::measure::Schedule;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Phase {
+    /// The threads stand ready: nothing is connected while the start is measured.
+    Ready = 0,
     /// Connect, upgrade, hello (and join, where each joins by itself).
-    Connect = 0,
+    Connect = 1,
     /// Make the rooms.
-    Create = 1,
+    Create = 2,
     /// Subscribe.
-    Subscribe = 2,
+    Subscribe = 3,
     /// Warm-up, then measuring.
-    Traffic = 3,
+    Traffic = 4,
     /// Nothing is sent any more; what is on its way arrives.
-    Drain = 4,
+    Drain = 5,
     /// Say goodbye.
-    Close = 5,
+    Close = 6,
 }
 
 impl Phase {
     /// Every phase.
-    pub const ALL: [Self; 6] = [Self::Connect, Self::Create, Self::Subscribe, Self::Traffic, Self::Drain, Self::Close];
+    pub const ALL: [Self; 7] =
+        [Self::Ready, Self::Connect, Self::Create, Self::Subscribe, Self::Traffic, Self::Drain, Self::Close];
 
     fn from_number(number: u8) -> Self {
         Self::ALL.get(usize::from(number)).copied().unwrap_or(Self::Close)

@@ -126,7 +126,7 @@ impl Driver {
             entrants: VecDeque::new(),
             entering: 0,
             creating: 0,
-            phase: Phase::Connect,
+            phase: Phase::Ready,
             has_arrived: false,
             act: Act::Before,
             back_ns: 0,
@@ -174,6 +174,11 @@ impl Driver {
     /// How long to sleep if nothing comes.
     fn pause(&self) -> Duration {
         const LONGEST: Duration = Duration::from_millis(5);
+        // Connecting begins when it is told to, not milliseconds later.
+        const AT_THE_START: Duration = Duration::from_micros(100);
+        if self.phase == Phase::Ready {
+            return AT_THE_START;
+        }
         let due = self.sending.as_ref().and_then(Sending::next_ns).filter(|_| self.phase <= Phase::Drain);
         due.map_or(LONGEST, |due| Duration::from_nanos(due.saturating_sub(self.world.now_ns())).min(LONGEST))
     }
@@ -310,7 +315,7 @@ impl Driver {
             self.phase_since_ns = self.now_ns;
             self.has_arrived = false;
             match wanted {
-                Phase::Connect => {}
+                Phase::Ready | Phase::Connect => {}
                 Phase::Create => self.create_rooms(),
                 Phase::Subscribe => self.entrants.extend(0..self.clients.len() as u32),
                 Phase::Traffic => self.begin_traffic(),
@@ -336,6 +341,7 @@ impl Driver {
     fn is_phase_done(&self) -> bool {
         let since_ns = self.now_ns - self.phase_since_ns;
         match self.phase {
+            Phase::Ready => true,
             Phase::Connect => self.links.pending() == 0 && self.entrants.is_empty() && self.entering == 0,
             Phase::Create => self.creating == 0,
             Phase::Subscribe => self.entrants.is_empty() && self.entering == 0,
@@ -409,7 +415,7 @@ impl Driver {
         if let Some(sending) = &mut self.sending {
             sending.stop();
         }
-        self.schedule.to_ns = self.schedule.to_ns.min(self.now_ns);
+        self.schedule.cut(self.now_ns);
     }
 
     // --------------------------------------------------------------------------------------------
@@ -467,7 +473,9 @@ impl Driver {
     // Sockets
 
     fn connect_more(&mut self) {
-        while let Some(slot) = self.links.in_line() {
+        while self.phase > Phase::Ready
+            && let Some(slot) = self.links.in_line()
+        {
             if let Err(error) = self.connect(slot) {
                 return self.on_connect_failure(slot, &error);
             }
@@ -519,7 +527,7 @@ impl Driver {
     fn publish(&self) {
         let gauges = &self.conductor.gauges[self.thread as usize];
         let ready = match self.phase {
-            Phase::Connect => self.meters.connect.len() as u32,
+            Phase::Ready | Phase::Connect => self.meters.connect.len() as u32,
             _ => self.clients.len() as u32 - self.links.making() - self.entering,
         };
         gauges.ready.store(ready, Ordering::Relaxed);

@@ -181,6 +181,7 @@ struct Lead<'a> {
 
 impl Lead<'_> {
     fn lead(&mut self) -> Option<Led> {
+        self.phase(Phase::Ready, SETUP_LIMIT)?;
         // What cannot be read now was asked for wrongly; what cannot be read later is a finding.
         self.metrics();
         let connect_start = self.edge()?;

@@ -322,6 +322,8 @@ where
     if let Some(wrong) = theatre.trouble.pop() {
         return Err(wrong);
     }
+    // Only now: how long the scrape took is no time of connecting.
+    theatre.start = theatre.edge()?;
     let mut verdict = match script(&mut theatre) {
         Ok(verdict) => verdict,
         // Once everybody was there, what has been measured is told whatever came between.

@@ -204,6 +204,26 @@ fn a_process_that_goes_in_mid_run_is_a_finding_and_takes_no_figures_away() {
 }
 
 #[test]
+fn nothing_is_connected_before_the_clock_of_connecting_runs() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = std::io::Read::read(&mut stream, &mut [0; 512]);
+            // Time enough for everybody to connect meanwhile.
+            std::thread::sleep(Duration::from_millis(300));
+            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nx 1\n").unwrap();
+        }
+    });
+    let fake = Fake::start(Fault::None);
+    let options = RunOptions { metrics: Some(url), ..RunOptions::default() };
+    let outcome = run(&Arc::new(world(5, 5, 1, fake.address)), &Arc::new(plan()), &options).unwrap();
+    let slowest_s = outcome.meters.connect.max() as f64 / 1e9;
+    assert!(outcome.connect_s >= slowest_s * 0.99, "{} s for all, {slowest_s} s for one", outcome.connect_s);
+}
+
+#[test]
 fn a_control_listener_that_goes_is_a_finding_too() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
