@@ -59,12 +59,13 @@ fn write_verdict(out: &mut String, report: &Report) -> fmt::Result {
     writeln!(
         out,
         "<section class=\"verdict{class}\"><strong>{word}.</strong> {} deliveries checked: {} lost, {} doubled, {} out of \
-         order, {} not the same for everybody.",
+         order, {} not the same for everybody{}.",
         thousands(c.delivered),
         c.lost,
         c.doubled,
         c.out_of_order,
-        c.differing
+        c.differing,
+        c.reservation()
     )?;
     if !report.failures.is_empty() {
         writeln!(out, "<ul>")?;
@@ -73,11 +74,7 @@ fn write_verdict(out: &mut String, report: &Report) -> fmt::Result {
     }
     match &report.tool.limit {
         Some(limit) => writeln!(out, "<p class=\"warn\">{}: {}.</p>", report.limit_words(), escape(limit))?,
-        None => writeln!(
-            out,
-            "<p class=\"soft\">The tool was not the limit: its threads were busy for {:.0} % of the time.</p>",
-            report.tool.driver_load * 100.0
-        )?,
+        None => writeln!(out, "<p class=\"soft\">The tool was not the limit: {}.</p>", report.tool.driver_words())?,
     }
     writeln!(out, "</section>")
 }

@@ -68,6 +68,9 @@ pub struct Meters {
     pub ack: Vec<Histogram<u64>>,
     /// From the intended time of sending to the delivery, likewise.
     pub delivery: Vec<Histogram<u64>>,
+    /// Acknowledgements that came within each window, whenever their messages were meant to be sent: what the server
+    /// did in that time.
+    pub acked: Vec<u64>,
     /// From the start of connecting to the last reply of the set-up, ns.
     pub connect: Histogram<u64>,
     /// From the moment of returning to the reply of the resume, ns.
@@ -85,13 +88,23 @@ impl Meters {
     /// Empty, for so many windows.
     pub fn new(windows: usize) -> Self {
         let many = || (0..windows).map(|_| histogram()).collect::<Vec<_>>();
-        Self { ack: many(), delivery: many(), connect: histogram(), back: histogram(), late: histogram() }
+        Self {
+            ack: many(),
+            delivery: many(),
+            acked: vec![0; windows],
+            connect: histogram(),
+            back: histogram(),
+            late: histogram(),
+        }
     }
 
     /// An `ok` to a message meant for `sent_ns`.
     pub fn record_ack(&mut self, schedule: &Schedule, sent_ns: u64, now_ns: u64) {
         if let Some(hist) = schedule.window_of(sent_ns).and_then(|at| self.ack.get_mut(at)) {
             hist.saturating_record(now_ns.saturating_sub(sent_ns));
+        }
+        if let Some(count) = schedule.window_of(now_ns).and_then(|at| self.acked.get_mut(at)) {
+            *count += 1;
         }
     }
 
@@ -105,6 +118,7 @@ impl Meters {
     /// Adds another thread's.
     pub fn add(&mut self, other: &Self) {
         let pairs = self.ack.iter_mut().zip(&other.ack).chain(self.delivery.iter_mut().zip(&other.delivery));
+        self.acked.iter_mut().zip(&other.acked).for_each(|(sum, more)| *sum += more);
         let single =
             [(&mut self.connect, &other.connect), (&mut self.back, &other.back), (&mut self.late, &other.late)];
         for (sum, more) in pairs.chain(single) {
@@ -213,7 +227,7 @@ mod tests {
             meters.record_ack(&schedule, sent, now);
         }
         assert_eq!((meters.delivery[0].len(), meters.delivery[1].len()), (2, 1));
-        assert_eq!(meters.ack[0].len(), 2);
+        assert_eq!((meters.ack[0].len(), &meters.acked), (2, &vec![1, 1]), "an ack is the server's work when it comes");
         assert!(meters.delivery[0].max() >= 19_990_000, "an answer after the end still counts, at its full length");
         assert!(schedule.is_measuring(8_999) && !schedule.is_measuring(9_000));
         let mut cut = schedule.clone();

@@ -24,6 +24,8 @@ pub struct Thread {
     pub name: String,
     /// Seconds on a CPU: exact (schedstat) where the kernel keeps it, else in ticks.
     pub cpu_s: f64,
+    /// Seconds in which it could have run and had no CPU, where the kernel keeps them.
+    pub waited_s: Option<f64>,
 }
 
 /// The kernel's USER_HZ: fixed at 100 on every architecture that has io_uring in use.
@@ -48,8 +50,9 @@ pub fn sample(pid: u32) -> io::Result<Sample> {
         let Ok(stat) = fs::read_to_string(path.join("stat")) else { continue };
         let name = parse_name(&stat).to_owned();
         let exact = fs::read_to_string(path.join("schedstat")).ok().and_then(|text| parse_schedstat(&text));
-        let cpu_s = exact.unwrap_or_else(|| parse_stat(&stat).map_or(0.0, |(user, system)| user + system));
-        threads.insert(tid, Thread { name, cpu_s });
+        let ticks = || parse_stat(&stat).map_or(0.0, |(user, system)| user + system);
+        let (cpu_s, waited_s) = exact.map_or_else(|| (ticks(), None), |(cpu_s, waited_s)| (cpu_s, Some(waited_s)));
+        threads.insert(tid, Thread { name, cpu_s, waited_s });
     }
     Ok(Sample { user_s, system_s, rss_bytes, threads })
 }
@@ -65,14 +68,21 @@ pub struct Spent {
     pub total_s: f64,
     /// By thread name (threads of one name together), the largest first, those above zero.
     pub threads: Vec<(String, f64)>,
+    /// Seconds of waiting for a CPU, by thread name; those of which the kernel keeps them.
+    pub waits: BTreeMap<String, f64>,
 }
 
 /// What was spent from `before` to `after`.
 pub fn spent(before: &Sample, after: &Sample) -> Spent {
     let mut by_name: BTreeMap<&str, f64> = BTreeMap::new();
+    let mut waits: BTreeMap<String, f64> = BTreeMap::new();
     for (tid, thread) in &after.threads {
-        let earlier = before.threads.get(tid).map_or(0.0, |t| t.cpu_s);
-        *by_name.entry(&thread.name).or_default() += (thread.cpu_s - earlier).max(0.0);
+        let earlier = before.threads.get(tid);
+        *by_name.entry(&thread.name).or_default() += (thread.cpu_s - earlier.map_or(0.0, |t| t.cpu_s)).max(0.0);
+        if let Some(waited_s) = thread.waited_s {
+            let earlier_s = earlier.and_then(|t| t.waited_s).unwrap_or(0.0);
+            *waits.entry(thread.name.clone()).or_default() += (waited_s - earlier_s).max(0.0);
+        }
     }
     let (user_s, system_s) = (after.user_s - before.user_s, after.system_s - before.system_s);
     let exact: f64 = by_name.values().sum();
@@ -81,7 +91,7 @@ pub fn spent(before: &Sample, after: &Sample) -> Spent {
     let mut threads: Vec<(String, f64)> =
         by_name.into_iter().filter(|(_, s)| *s >= 0.0005).map(|(name, s)| (name.to_owned(), s)).collect();
     threads.sort_by(|a, b| b.1.total_cmp(&a.1));
-    Spent { user_s, system_s, total_s, threads }
+    Spent { user_s, system_s, total_s, threads, waits }
 }
 
 /// What is said when the server's process cannot be read any more.
@@ -116,9 +126,12 @@ fn parse_stat(stat: &str) -> io::Result<(f64, f64)> {
     }
 }
 
-/// Nanoseconds on a CPU: the first field.
-fn parse_schedstat(text: &str) -> Option<f64> {
-    text.split_ascii_whitespace().next()?.parse::<u64>().ok().map(|ns| ns as f64 / 1e9)
+/// Seconds on a CPU and of waiting for one: the first two fields, in ns. The third counts the turns: where it is 0 for
+/// a thread that has run, the kernel keeps nothing.
+fn parse_schedstat(text: &str) -> Option<(f64, f64)> {
+    let mut fields = text.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
+    let (cpu_ns, waited_ns, turns) = (fields.next()??, fields.next()??, fields.next()??);
+    (turns > 0).then_some((cpu_ns as f64 / 1e9, waited_ns as f64 / 1e9))
 }
 
 /// `VmRSS: 1234 kB`
@@ -145,15 +158,15 @@ mod tests {
 
     #[test]
     fn the_small_files_are_read() {
-        assert_eq!(parse_schedstat("1500000000 22 33\n"), Some(1.5));
-        assert_eq!(parse_schedstat(""), None);
+        assert_eq!(parse_schedstat("1500000000 250000000 33\n"), Some((1.5, 0.25)));
+        assert_eq!((parse_schedstat(""), parse_schedstat("7 8"), parse_schedstat("0 0 0")), (None, None, None));
         assert_eq!(parse_rss("Name:\tx\nVmRSS:\t   2048 kB\nThreads: 1\n"), 2_097_152);
         assert_eq!(parse_rss("Name:\tx\n"), 0);
     }
 
     #[test]
     fn what_was_spent_is_counted_by_name() {
-        let thread = |name: &str, cpu_s| Thread { name: name.to_owned(), cpu_s };
+        let thread = |name: &str, cpu_s| Thread { name: name.to_owned(), cpu_s, waited_s: Some(cpu_s * 2.0) };
         let sample = |user_s, threads: &[(u32, Thread)]| Sample {
             user_s,
             threads: threads.iter().cloned().collect(),
@@ -164,6 +177,7 @@ mod tests {
         let spent = spent(&before, &after);
         assert_eq!(spent.threads.len(), 2);
         assert_eq!(spent.threads[0].0, "shard-0");
+        assert!((spent.waits["shard-0"] - 1.8).abs() < 1e-9);
         assert!((spent.threads[0].1 - 0.9).abs() < 1e-9 && (spent.total_s - 1.0).abs() < 1e-9);
     }
 

@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::hgrm;
 use crate::measure::Latency;
 use crate::plan::{Plan, Traffic};
+use crate::proc::Spent;
 use crate::run::Outcome;
 use crate::sampler::{self, Timeline};
 use crate::stages::Stage;
 use crate::world::World;
 
-/// A driver thread busier than this was the limit of the run.
+/// A driver thread that worked, or waited for a core to work on, for more of the time was the limit of the run.
 const TOOL_LIMIT: f64 = 0.95;
 /// A tool that is this late with one in a hundred messages does not keep the rate asked for, ms.
 const TOOL_LATE_MS: f64 = 5.0;
@@ -131,7 +132,7 @@ pub struct WindowReport {
     pub to_s: f64,
     /// The rate asked for, when there was one.
     pub asked_per_second: Option<f64>,
-    /// Messages meant for this time and acknowledged, a second.
+    /// Acknowledgements that came in this time, a second.
     #[serde(default)]
     pub acked_per_second: f64,
     /// Cores of the server in use, on average.
@@ -183,8 +184,11 @@ pub struct Server {
 pub struct Tool {
     /// CPU seconds in the same time.
     pub cpu_s: f64,
-    /// The share of a core that its busiest driver threads took, on average over them.
+    /// The share of the time in which its busiest driver thread worked.
     pub driver_load: f64,
+    /// The share in which that thread waited for a core; `None` where the kernel does not tell.
+    #[serde(default)]
+    pub driver_wait: Option<f64>,
     /// At a rate: how late the tool itself was in sending.
     #[serde(default)]
     pub late: Latency,
@@ -299,7 +303,7 @@ fn window_report(plan: &Plan, outcome: &Outcome, at: usize) -> WindowReport {
         from_s,
         to_s,
         asked_per_second: plan.traffic.rates(plan.duration_s).iter().find(|(to, _)| *to > middle).map(|(_, r)| *r),
-        acked_per_second: ack.len() as f64 / (to_s - from_s).max(1e-9),
+        acked_per_second: outcome.meters.acked[at] as f64 / (to_s - from_s).max(1e-9),
         server_cores: cpu_s(to_s).zip(cpu_s(from_s)).map(|(end, start)| (end - start) / (to_s - from_s).max(1e-9)),
         ack: Latency::of(ack),
         delivery: Latency::of(delivery),
@@ -350,22 +354,42 @@ fn server(outcome: &Outcome) -> Option<Server> {
 }
 
 fn tool(world: &World, outcome: &Outcome) -> Tool {
-    // A polling driver always uses its core: what counts is the time in which it had something to do.
-    let busy_s = if world.busy_poll { outcome.tally.busy_ns as f64 / 1e9 } else { sampler::drivers_s(&outcome.tool) };
-    let driver_load = busy_s / outcome.tool_s.max(1e-9) / f64::from(world.threads.max(1));
+    let polled_s = world.busy_poll.then_some(outcome.tally.busy_ns as f64 / 1e9);
+    let (busy_s, waited_s) = busiest(&outcome.tool, polled_s);
+    let share = |seconds: f64| seconds / outcome.tool_s.max(1e-9);
+    let (driver_load, driver_wait) = (share(busy_s), waited_s.map(share));
     let late = Latency::of(&outcome.meters.late);
-    let limit = limit(driver_load, late.p99_ms);
-    Tool { cpu_s: outcome.tool.total_s, driver_load, late, was_the_limit: limit.is_some(), limit }
+    let limit = limit(driver_load, driver_wait, late.p99_ms);
+    Tool { cpu_s: outcome.tool.total_s, driver_load, driver_wait, late, was_the_limit: limit.is_some(), limit }
+}
+
+/// The driver thread that had most to do: seconds in which it did it, and in which it waited for a CPU (`None` where
+/// the kernel does not tell). A polling one always uses its core: what counts is when it had something to do.
+fn busiest(spent: &Spent, polled_s: Option<f64>) -> (f64, Option<f64>) {
+    let drivers = || spent.threads.iter().filter(|(name, _)| sampler::is_driver(name));
+    let wait = |name: &str| spent.waits.get(name).copied();
+    if let Some(polled_s) = polled_s {
+        return (polled_s, drivers().filter_map(|(name, _)| wait(name)).reduce(f64::max));
+    }
+    let all = drivers().map(|(name, busy_s)| (*busy_s, wait(name)));
+    let sum = |(busy_s, waited_s): &(f64, Option<f64>)| busy_s + waited_s.unwrap_or(0.0);
+    all.max_by(|a, b| sum(a).total_cmp(&sum(b))).unwrap_or((0.0, None))
 }
 
 /// Why the tool was the limit, if it was.
-fn limit(driver_load: f64, late_p99_ms: f64) -> Option<String> {
-    let busy = driver_load * 100.0;
-    if driver_load > TOOL_LIMIT {
-        Some(format!("its threads were busy for {busy:.0} % of the time"))
+fn limit(load: f64, wait: Option<f64>, late_p99_ms: f64) -> Option<String> {
+    let (busy, waited) = (load * 100.0, wait.unwrap_or(0.0) * 100.0);
+    let need = if waited > 5.0 { "; give it a core of its own" } else { "" };
+    let thread = match wait {
+        Some(_) => format!(
+            "its busiest thread worked for {busy:.0} % of the time and waited for a core for {waited:.0} %{need}"
+        ),
+        None => format!("its busiest thread worked for {busy:.0} % of the time"),
+    };
+    if busy + waited > TOOL_LIMIT * 100.0 {
+        Some(thread)
     } else if late_p99_ms > TOOL_LATE_MS {
-        let why = if busy < 60.0 { "; give it a core of its own" } else { "" };
-        Some(format!("it sent 1 message in 100 {late_p99_ms:.1} ms or more late (its threads at {busy:.0} %{why})"))
+        Some(format!("it sent 1 message in 100 {late_p99_ms:.1} ms or more late ({thread})"))
     } else {
         None
     }
@@ -449,12 +473,7 @@ impl Report {
         if let Some(server) = &self.server {
             server.write_text(out)?;
         }
-        writeln!(
-            out,
-            "  this tool  {:.2} CPU s, driver threads at {:.0} %",
-            self.tool.cpu_s,
-            self.tool.driver_load * 100.0
-        )?;
+        writeln!(out, "  this tool  {:.2} CPU s; {}", self.tool.cpu_s, self.tool.driver_words())?;
         if let Some(limit) = &self.tool.limit {
             writeln!(out, "             {}: {limit}", self.limit_words())?;
         }
@@ -470,7 +489,7 @@ impl Report {
         }
         self.checked.write_text(out)?;
         match self.failures.as_slice() {
-            [] if self.passed => writeln!(out, "  PASSED     every promise held"),
+            [] if self.passed => writeln!(out, "  PASSED     every promise held{}", self.checked.reservation()),
             [] => writeln!(out, "  FAILED     (the report does not say why)"),
             failures => failures.iter().try_for_each(|failure| writeln!(out, "  FAILED     {failure}")),
         }
@@ -492,6 +511,17 @@ impl Report {
         } else {
             "from the time at which a message should have been sent"
         }
+    }
+}
+
+impl Tool {
+    /// What its busiest thread did.
+    pub fn driver_words(&self) -> String {
+        let wait = match self.driver_wait {
+            Some(wait) => format!("waited for a core for {:.0} %", wait * 100.0),
+            None => "this kernel does not tell whether it waited for a core".to_owned(),
+        };
+        format!("its busiest thread worked for {:.0} % of the time, {wait}", self.driver_load * 100.0)
     }
 }
 
@@ -553,6 +583,14 @@ impl Server {
 }
 
 impl Checked {
+    /// What a good verdict does not cover.
+    pub fn reservation(&self) -> String {
+        match self.unchecked {
+            0 => String::new(),
+            late => format!("; {} deliveries came too late to be compared with what others saw", thousands(late)),
+        }
+    }
+
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
         writeln!(
             out,

@@ -94,7 +94,12 @@ impl Sampler {
 
 /// CPU seconds of this tool's driver threads.
 pub fn drivers_s(spent: &Spent) -> f64 {
-    spent.threads.iter().filter(|(name, _)| name.starts_with("load-")).map(|(_, s)| s).sum()
+    spent.threads.iter().filter(|(name, _)| is_driver(name)).map(|(_, s)| s).fold(0.0, |sum, s| sum + s)
+}
+
+/// True for the name of a driver thread: the executor numbers them.
+pub fn is_driver(name: &str) -> bool {
+    name.starts_with("load-")
 }
 
 impl Timeline {

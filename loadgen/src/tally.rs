@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::verify::{Digest, Seq, Step};
 
-/// Counts of everything that was checked. Adding two gives the count of both.
+/// Counts of everything that was checked. Adding two gives the count of both (of `busy_ns`: the larger).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Commands `message:send` written, retries included.
@@ -139,7 +139,6 @@ impl Tally {
             (&mut self.sent, sent),
             (&mut self.acked, acked),
             (&mut self.acked_in_window, acked_in_window),
-            (&mut self.busy_ns, busy_ns),
             (&mut self.delivered, delivered),
             (&mut self.delivered_in_window, delivered_in_window),
             (&mut self.other_events, other_events),
@@ -178,6 +177,8 @@ impl Tally {
         for (sum, more) in sums {
             *sum += more;
         }
+        // The busiest thread is what limits a run.
+        self.busy_ns = self.busy_ns.max(*busy_ns);
         errors.iter().for_each(|(code, n)| *self.errors.entry(*code).or_default() += n);
         closes.iter().for_each(|(code, n)| *self.closes.entry(*code).or_default() += n);
     }

@@ -1,7 +1,6 @@
 //! What a report says, what of it is saved, and what is read back.
 
 use super::*;
-use crate::proc::Spent;
 
 /// A good run with round figures.
 pub fn sample() -> Report {
@@ -59,9 +58,27 @@ fn numbers_are_grouped() {
 
 #[test]
 fn a_busy_or_a_late_tool_is_the_limit() {
-    assert_eq!(limit(0.5, 0.9), None);
-    assert!(limit(0.5, 6.0).unwrap().contains("6.0 ms or more late"));
-    assert!(limit(0.97, 0.0).unwrap().contains("97 %"));
+    assert_eq!((limit(0.5, Some(0.1), 0.9), limit(0.5, None, 0.9)), (None, None));
+    assert!(limit(0.5, Some(0.0), 6.0).unwrap().contains("6.0 ms or more late"));
+    assert!(limit(0.97, None, 0.0).unwrap().contains("97 %"));
+    // Another process has half of its core.
+    let starved = limit(0.48, Some(0.5), 0.0).unwrap();
+    assert!(starved.contains("waited for a core for 50 %; give it a core of its own"), "{starved}");
+}
+
+#[test]
+fn the_busiest_thread_counts_and_not_their_average() {
+    let threads = vec![("load-1".to_owned(), 9.0), ("load-2".to_owned(), 1.0), ("antiphon-load".to_owned(), 9.9)];
+    let waits = [("load-1".to_owned(), 0.2), ("load-2".to_owned(), 8.5)].into();
+    let spent = Spent { threads, waits, ..Spent::default() };
+    assert_eq!(busiest(&spent, None), (1.0, Some(8.5)));
+    assert_eq!(busiest(&spent, Some(4.0)), (4.0, Some(8.5)), "it polls: its CPU time says nothing");
+    assert_eq!(busiest(&Spent { waits: [].into(), ..spent }, None), (9.0, None));
+    assert_eq!(busiest(&Spent::default(), None), (0.0, None));
+    let mut report = sample();
+    assert!(report.text().contains("does not tell whether it waited"), "{}", report.text());
+    report.tool.driver_wait = Some(0.25);
+    assert!(report.text().contains("waited for a core for 25 %"));
 }
 
 #[test]
@@ -100,6 +117,14 @@ fn a_saved_report_reads_back_and_nothing_else_does() {
     assert!(read(|report| drop(report["checked"].as_object_mut().unwrap().remove("lost"))).is_err());
     let failed = read(|report| drop(report.insert("passed".to_owned(), false.into()))).unwrap();
     assert!(failed.text().contains("FAILED") && !failed.text().contains("PASSED"));
+}
+
+#[test]
+fn a_good_verdict_says_what_could_not_be_compared() {
+    let mut report = sample();
+    assert!(report.text().ends_with("every promise held\n"));
+    report.checked.unchecked = 1_234;
+    assert!(report.text().ends_with("; 1,234 deliveries came too late to be compared with what others saw\n"));
 }
 
 #[test]
