@@ -46,8 +46,8 @@ fn value(text: &str, kind: Kind) -> Result<f64, String> {
         (_, "") | (Kind::Time, "ms") => 1.0,
         (Kind::Time, "us" | "µs") => 1e-3,
         (Kind::Time, "s") => 1e3,
-        (Kind::Rate | Kind::Cost | Kind::Fault, "k") => 1e3,
-        (Kind::Rate | Kind::Cost | Kind::Fault, "M") => 1e6,
+        (Kind::Rate | Kind::Cost | Kind::Fault | Kind::Own, "k") => 1e3,
+        (Kind::Rate | Kind::Cost | Kind::Fault | Kind::Own, "M") => 1e6,
         (Kind::Cost, "KB") => 1024.0,
         (Kind::Cost, "MB") => 1_048_576.0,
         _ => return Err(format!("{unit} is no unit of this figure")),
@@ -107,6 +107,10 @@ mod tests {
         }
         let failure = |text: &str| assertion(text).unwrap().failure(&report);
         assert_eq!(failure("p99<10ms").unwrap(), "--assert p99<10ms: it is 12.5 ms");
+        assert_eq!(
+            failure("whole_inbox_p50<100").unwrap(),
+            "--assert whole_inbox_p50<100: this run has no whole_inbox_p50"
+        );
         assert_eq!(failure("doubled>0").unwrap(), "--assert doubled>0: it is 0");
         assert_eq!(failure("p99@after<1s").unwrap(), "--assert p99@after<1s: this run has no p99@after");
     }
@@ -116,6 +120,8 @@ mod tests {
         for (text, words) in [
             ("p99", "FIGURE OP VALUE"),
             ("p98<1", "no figure p98"),
+            ("connect.p99@nosuchpart<10s", "no figure connect"),
+            ("whole_inbox_p50<1s", "no unit"),
             ("p99<x", "no unit"),
             ("p99<", "no number"),
             ("lost=0ms", "no unit"),

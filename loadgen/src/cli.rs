@@ -1,9 +1,10 @@
 //! What can be asked of the tool: raw arguments in, a checked [`Request`] out.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, Parser, Subcommand};
 
 use crate::body::BODY_BYTES_MIN;
 use crate::dialect::Dialect;
@@ -40,6 +41,27 @@ pub enum Command {
     /// Compare saved reports: ratio of medians with spread
     #[command(long_flag = "compare")]
     Compare(CompareArgs),
+}
+
+/// Arguments that say who measures and whom, and nothing of the work.
+const NOT_THE_WORK: [&str; 7] = ["url", "dialect", "allow_remote", "threads", "source_addresses", "seed", "progress"];
+
+/// The arguments that shape the work of a scenario, with what they were. Those without a default (`--rate`, say) are
+/// told by the report's `traffic` and `body_bytes`.
+pub fn work(matches: &ArgMatches) -> BTreeMap<String, String> {
+    let mut command = Cli::command();
+    command.build();
+    let Some((name, matches)) = matches.subcommand() else { return BTreeMap::new() };
+    let arguments = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    let shaping = arguments.filter(|argument| {
+        !argument.get_default_values().is_empty() && !NOT_THE_WORK.contains(&argument.get_id().as_str())
+    });
+    let told = |argument: &clap::Arg| {
+        let values = matches.try_get_raw(argument.get_id().as_str()).ok().flatten()?;
+        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        Some((format!("--{}", argument.get_long()?), values.join(",")))
+    };
+    shaping.filter_map(told).collect()
 }
 
 const EXAMPLES: &str = "\
@@ -510,7 +532,6 @@ fn parse_source(text: &str) -> Result<Ipv4Addr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(args: &[&str]) -> Scenario {
         let all = ["antiphon-load"].iter().chain(args).chain(&["--secret", "s"]).copied();
@@ -568,6 +589,25 @@ mod tests {
         }
         let both = ["antiphon-load", "chat", "--rate", "1", "--in-flight", "1"];
         assert!(Cli::try_parse_from(both).is_err());
+    }
+
+    #[test]
+    fn what_shapes_the_work_is_kept() {
+        let of = |args: &[&str]| work(&Cli::command().get_matches_from(["antiphon-load"].iter().chain(args)));
+        let slow = of(&["slow", "--percent", "7", "--url", "ws://127.0.0.1:9", "--threads", "2", "--secret", "s"]);
+        assert_eq!((slow["--percent"].as_str(), slow["--stall"].as_str(), slow["--warmup"].as_str()), ("7", "15", "2"));
+        let strange = ["--url", "--threads", "--secret", "--dialect", "--pin", "--progress", "--json"];
+        assert!(strange.iter().all(|name| !slow.contains_key(*name)), "{slow:?}");
+        assert_ne!(of(&["chat", "--busy-poll"]), of(&["chat"]));
+        assert_eq!(of(&["chat", "--in-flight", "4"]), of(&["chat"]), "told by the traffic");
+    }
+
+    #[test]
+    fn compare_takes_two_sides() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["antiphon-load", "compare"].iter().chain(args));
+        let Command::Compare(sides) = parse(&["a1,a2", "b1"]).unwrap().command else { panic!("compare was asked for") };
+        assert_eq!((sides.a.0.len(), sides.b.0.len()), (2, 1));
+        assert!(parse(&["a1", "a2", "b1", "b2"]).is_err() && parse(&["a1"]).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `compare`: two sides, each one report or several of the same work; medians, spread, and whether the
 //! difference is more than the noise.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -38,17 +39,39 @@ impl Spread {
 /// # Errors
 /// The two sides did not do the same work.
 pub fn compare(a: &[Report], b: &[Report]) -> Result<String, String> {
-    let work = |report: &Report| {
-        let s = &report.settings;
-        (report.scenario.clone(), s.clients, s.rooms_of, s.traffic.clone(), s.body_bytes)
-    };
-    let first = a.first().map(work).ok_or("there is nothing to compare")?;
-    if let Some(other) = a.iter().chain(b).map(work).find(|other| *other != first) {
-        return Err(format!("not the same work: {first:?} and {other:?}"));
+    let first = a.first().ok_or("there is nothing to compare")?;
+    let first_work = work(first);
+    if let Some(other) = a.iter().chain(b).map(work).find(|other| *other != first_work) {
+        let of =
+            |works: &BTreeMap<String, String>, name: &String| works.get(name).cloned().unwrap_or("nothing".to_owned());
+        let names = first_work.keys().chain(other.keys());
+        let differing = names.filter(|name| first_work.get(*name) != other.get(*name));
+        let differing: BTreeSet<String> =
+            differing.map(|name| format!("{name} {} and {}", of(&first_work, name), of(&other, name))).collect();
+        return Err(format!("not the same work: {}", differing.into_iter().collect::<Vec<_>>().join("; ")));
     }
-    let mut out = format!("{}: {} clients in rooms of {}, {}\n\n", first.0, first.1, first.2, first.3);
+    let mut runs = BTreeSet::new();
+    if let Some(twice) = a.iter().chain(b).find(|report| !runs.insert(&report.run)) {
+        return Err(format!("run {} is given twice: the same run again says nothing about the noise", twice.run));
+    }
+    let s = &first.settings;
+    let mut out = format!("{}: {} clients in rooms of {}, {}\n\n", first.scenario, s.clients, s.rooms_of, s.traffic);
     write_table(&mut out, a, b).expect("writing to memory");
     Ok(out)
+}
+
+/// Everything that shapes the work of a run, by name.
+fn work(report: &Report) -> BTreeMap<String, String> {
+    let s = &report.settings;
+    let mut work = s.work.clone();
+    work.extend([
+        ("scenario".to_owned(), report.scenario.clone()),
+        ("clients".to_owned(), s.clients.to_string()),
+        ("rooms of".to_owned(), s.rooms_of.to_string()),
+        ("traffic".to_owned(), s.traffic.clone()),
+        ("body bytes".to_owned(), s.body_bytes.to_string()),
+    ]);
+    work
 }
 
 fn write_table(out: &mut String, a: &[Report], b: &[Report]) -> std::fmt::Result {
@@ -56,7 +79,8 @@ fn write_table(out: &mut String, a: &[Report], b: &[Report]) -> std::fmt::Result
     writeln!(out, "{:<38} {:>26} {:>26} {:>8}  {:<17} verdict", "figure", sides.0, sides.1, "B / A", "ratios")?;
     let times = ["p50", "p99", "p99.9", "ack.p50", "ack.p99", "connect.p50", "connect.p99"];
     let times = times.map(|name| (name, name, Kind::Time));
-    for (name, what, kind) in FIGURES.into_iter().chain(times) {
+    let own = figures::OF_SCENARIOS.map(|name| (name, name, Kind::Own));
+    for (name, what, kind) in FIGURES.into_iter().chain(times).chain(own) {
         let values = |side: &[Report]| Spread::of(side.iter().filter_map(|r| figures::read(r, name)).collect());
         let (Some(of_a), Some(of_b)) = (values(a), values(b)) else { continue };
         if kind == Kind::Fault {
@@ -83,6 +107,9 @@ fn verdict(kind: Kind, low: f64, high: f64, runs: usize) -> &'static str {
     let more_is_better = kind == Kind::Rate;
     match (low > 1.0, high < 1.0) {
         _ if runs < 3 => "too few runs to tell (3 a side)",
+        // Which way is better, only the reader knows.
+        (true, _) if kind == Kind::Own => "higher",
+        (_, true) if kind == Kind::Own => "lower",
         (true, _) => {
             if more_is_better {
                 "better"
@@ -115,8 +142,11 @@ mod tests {
     use crate::report::tests::sample;
 
     fn runs(costs: &[f64]) -> Vec<Report> {
+        static RUNS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let with = |cost: &f64| {
             let mut report = sample();
+            report.run = RUNS.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string();
+            report.figures = vec![crate::report::Figure::new("all_back", *cost, "s")];
             report.server.as_mut().unwrap().cpu_s_per_million_deliveries = Some(*cost);
             report
         };
@@ -138,13 +168,21 @@ mod tests {
         assert!(line(&[1.0], &[2.0]).ends_with("too few runs to tell (3 a side)"));
         assert_eq!(Spread::of(vec![1.0, 3.0]).unwrap().median, 2.0);
         assert_eq!(verdict(Kind::Rate, 1.1, 1.2, 3), "better", "of rates more is better");
+        let own = compare(&runs(&[1.0, 1.1, 1.2]), &runs(&[2.0, 2.1, 2.2])).unwrap();
+        assert!(own.lines().any(|line| line.starts_with("all_back") && line.ends_with(" higher")), "{own}");
     }
 
     #[test]
     fn only_the_same_work_is_compared() {
         let mut other = sample();
         other.settings.clients += 1;
-        assert!(compare(&[sample()], &[other]).unwrap_err().contains("not the same work"));
+        assert!(compare(&[sample()], &[other]).unwrap_err().contains("not the same work: clients 100 and 101"));
+        let mut longer = sample();
+        longer.settings.work.insert("--duration".to_owned(), "60".to_owned());
+        let refused = compare(&[sample()], &[longer]).unwrap_err();
+        assert!(refused.contains("--duration nothing and 60"), "{refused}");
+        let again = compare(&[sample()], &[sample()]).unwrap_err();
+        assert!(again.contains("run abc123 is given twice"), "{again}");
         assert!(load(&"/nonexistent/a.json".into()).unwrap_err().contains("a.json"));
     }
 }

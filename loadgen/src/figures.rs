@@ -14,6 +14,8 @@ pub enum Kind {
     Rate,
     /// A count of what should not be.
     Fault,
+    /// A number that only one scenario has, in its own unit.
+    Own,
 }
 
 /// Figures with a fixed name: name, what it is for people, kind.
@@ -37,6 +39,71 @@ pub const FIGURES: [(&str, &str, Kind); 17] = [
     ("excused", "entries the server said it would skip", Kind::Fault),
 ];
 
+/// Numbers that only some scenario has.
+pub const OF_SCENARIOS: [&str; 61] = [
+    "acked",
+    "all_back",
+    "all_bytes",
+    "back_p50",
+    "back_p99",
+    "cards_received",
+    "changes",
+    "cpu_per_change",
+    "cut",
+    "delivered_per_second",
+    "enqueued",
+    "enqueued_per_second",
+    "event_bytes",
+    "events_against_naive",
+    "events_received",
+    "events_without_seq",
+    "failed_tries",
+    "fds_growth",
+    "gap_events",
+    "held_for_slow_ones",
+    "inbox_acks",
+    "inbox_items",
+    "ladder_1_merged",
+    "ladder_2_dropped_low",
+    "ladder_3_dropped",
+    "ladder_3_gaps",
+    "ladder_4_closed",
+    "ladder_budget",
+    "missed_and_refetched",
+    "missed_and_told",
+    "naive_notifications",
+    "newcomers_before",
+    "newcomers_before_p50",
+    "newcomers_before_p99",
+    "newcomers_during",
+    "newcomers_during_p50",
+    "newcomers_during_p99",
+    "notify_refused",
+    "others_p50_ratio",
+    "others_p99_ratio",
+    "others_p99_with",
+    "others_p99_without",
+    "put_off",
+    "repeats",
+    "resumed",
+    "resumed_entries",
+    "rss_growth",
+    "rss_slope",
+    "server_cpu",
+    "server_cpu_first_coming",
+    "server_cpu_per_item",
+    "server_cpu_per_return",
+    "server_cpu_per_thing",
+    "stopped",
+    "threads_growth",
+    "time_to_truth",
+    "tool_lag_p99",
+    "wake_p99",
+    "wake_p99_worst",
+    "whole_inbox_max",
+    "whole_inbox_p50",
+];
+
 /// Names of quantiles.
 const QUANTILES: [&str; 6] = ["p50", "p90", "p99", "p99.9", "mean", "max"];
 /// Names of latencies.
@@ -45,8 +112,11 @@ const LATENCIES: [&str; 3] = ["delivery", "ack", "connect"];
 /// A figure's kind, if there is one of that name.
 pub fn kind(name: &str) -> Option<Kind> {
     let fixed = FIGURES.iter().find(|(known, ..)| *known == name).map(|(.., kind)| *kind);
-    let (latency, quantile, _) = parts(name);
-    fixed.or((LATENCIES.contains(&latency) && QUANTILES.contains(&quantile)).then_some(Kind::Time))
+    let (latency, quantile, part) = parts(name);
+    // Connecting is no part of what is measured in parts.
+    let is_time =
+        LATENCIES.contains(&latency) && QUANTILES.contains(&quantile) && (latency != "connect" || part.is_none());
+    fixed.or(is_time.then_some(Kind::Time)).or(OF_SCENARIOS.contains(&name).then_some(Kind::Own))
 }
 
 /// A figure of a report; `None` where the run did not yield it.
@@ -71,6 +141,7 @@ pub fn read(report: &Report, name: &str) -> Option<f64> {
         "errors" => count(checked.errors.iter().map(|(_, n)| n).sum()),
         "closed" => count(checked.closes.iter().map(|(_, n)| n).sum()),
         "broken" => count((report.failures.len() as u64).max(u64::from(!report.passed))),
+        _ if OF_SCENARIOS.contains(&name) => report.figures.iter().find(|figure| figure.name == name).map(|f| f.value),
         _ => latency(report, name),
     }
 }
@@ -124,9 +195,13 @@ mod tests {
             assert_eq!(kind(name), Some(Kind::Time), "{name}");
             assert!(read(&report, name).is_some(), "{name}");
         }
-        for name in ["p98", "ack", "x.p99", "lost@whole", ""] {
+        for name in ["p98", "ack", "x.p99", "lost@whole", "connect.p99@whole", "no_such_figure", ""] {
             assert_eq!(kind(name), None, "{name}");
         }
         assert_eq!(read(&report, "p99@nowhen"), None);
+        let mut report = report;
+        assert_eq!((kind("whole_inbox_p50"), read(&report, "whole_inbox_p50")), (Some(Kind::Own), None));
+        report.figures.push(crate::report::Figure::new("whole_inbox_p50", 45.5, "ms"));
+        assert_eq!(read(&report, "whole_inbox_p50"), Some(45.5));
     }
 }

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use antiphon::cli::process;
 use antiphon::shard::probe;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
-use crate::cli::{Cli, Command, Output, Scenario};
+use crate::cli::{Cast, Cli, Command, Common, Output, Scenario};
 use crate::report::Report;
 use crate::run::RunOptions;
 use crate::watch::Watch;
@@ -62,9 +62,11 @@ mod world;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let matches = Cli::command().get_matches();
+    let result = match Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command {
         Command::Run(scenario) => run_scenario(&scenario).and_then(|(mut report, written)| {
             let common = scenario.common();
+            report.settings.work = cli::work(&matches);
             // The text first: no other file that fails takes it away.
             let passed = tell(&mut report, common.json.as_deref(), &common.output);
             written.and(passed)
@@ -76,7 +78,7 @@ fn main() -> ExitCode {
             .and_then(|mut report| tell(&mut report, None, &args.output)),
         Command::Compare(args) => {
             let load = |paths: &[_]| paths.iter().map(compare::load).collect::<Result<Vec<_>, _>>();
-            load(&args.a).and_then(|a| compare::compare(&a, &load(&args.b)?)).map(|table| {
+            load(&args.a.0).and_then(|a| compare::compare(&a, &load(&args.b.0)?)).map(|table| {
                 print!("{table}");
                 true
             })
@@ -101,6 +103,26 @@ fn run_scenario(scenario: &Scenario) -> Result<(Report, Result<(), String>), Str
     check_open_files(cast.clients)?;
     common.dialect.check(scenario.name())?;
     interrupt::listen()?;
+    let warning = stranger(common)?;
+    let (mut report, written) = perform(scenario, &cast)?;
+    report.notes.extend(warning);
+    Ok((report, written))
+}
+
+/// A warning where the process that is measured is not the one that is spoken to.
+fn stranger(common: &Common) -> Result<Option<String>, String> {
+    let target = common.target()?.address;
+    let is_here = target.ip().is_loopback();
+    Ok(common.server_pid.filter(|pid| is_here && !proc::listens(*pid, target)).map(|pid| {
+        format!(
+            "WARNING: process {pid} (--server-pid) does not listen on {target}: CPU time and memory may be another's"
+        )
+    }))
+}
+
+/// The same without a look at who is measured.
+fn perform(scenario: &Scenario, cast: &Cast) -> Result<(Report, Result<(), String>), String> {
+    let common = scenario.common();
     let scripted = match scenario {
         Scenario::Presence(args) => Some(play::presence::run(args)),
         Scenario::Inbox(args) => Some(play::inbox::run(args)),
@@ -112,7 +134,7 @@ fn run_scenario(scenario: &Scenario) -> Result<(Report, Result<(), String>), Str
     if let Some(report) = scripted {
         return Ok((report?, Ok(())));
     }
-    let plan = Arc::new(scenario::plan(scenario, &cast)?);
+    let plan = Arc::new(scenario::plan(scenario, cast)?);
     let target = common.target()?;
     let salt = common.seed ^ u64::from(std::process::id());
     let sources = common.sources(&target, cast.clients, salt)?;
@@ -144,7 +166,7 @@ fn run_scenario(scenario: &Scenario) -> Result<(Report, Result<(), String>), Str
         .hgrm
         .as_deref()
         .map_or(Ok(()), |prefix| hgrm::write(prefix, &outcome.schedule, &outcome.meters).map(drop));
-    let findings = scenario::findings(scenario, &cast, &outcome, &seen);
+    let findings = scenario::findings(scenario, cast, &outcome, &seen);
     let mut failures = outcome.tally.failures();
     failures.extend(findings.failures);
     for what in outcome.trouble.iter().cloned().chain(seen.trouble) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::SocketAddrV4;
 
 /// CPU time and memory of a process at a moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -94,6 +95,33 @@ pub fn spent(before: &Sample, after: &Sample) -> Spent {
     Spent { user_s, system_s, total_s, threads, waits }
 }
 
+/// True when the process holds a socket that listens on the address.
+pub fn listens(pid: u32, address: SocketAddrV4) -> bool {
+    // Those of the process's own network: a container has another one.
+    let sockets =
+        ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default());
+    let inodes: Vec<String> = sockets.iter().flat_map(|table| listeners(table, address)).collect();
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|link| {
+        let link = link.to_string_lossy();
+        inodes.iter().any(|inode| link == format!("socket:[{inode}]"))
+    })
+}
+
+/// The inodes of a table's sockets that listen (state 0A) on the address, or on all of the machine's at its port.
+fn listeners(table: &str, address: SocketAddrV4) -> Vec<String> {
+    let (port, ip) = (format!("{:04X}", address.port()), format!("{:08X}", u32::from(*address.ip()).swap_bytes()));
+    let inode = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let (at, at_port) = local.split_once(':')?;
+        // Within tcp6 the last group is that of an IPv4 address.
+        let is_it = at.ends_with(&ip) || at.bytes().all(|digit| digit == b'0');
+        (*state == "0A" && at_port == port && is_it).then(|| (*inode).to_owned())
+    };
+    table.lines().filter_map(inode).collect()
+}
+
 /// What is said when the server's process cannot be read any more.
 pub fn gone(pid: u32, error: &io::Error) -> String {
     match sample(pid) {
@@ -162,6 +190,22 @@ mod tests {
         assert_eq!((parse_schedstat(""), parse_schedstat("7 8"), parse_schedstat("0 0 0")), (None, None, None));
         assert_eq!(parse_rss("Name:\tx\nVmRSS:\t   2048 kB\nThreads: 1\n"), 2_097_152);
         assert_eq!(parse_rss("Name:\tx\n"), 0);
+    }
+
+    #[test]
+    fn who_listens_is_found() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let std::net::SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!("bound to IPv4") };
+        assert!(listens(std::process::id(), address));
+        assert!(!listens(1, address), "another process, or one that may not be looked into");
+        drop(listener);
+        assert!(!listens(std::process::id(), address));
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000 0 4711 1\n\
+            1: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000 0 4712 1\n\
+            2: 0200007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000 0 4713 1\n\
+            3: 0100007F:1F90 0100007F:9999 01 00000000:00000000 00:00000000 00000000  1000 0 4714 1\n";
+        assert_eq!(listeners(table, "127.0.0.1:8080".parse().unwrap()), ["4711", "4712"]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What a run showed, for people as text and for programs as JSON. The numbers are the same.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use crate::figures;
 use crate::hgrm;
 use crate::measure::Latency;
 use crate::plan::{Plan, Traffic};
@@ -89,6 +91,9 @@ pub struct Settings {
     /// How the server was spoken to.
     #[serde(default)]
     pub dialect: String,
+    /// Every other argument that shapes the work, as given or by default: runs are compared only where they agree.
+    #[serde(default)]
+    pub work: BTreeMap<String, String>,
 }
 
 /// Connecting.
@@ -328,6 +333,7 @@ fn settings(world: &World, plan: &Plan) -> Settings {
         duration_s: plan.duration_s,
         threads: world.threads,
         dialect: world.dialect.name().to_owned(),
+        work: BTreeMap::new(),
     }
 }
 
@@ -538,6 +544,12 @@ pub fn tenths(seconds: f64) -> f64 {
 }
 
 impl Figure {
+    /// A number of a scenario. Its name is one of [`figures::OF_SCENARIOS`], so that it can be asserted.
+    pub fn new(name: &'static str, value: f64, unit: &'static str) -> Self {
+        debug_assert!(figures::OF_SCENARIOS.contains(&name), "{name} cannot be asserted");
+        Self { name: name.into(), value, unit: unit.into() }
+    }
+
     /// Its value for people.
     pub fn number(&self) -> String {
         match self.value {

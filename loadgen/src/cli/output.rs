@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 
@@ -61,11 +62,23 @@ pub struct ReportArgs {
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// Reports of the one side, separated by commas: medians are compared
-    #[arg(value_name = "A.json[,…]", value_delimiter = ',', num_args = 1, required = true)]
-    pub a: Vec<PathBuf>,
+    #[arg(value_name = "A.json[,…]")]
+    pub a: Side,
     /// Reports of the other side
-    #[arg(value_name = "B.json[,…]", value_delimiter = ',', num_args = 1, required = true)]
-    pub b: Vec<PathBuf>,
+    #[arg(value_name = "B.json[,…]")]
+    pub b: Side,
+}
+
+/// The reports of one side. One argument, so that nothing that stands apart is taken for it.
+#[derive(Debug, Clone)]
+pub struct Side(pub Vec<PathBuf>);
+
+impl FromStr for Side {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.split(',').filter(|file| !file.is_empty()).map(PathBuf::from).collect()))
+    }
 }
 
 #[cfg(test)]

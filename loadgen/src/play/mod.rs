@@ -68,7 +68,7 @@ pub struct Rate {
 impl Verdict {
     /// Adds a number.
     pub fn figure(&mut self, name: &'static str, value: f64, unit: &'static str) {
-        self.figures.push(Figure { name: name.into(), value, unit: unit.into() });
+        self.figures.push(Figure::new(name, value, unit));
     }
 
     /// Adds a note.

@@ -27,7 +27,7 @@ pub struct Findings {
 
 impl Findings {
     fn figure(&mut self, name: &'static str, value: f64, unit: &'static str) {
-        self.figures.push(Figure { name: name.into(), value, unit: unit.into() });
+        self.figures.push(Figure::new(name, value, unit));
     }
 }
 
