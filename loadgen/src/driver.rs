@@ -22,6 +22,7 @@ use crate::links::{Came, Links, Received};
 use crate::measure::{Meters, Schedule};
 use crate::plan::{Plan, Setup, ns};
 use crate::roll::Roll;
+use crate::stage::ended_early;
 use crate::tally::{RoomEnd, Tally};
 use crate::traffic::Sending;
 use crate::verify::Ledger;
@@ -284,8 +285,7 @@ impl Driver {
                 let user = self.world.user_name(self.clients[slot as usize].user);
                 let said = self.tally.errors.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");
                 let said = if said.is_empty() { String::new() } else { format!("; error codes so far: {said}") };
-                self.conductor
-                    .give_up(format!("the server ended {user}'s connection in stage {stage:?} with code {code}{said}"));
+                self.conductor.give_up(ended_early(&user, &format!("{stage:?}"), code) + &said);
             }
         }
         self.drop_link(slot);

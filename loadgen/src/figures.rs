@@ -40,7 +40,7 @@ pub const FIGURES: [(&str, &str, Kind); 17] = [
 ];
 
 /// Numbers that only some scenario has.
-pub const OF_SCENARIOS: [&str; 61] = [
+pub const OF_SCENARIOS: [&str; 62] = [
     "acked",
     "all_back",
     "all_bytes",
@@ -51,6 +51,7 @@ pub const OF_SCENARIOS: [&str; 61] = [
     "cpu_per_change",
     "cut",
     "delivered_per_second",
+    "departures_told",
     "enqueued",
     "enqueued_per_second",
     "event_bytes",

@@ -264,7 +264,7 @@ pub struct Checked {
 /// Puts the report together. `failures` are those of the tally and of the scenario.
 pub fn report(world: &World, plan: &Plan, outcome: &Outcome, notes: Vec<String>, failures: Vec<String>) -> Report {
     let tally = &outcome.tally;
-    let seconds = if outcome.is_cut_short { outcome.measured_s.max(1e-3) } else { plan.duration_s };
+    let seconds = if outcome.is_cut_short { outcome.measured_s } else { plan.duration_s }.max(1e-3);
     let traffic = (plan.traffic != Traffic::None).then(|| TrafficReport {
         seconds: outcome.measured_s,
         acked: tally.acked_in_window,

@@ -6,6 +6,7 @@
 //! comes, hands the script each [`Event`], and sends what the script has said in one send a connection.
 
 use std::io;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +103,10 @@ pub struct Stage {
     pub books: Books,
     /// An interruption ends what it waits for, as a failure.
     pub heeds_interrupt: bool,
+    /// Until everybody is there: the first connection that ends, ends the play.
+    pub is_setting_up: bool,
+    /// Why it did.
+    set_back: Option<String>,
     /// From the start of connecting to `hello`, ns.
     pub connect: hdrhistogram::Histogram<u64>,
     links: Links,
@@ -125,6 +130,8 @@ impl Stage {
             rng: Rng::new(world.seed),
             books: Books::default(),
             heeds_interrupt: true,
+            is_setting_up: false,
+            set_back: None,
             connect: crate::measure::histogram(),
             links: Links::new(slots as usize, MAKING_MAX)?,
             actors: (0..slots).map(|_| Actor::default()).collect(),
@@ -225,7 +232,13 @@ impl Stage {
         mut done: impl FnMut(&mut P, &mut Self) -> bool,
     ) -> Result<(), String> {
         let end_ns = self.world.now_ns() + crate::plan::ns(limit_s);
-        while !done(play, self) {
+        loop {
+            if let Some(reason) = self.set_back.take() {
+                return Err(reason);
+            }
+            if done(play, self) {
+                return Ok(());
+            }
             if self.heeds_interrupt && interrupt::is_asked() {
                 return Err(format!("interrupted during {what}"));
             }
@@ -234,7 +247,6 @@ impl Stage {
             }
             self.turn(play, Duration::from_millis(2)).map_err(|error| format!("the ring failed: {error}"))?;
         }
-        Ok(())
     }
 
     /// Turns for `seconds`.
@@ -264,7 +276,16 @@ impl Stage {
 
     /// The server, or the network, ended it.
     fn end<P: Play>(&mut self, play: &mut P, slot: u32, code: i64) {
-        if self.actors[slot as usize].state != State::Closed {
+        let state = self.actors[slot as usize].state;
+        if state != State::Closed {
+            if self.is_setting_up {
+                let (user, target) = (self.world.user_name(slot), self.world.target);
+                let reason = || match i32::try_from(-code) {
+                    Ok(errno @ 1..) if state == State::Connecting => cannot_connect(target, errno),
+                    _ => ended_early(&user, &format!("{state:?}"), code),
+                };
+                self.set_back.get_or_insert_with(reason);
+            }
             self.cut(slot);
             play.on(self, slot, Event::Ended(code));
         }
@@ -366,6 +387,23 @@ impl Stage {
             Opcode::Binary => self.books.malformed += 1,
         }
     }
+}
+
+/// Why nothing could be begun: nobody is there.
+pub fn cannot_connect(target: SocketAddrV4, errno: i32) -> String {
+    format!("cannot connect to {target}: {}", io::Error::from_raw_os_error(errno))
+}
+
+/// Why nothing could be begun: the server ended a connection of the set-up.
+pub fn ended_early(user: &str, stage: &str, code: i64) -> String {
+    /// The token does not hold (docs/WEBSOCKET_API.md).
+    const NO_TOKEN: i64 = 4001;
+    let hint = if code == NO_TOKEN {
+        ": it does not accept the tokens of this tool; is --secret-file (or --secret, ANTIPHON_JWT_SECRET) its secret?"
+    } else {
+        ""
+    };
+    format!("the server ended {user}'s connection in stage {stage} with code {code}{hint}")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tungstenite::Message;
+use tungstenite::handshake::server::{Request, Response};
 
 /// A room's last number, and who is in it.
 type Rooms = HashMap<String, (u64, Vec<Arc<Mutex<TcpStream>>>)>;
@@ -58,9 +59,28 @@ fn say(to: &Mutex<TcpStream>, value: &Value) {
     let _ = std::io::Write::write_all(&mut *to.lock().unwrap(), &frame);
 }
 
+/// Whose token it is; nobody's in the plain dialect.
+fn user_of(request: &Request) -> Option<String> {
+    let token = request.headers().get("authorization")?.to_str().unwrap().trim_start_matches("Bearer ").to_owned();
+    let key = jsonwebtoken::DecodingKey::from_secret(b"s");
+    let validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS256);
+    Some(jsonwebtoken::decode::<Value>(token, &key, &validation).unwrap().claims["sub"].as_str().unwrap().to_owned())
+}
+
 fn talk(stream: TcpStream, rooms: &Mutex<Rooms>) {
     let me = Arc::new(Mutex::new(stream.try_clone().unwrap()));
-    let mut socket = tungstenite::accept(stream).unwrap();
+    let mut user = None;
+    // The refusal is large, and never made.
+    #[allow(clippy::result_large_err)]
+    let accept = |request: &Request, response: Response| {
+        user = user_of(request);
+        Ok(response)
+    };
+    let mut socket = tungstenite::accept_hdr(stream, accept).unwrap();
+    if user.is_some() {
+        say(&me, &json!({"type":"hello","epoch":"e","rooms":[]}));
+    }
+    let author = user.unwrap_or_default();
     while let Ok(Message::Text(text)) = socket.read() {
         let command: Value = serde_json::from_str(&text).unwrap();
         let mut rooms = rooms.lock().unwrap();
@@ -69,9 +89,9 @@ fn talk(stream: TcpStream, rooms: &Mutex<Rooms>) {
             *seq += 1;
             let (room, client, body) = (&command["room"], &command["client_id"], &command["body"]);
             let event =
-                json!({"type":"message:created","room":room,"seq":*seq,"author":"u","client_id":client,"body":body});
+                json!({"type":"message:created","room":room,"seq":*seq,"author":author,"client_id":client,"body":body});
             members.iter().for_each(|member| say(member, &event));
-        } else {
+        } else if command["type"] != "room:create" {
             members.push(me.clone());
         }
         say(&me, &json!({"type":"ok","id":command["id"],"seq":*seq,"epoch":"e"}));
@@ -130,4 +150,41 @@ fn an_interrupted_run_tells_what_it_has_measured() {
     assert!((70.0..=130.0).contains(&rate), "of the time that was measured: {rate}");
     assert_eq!(report["failures"].as_array().unwrap().len(), 1, "nothing else is wrong: {report}");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn an_interrupted_script_tells_what_it_has_and_accuses_nobody() {
+    let folder = folder("interrupted-script");
+    let (saved, url) = (folder.join("saved.json"), serve());
+    let saved = saved.to_str().unwrap();
+    let args = ["herd", "--secret", "s", "--url", &url, "--clients", "6", "--rooms-of", "3", "--away", "600"];
+    let child = tool(&[&args[..], &["--progress=false", "--json", saved]].concat()).spawn().unwrap();
+    // While the herd is away, or before.
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(saved).unwrap()).unwrap();
+    assert_eq!(report["failures"], json!(["interrupted during a pause"]), "nothing else is wrong: {report}");
+    assert!(report["settings"]["traffic"].as_str().unwrap().starts_with("all 6 drop at once"), "{report}");
+    assert!(report["checked"]["delivered"].as_u64().unwrap() > 0, "{report}");
+    let newcomers = report["figures"].as_array().unwrap().iter().find(|figure| figure["name"] == "newcomers_before");
+    assert!(newcomers.unwrap()["value"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["figures"].as_array().unwrap().iter().all(|figure| figure["name"] != "all_back"), "{report}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn nobody_there_is_said_at_once_by_scripts_too() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let url = format!("ws://{address}");
+    for scenario in ["herd", "presence", "inbox", "mixed", "soak"] {
+        let begun = std::time::Instant::now();
+        let out = run(&[scenario, "--secret", "s", "--url", &url, "--progress=false"]);
+        let said = text(&out.stderr);
+        assert!(said.contains(&format!("cannot connect to {address}: Connection refused")), "{scenario}: {said}");
+        assert!(out.status.code() == Some(2) && begun.elapsed() < Duration::from_secs(30), "{scenario}");
+    }
 }

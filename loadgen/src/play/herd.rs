@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use super::roster::{Mail, Place, judge, pause_ns};
 use super::{Crew, Theatre, Verdict, assemble, command, perform, text};
 use crate::cli::Common;
+use crate::interrupt;
 use crate::measure::{Latency, Pacer, histogram};
 use crate::plan::ns;
 use crate::report::Report;
@@ -235,6 +236,12 @@ impl Herd {
         self.tally.delivered += u64::from(sent_ns > 0);
     }
 
+    /// What is plotted over time.
+    fn totals(&self) -> [u64; 5] {
+        let tally = &self.tally;
+        [u64::from(self.live), tally.sent, tally.acked, tally.delivered, tally.broken()]
+    }
+
     /// Somebody of the herd is where they should not be.
     fn stragglers(&self) -> u64 {
         let is_behind = |(slot, place): (usize, &Place)| {
@@ -287,74 +294,90 @@ pub fn run(args: &HerdArgs) -> Result<Report, String> {
         rooms: args.rooms(),
     };
     let script = args.clone();
-    perform(&args.common, crew, move |theatre| play(theatre, script))
+    perform(&args.common, crew, move |theatre, verdict| play(theatre, verdict, script))
 }
 
-fn play(theatre: &mut Theatre, args: HerdArgs) -> Result<Verdict, String> {
+fn play(theatre: &mut Theatre, verdict: &mut Verdict, args: HerdArgs) -> Result<(), String> {
     let world = theatre.stage.world.clone();
+    verdict.asked = format!(
+        "all {} drop at once and return after {} s; {} messages/s, {} new users/s",
+        args.clients, args.away, args.rate, args.newcomers
+    );
     let mut herd = Herd::new(args.clone(), |room| world.room_name(room));
     settle_in(theatre, &mut herd)?;
-    let stage = &mut theatre.stage;
-    let now_ns = stage.world.now_ns();
+    let ended = course(theatre, verdict, &mut herd);
+    tell(verdict, &herd);
+    if ended.is_ok() {
+        herd.mail.close(&mut herd.tally);
+        judge_end(verdict, &herd);
+    }
+    judge(verdict, &herd.tally);
+    verdict.tally = herd.tally;
+    ended
+}
+
+/// The drop, the return, and what remains.
+fn course(theatre: &mut Theatre, verdict: &mut Verdict, herd: &mut Herd) -> Result<(), String> {
+    let args = herd.args.clone();
+    let now_ns = theatre.stage.world.now_ns();
     herd.sending = Some(Pacer::new(now_ns, args.rate));
     herd.newcomers.pacer = Some(Pacer::new(now_ns, args.newcomers));
-    wait(stage, &mut herd, BEFORE_S)?;
+    wait(theatre, herd, BEFORE_S)?;
     theatre.say("the herd drops");
     theatre.measure()?;
-    let stage = &mut theatre.stage;
     for slot in 0..args.clients {
-        stage.cut(slot);
+        theatre.stage.cut(slot);
         herd.places[slot as usize].lose();
     }
     herd.live -= args.clients;
-    wait(stage, &mut herd, args.away)?;
+    wait(theatre, herd, args.away)?;
     theatre.say("the herd returns");
     let stage = &mut theatre.stage;
     stage.make_at_once(u32::MAX);
     herd.return_ns = stage.world.now_ns();
     (0..args.clients).for_each(|slot| stage.open(slot));
     let everybody = herd.places.len() as u32;
-    let returned = stage.until(&mut herd, args.limit, "the return", |herd, stage| {
+    let (stage, sampler) = (&mut theatre.stage, &mut theatre.sampler);
+    let returned = stage.until(herd, args.limit, "the return", |herd, stage| {
         herd.go_on(stage);
+        sampler.tick(stage.now_ns, || herd.totals());
         herd.live == everybody
     });
-    let took_s = (stage.now_ns - herd.return_ns) as f64 / 1e9;
+    let took_s = (theatre.stage.now_ns - herd.return_ns) as f64 / 1e9;
     theatre.measured()?;
-    let stage = &mut theatre.stage;
-    // Newcomers of the last moments are waited for as well.
-    wait(stage, &mut herd, 1.0)?;
-    (herd.sending, herd.newcomers.pacer) = (None, None);
-    // What does not come now is counted below.
-    let _ = stage.until(&mut herd, 15.0, "the rest", |herd, stage| {
-        herd.go_on(stage);
-        herd.stragglers() == 0 && herd.newcomers.due.is_empty()
-    });
-    herd.mail.close(&mut herd.tally);
-    let mut verdict = tell(&args, &herd, took_s);
-    verdict.failures.extend(returned.err());
+    match returned {
+        Err(interrupted) if interrupt::is_asked() => return Err(interrupted),
+        Err(late) => verdict.failures.push(late),
+        Ok(()) => verdict.figure("all_back", took_s, "s after the return began"),
+    }
     if let Some(cpu_s) = theatre.server_cpu_s() {
         verdict.figure("server_cpu_per_return", cpu_s * 1e6 / f64::from(args.clients), "µs, all traffic included");
     }
-    Ok(verdict)
+    // Newcomers of the last moments are waited for as well.
+    wait(theatre, herd, 1.0)?;
+    (herd.sending, herd.newcomers.pacer) = (None, None);
+    let rest = theatre.stage.until(herd, 15.0, "the rest", |herd, stage| {
+        herd.go_on(stage);
+        herd.stragglers() == 0 && herd.newcomers.due.is_empty()
+    });
+    // What has not come by now is counted.
+    if interrupt::is_asked() { rest } else { Ok(()) }
 }
 
-fn tell(args: &HerdArgs, herd: &Herd, took_s: f64) -> Verdict {
-    let asked = format!(
-        "all {} drop at once and return after {} s; {} messages/s, {} new users/s",
-        args.clients, args.away, args.rate, args.newcomers
-    );
-    let mut verdict = Verdict { asked, tally: herd.tally.clone(), ..Verdict::default() };
-    let back = Latency::of(&herd.back);
-    verdict.figure("all_back", took_s, "s after the return began");
-    verdict.figure("back_p50", back.p50_ms / 1e3, "s");
-    verdict.figure("back_p99", back.p99_ms / 1e3, "s");
+/// What is known, however far it went.
+fn tell(verdict: &mut Verdict, herd: &Herd) {
+    if herd.return_ns > 0 {
+        let back = Latency::of(&herd.back);
+        verdict.figure("back_p50", back.p50_ms / 1e3, "s");
+        verdict.figure("back_p99", back.p99_ms / 1e3, "s");
+        verdict.figure("resumed", herd.tally.recovered as f64, "from their cursor");
+        verdict.figure("resumed_entries", herd.tally.resumed_entries as f64, "entries that they had missed");
+    }
     verdict.figure(
         "failed_tries",
         herd.failures.values().sum::<u64>() as f64,
         "connections that ended and were tried again",
     );
-    verdict.figure("resumed", herd.tally.recovered as f64, "from their cursor");
-    verdict.figure("resumed_entries", herd.tally.resumed_entries as f64, "entries that they had missed");
     let [usual, during] = &herd.newcomers.waits;
     for (names, hist) in [
         (["newcomers_before", "newcomers_before_p50", "newcomers_before_p99"], usual),
@@ -362,24 +385,31 @@ fn tell(args: &HerdArgs, herd: &Herd, took_s: f64) -> Verdict {
     ] {
         let wait = Latency::of(hist);
         verdict.figure(names[0], wait.count as f64, "new users greeted");
-        verdict.figure(names[1], wait.p50_ms, "ms from the intended time to hello");
-        verdict.figure(names[2], wait.p99_ms, "ms");
+        if wait.count > 0 {
+            verdict.figure(names[1], wait.p50_ms, "ms from the intended time to hello");
+            verdict.figure(names[2], wait.p99_ms, "ms");
+        }
     }
     for (code, count) in &herd.failures {
         verdict.note(format!("{count} connections ended with {code} (a close code, or an errno negated)"));
     }
-    verdict.forbid(herd.stragglers(), "connections that are not back with every entry");
     verdict.forbid(herd.tally.not_recovered, "returns that were not recovered from the cursor");
-    verdict.forbid(u64::from(args.clients).saturating_sub(herd.tally.recovered), "of the herd that did not resume");
-    verdict.forbid(herd.newcomers.due.len() as u64, "new users that were not greeted");
-    judge(&mut verdict, &herd.tally);
-    verdict
 }
 
-fn wait(stage: &mut Stage, herd: &mut Herd, seconds: f64) -> Result<(), String> {
+/// What must hold when everything has come.
+fn judge_end(verdict: &mut Verdict, herd: &Herd) {
+    verdict.forbid(herd.stragglers(), "connections that are not back with every entry");
+    let missing = u64::from(herd.args.clients).saturating_sub(herd.tally.recovered);
+    verdict.forbid(missing, "of the herd that did not resume");
+    verdict.forbid(herd.newcomers.due.len() as u64, "new users that were not greeted");
+}
+
+fn wait(theatre: &mut Theatre, herd: &mut Herd, seconds: f64) -> Result<(), String> {
+    let (stage, sampler) = (&mut theatre.stage, &mut theatre.sampler);
     let end_ns = stage.world.now_ns() + ns(seconds);
     stage.until(herd, seconds + 60.0, "a pause", |herd, stage| {
         herd.go_on(stage);
+        sampler.tick(stage.now_ns, || herd.totals());
         stage.now_ns >= end_ns
     })
 }

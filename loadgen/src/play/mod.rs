@@ -28,7 +28,8 @@ pub mod mixed;
 pub mod presence;
 mod roster;
 
-/// What a script comes to, beside what is measured of every one.
+/// What a script comes to, beside what is measured of every one. It is filled as the script goes on, so that one that
+/// is ended early tells what it has; what needs the end is judged at the end.
 #[derive(Debug, Default)]
 pub struct Verdict {
     /// What was asked for, in one line.
@@ -130,6 +131,7 @@ impl Theatre {
     /// # Errors
     /// `/proc` cannot be read.
     pub fn is_ready(&mut self) -> Result<(), String> {
+        self.stage.is_setting_up = false;
         self.ready = Some(self.edge()?);
         Ok(())
     }
@@ -245,7 +247,7 @@ pub struct Crew {
 /// One sentence why it could not be carried out. Broken promises are in the report.
 pub fn perform<S>(common: &Common, crew: Crew, script: S) -> Result<Report, String>
 where
-    S: FnOnce(&mut Theatre) -> Result<Verdict, String> + Send + 'static,
+    S: FnOnce(&mut Theatre, &mut Verdict) -> Result<(), String> + Send + 'static,
 {
     if common.threads != 1 {
         return Err(format!("{} is driven by one thread: leave --threads out", crew.scenario));
@@ -298,9 +300,10 @@ struct Asked {
 
 fn act<S>(world: &Arc<World>, asked: Asked, script: S) -> Result<(Verdict, Option<Rate>, Outcome), String>
 where
-    S: FnOnce(&mut Theatre) -> Result<Verdict, String>,
+    S: FnOnce(&mut Theatre, &mut Verdict) -> Result<(), String>,
 {
-    let stage = Stage::new(world.clone(), world.clients).map_err(|error| format!("no ring: {error}"))?;
+    let mut stage = Stage::new(world.clone(), world.clients).map_err(|error| format!("no ring: {error}"))?;
+    stage.is_setting_up = true;
     let Asked { server_pid, metrics, seconds, progress } = asked;
     let mut trouble = Vec::new();
     let start = edge(&stage, server_pid, &mut trouble)?;
@@ -324,16 +327,13 @@ where
     }
     // Only now: how long the scrape took is no time of connecting.
     theatre.start = theatre.edge()?;
-    let mut verdict = match script(&mut theatre) {
-        Ok(verdict) => verdict,
+    let mut verdict = Verdict::default();
+    match script(&mut theatre, &mut verdict) {
+        Ok(()) => {}
         // Once everybody was there, what has been measured is told whatever came between.
-        Err(error) if theatre.ready.is_some() => Verdict {
-            asked: "a script that did not come to its end".to_owned(),
-            failures: vec![error],
-            ..Verdict::default()
-        },
+        Err(error) if theatre.ready.is_some() => verdict.failures.insert(0, error),
         Err(error) => return Err(error),
-    };
+    }
     verdict.forbid(theatre.stage.books.malformed, "frames the protocol does not allow");
     for slot in 0..world.clients {
         theatre.stage.cut(slot);

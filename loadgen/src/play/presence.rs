@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::{Crew, Theatre, Verdict, assemble, command, perform, text};
 use crate::cli::Common;
+use crate::interrupt;
 use crate::plan::ns;
 use crate::report::{Report, thousands};
 use crate::scan::{self, Members, Value};
@@ -81,6 +82,26 @@ impl PresenceArgs {
     fn times(&self, user: u32) -> (f64, f64) {
         let share = f64::from(user) / f64::from(self.users);
         (self.drop * share, self.drop + self.away + self.back * share)
+    }
+
+    /// Notifications that would be made of each change, if everybody who watches at that moment got one.
+    fn naive(&self) -> u64 {
+        let watchers: Vec<u32> = (0..self.users).filter(|user| self.is_watcher(*user)).collect();
+        // Both by time, since users drop and return in turn.
+        let drops: Vec<f64> = watchers.iter().map(|user| self.times(*user).0).collect();
+        let returns: Vec<f64> =
+            watchers.iter().filter(|u| !self.is_lost(**u)).map(|user| self.times(*user).1).collect();
+        let connected = |at: f64| {
+            let gone = drops.partition_point(|drop| *drop <= at);
+            (drops.len() - gone + returns.partition_point(|back| *back < at)) as u64
+        };
+        let is_seen = self.expectation() != Expectation::Unseen;
+        let of = |user: u32| {
+            let ((drop, back), is_lost) = (self.times(user), self.is_lost(user));
+            let went = if is_seen || is_lost { connected(drop + self.grace_s()) } else { 0 };
+            went + if is_seen && !is_lost { connected(back) } else { 0 }
+        };
+        (0..self.users).map(of).sum()
     }
 
     /// What those who return must look like.
@@ -163,8 +184,10 @@ struct Seen {
     bytes: u64,
     /// Somebody who was back within the grace was shown as gone.
     flickers: u64,
-    /// Somebody was shown as gone.
-    gone: u64,
+    /// Departures of which a watcher had been told when it went itself, of those long enough ago.
+    told: u64,
+    /// And of which it had not.
+    untold: u64,
     /// Error replies.
     errors: u64,
     /// Connections that ended unasked.
@@ -185,6 +208,8 @@ struct Storm {
     is_steady: bool,
     /// All but the lost.
     least: u64,
+    /// When each of those who have dropped did, in turn, ns.
+    dropped_ns: Vec<u64>,
 }
 
 impl Play for Storm {
@@ -217,6 +242,7 @@ impl Storm {
             here: 0,
             is_watching: false,
             is_steady: false,
+            dropped_ns: Vec::new(),
             least: (0..args.users).filter(|user| !args.is_lost(*user)).count() as u64,
             args,
         }
@@ -255,30 +281,28 @@ impl Storm {
                 self.take(stage, slot, payload);
                 let is_short = self.views[slot as usize].online() < self.least;
                 self.seen.flickers += u64::from(self.is_steady && is_short);
-                self.seen.gone += u64::from(is_short);
             }
             (b"presence:changed", _) => {
                 self.seen.events += 1;
                 self.seen.bytes += payload.len() as u64;
-                self.take(stage, slot, payload);
+                self.seen.cards += self.take(stage, slot, payload);
             }
             (b"error", _) => self.seen.errors += 1,
             _ => {}
         }
     }
 
-    /// Takes an answer or an event into the watcher's view.
-    fn take(&mut self, stage: &mut Stage, slot: u32, payload: &[u8]) {
+    /// Takes an answer or an event into the watcher's view. Returns how many users it names.
+    fn take(&mut self, stage: &mut Stage, slot: u32, payload: &[u8]) -> u64 {
         let Ok(news) = News::of(payload) else {
             stage.books.malformed += 1;
-            return;
+            return 0;
         };
         if news.is_whole {
             self.views[slot as usize].forget();
         }
         if let Some(counts) = news.counts {
             self.seen.flickers += u64::from(self.is_steady && counts[0] < self.least);
-            self.seen.gone += u64::from(counts[0] < u64::from(self.args.users));
             self.views[slot as usize].counts = Some(counts);
         }
         let mut cards = 0;
@@ -293,7 +317,7 @@ impl Storm {
             }
         });
         stage.books.malformed += u64::from(walked.is_err());
-        self.seen.cards += cards;
+        cards
     }
 
     fn apply(&mut self, slot: u32, user: u32, card: Card<'_>) {
@@ -311,10 +335,29 @@ impl Storm {
             _ => OTHER,
         };
         if *known & 3 == ONLINE && status != ONLINE {
-            self.seen.gone += 1;
             self.seen.flickers += u64::from(self.is_steady && !self.args.is_lost(user));
         }
         *known = card.version << 2 | status;
+    }
+
+    /// A user drops. As a watcher it must have been told of everybody who went long enough before: longer ago than
+    /// the grace, and what a server may take.
+    fn drop_user(&mut self, slot: u32, now_ns: u64) {
+        let view = &self.views[slot as usize];
+        if self.args.expectation() == Expectation::Seen && self.args.is_watcher(slot) && view.is_answered {
+            // Counts are held back for a while.
+            let patience_s = if view.counts.is_some() { STAY_RIGHT_S } else { MARGIN_S };
+            let before_ns = now_ns.saturating_sub(ns(self.args.grace_s() + patience_s));
+            let due = self.dropped_ns.partition_point(|at_ns| *at_ns <= before_ns) as u64;
+            let untold = match view.counts {
+                Some([online, ..]) => (online + due).saturating_sub(u64::from(self.args.users)),
+                None => view.users.iter().take(due as usize).filter(|known| **known & 3 == ONLINE).count() as u64,
+            };
+            self.seen.untold += untold;
+            self.seen.told += due - untold.min(due);
+        }
+        self.leave(slot);
+        self.dropped_ns.push(now_ns);
     }
 
     fn is_there(&self, user: u32) -> bool {
@@ -408,68 +451,84 @@ pub fn run(args: &PresenceArgs) -> Result<Report, String> {
     args.check()?;
     let crew = Crew { scenario: "presence", users: args.users, spare: 0, rooms_of: args.users, rooms: 1 };
     let script = args.clone();
-    perform(&args.common, crew, move |theatre| play(theatre, script))
+    perform(&args.common, crew, move |theatre, verdict| play(theatre, verdict, script))
 }
 
-fn play(theatre: &mut Theatre, args: PresenceArgs) -> Result<Verdict, String> {
-    let users = args.users;
+fn play(theatre: &mut Theatre, verdict: &mut Verdict, args: PresenceArgs) -> Result<(), String> {
+    verdict.asked = asked(&args);
     let mut storm = Storm::new(args.clone(), theatre.stage.world.room_name(0));
     gather(theatre, &mut storm)?;
     let stage = &mut theatre.stage;
     storm.is_watching = true;
-    (0..users).for_each(|slot| storm.watch(stage, slot));
+    (0..args.users).for_each(|slot| storm.watch(stage, slot));
     stage.until(&mut storm, args.settle + 30.0, "the first view of every watcher", |storm, _| !storm.is_wrong())?;
     theatre.say("everybody is there and seen; they drop");
-
-    let expectation = args.expectation();
-    storm.is_steady = expectation == Expectation::Unseen;
+    storm.is_steady = args.expectation() == Expectation::Unseen;
     storm.seen = Seen::default();
     theatre.measure()?;
     let before = theatre.stage.books;
-    let last_change_ns = drop_and_return(theatre, &mut storm)?;
+    let ended = course(theatre, verdict, &mut storm);
+    let seen = &storm.seen;
+    verdict.figure("events_received", seen.events as f64, "presence:changed");
+    verdict.figure("cards_received", seen.cards as f64, "users in them");
+    verdict.figure("event_bytes", seen.bytes as f64, "B");
+    let bytes = theatre.stage.books.since(&before).bytes_in;
+    verdict.figure("all_bytes", bytes as f64, "B, answers and handshakes included");
+    verdict.forbid(seen.flickers, "times somebody who was back within the grace was shown as gone");
+    verdict.forbid(seen.untold, "departures that a watcher who stayed was not told of in time");
+    verdict.forbid(seen.errors, "error replies");
+    verdict.forbid(seen.ended, "connections closed unasked");
+    if ended.is_ok() {
+        judge_end(theatre, verdict, &storm);
+    }
+    ended
+}
+
+/// The storm, and the calm after it.
+fn course(theatre: &mut Theatre, verdict: &mut Verdict, storm: &mut Storm) -> Result<(), String> {
+    let settle_s = storm.args.settle;
+    let last_change_ns = drop_and_return(theatre, storm)?;
     theatre.say("all are back; their views must come to the truth");
-    let settle_s = args.settle + last_change_ns.saturating_sub(theatre.stage.now_ns) as f64 / 1e9;
-    let settled = theatre.stage.until(&mut storm, settle_s, "every view", |storm, stage| {
+    let limit_s = settle_s + last_change_ns.saturating_sub(theatre.stage.now_ns) as f64 / 1e9;
+    let settled = theatre.stage.until(storm, limit_s, "every view", |storm, stage| {
         stage.now_ns >= last_change_ns && stage.pending() == 0 && !storm.is_wrong()
     });
     let truth_ns = theatre.stage.now_ns;
     theatre.measured()?;
-    let books = theatre.stage.books.since(&before);
-    let (events, bytes, cards) = (storm.seen.events, storm.seen.bytes, storm.seen.cards);
-    theatre.stage.pass(&mut storm, STAY_RIGHT_S)?;
-
-    let mut verdict = Verdict { asked: asked(&args), ..Verdict::default() };
-    let wrong = storm.wrong();
-    verdict.forbid(wrong, "watchers whose view is not the truth at the end");
-    if settled.is_err() && wrong == 0 {
-        verdict.failures.push(format!("the views were right only after more than {} s", args.settle));
+    match settled {
+        Err(interrupted) if interrupt::is_asked() => return Err(interrupted),
+        Err(_) => verdict.failures.push(format!("some views were not right within {settle_s} s")),
+        Ok(()) => {
+            let took_ms = truth_ns.saturating_sub(last_change_ns) as f64 / 1e6;
+            verdict.figure("time_to_truth", took_ms, "ms after the last change");
+        }
     }
+    theatre.stage.pass(storm, STAY_RIGHT_S)
+}
+
+/// What must hold when everything has come, and what it cost.
+fn judge_end(theatre: &Theatre, verdict: &mut Verdict, storm: &Storm) {
+    let (args, users) = (&storm.args, storm.args.users);
+    let expectation = args.expectation();
+    verdict.forbid(storm.wrong(), "watchers whose view is not the truth at the end");
     let lost = (0..users).filter(|user| args.is_lost(*user)).count() as u64;
     verdict.forbid((u64::from(users) - lost).abs_diff(storm.here), "connections that are not as they should be");
-    verdict.forbid(storm.seen.flickers, "times somebody who was back within the grace was shown as gone");
-    verdict.forbid(storm.seen.errors, "error replies");
-    verdict.forbid(storm.seen.ended, "connections closed unasked");
-    if expectation == Expectation::Seen && storm.seen.gone == 0 {
-        verdict.failures.push("everybody was away for longer than the grace, and no watcher was told".to_owned());
-    }
-
     // What others must see change: each of them twice when their absences are longer than the grace.
     let changes = match expectation {
         Expectation::Unseen => lost,
         _ => 2 * u64::from(users) - lost,
     };
-    let watchers = (0..users).filter(|user| args.is_watcher(*user)).count() as u64;
-    let naive = changes * watchers;
+    let naive = args.naive();
     verdict.figure("changes", changes as f64, "");
-    verdict.figure("events_received", events as f64, "presence:changed");
-    verdict.figure("cards_received", cards as f64, "users in them");
-    verdict.figure("event_bytes", bytes as f64, "B");
-    verdict.figure("all_bytes", books.bytes_in as f64, "B, answers and handshakes included");
-    verdict.figure("time_to_truth", truth_ns.saturating_sub(last_change_ns) as f64 / 1e6, "ms after the last change");
-    verdict.figure("naive_notifications", naive as f64, "changes × watchers");
+    verdict.figure("naive_notifications", naive as f64, "each change to each watcher that is connected then");
     if naive > 0 {
-        verdict.figure("events_against_naive", events as f64 / naive as f64, "");
+        verdict.figure("events_against_naive", storm.seen.events as f64 / naive as f64, "");
     }
+    verdict.figure(
+        "departures_told",
+        storm.seen.told as f64,
+        "of those that a watcher stayed long enough to be told of",
+    );
     if let Some(cpu_s) = theatre.server_cpu_s() {
         // The crowd's first coming had no watchers: what a connection costs by itself.
         let connect_s = theatre.connect_cpu_s().unwrap_or(0.0);
@@ -484,13 +543,16 @@ fn play(theatre: &mut Theatre, args: PresenceArgs) -> Result<Verdict, String> {
         Expectation::Seen => "every absence was longer than the grace: each is seen to go and to come",
         Expectation::Either => "some absences were about as long as the grace: the number of changes is an upper bound",
     });
+    if expectation == Expectation::Seen && storm.seen.told + storm.seen.untold == 0 {
+        verdict
+            .note("no watcher stayed long enough to be told of a departure: --drop longer than the grace shows them");
+    }
     let is_counted = storm.views.iter().any(|view| view.counts.is_some());
     verdict.note(if is_counted {
         "the room is above the server's presence_room_max: watchers get counts, and each must equal the truth"
     } else {
         "watchers get every member by name, and each must equal the truth"
     });
-    Ok(verdict)
 }
 
 fn asked(args: &PresenceArgs) -> String {
@@ -535,7 +597,7 @@ fn drop_and_return(theatre: &mut Theatre, storm: &mut Storm) -> Result<u64, Stri
         let now_ns = stage.world.now_ns();
         while dropped < args.users && at(args.times(dropped).0) <= now_ns {
             stage.cut(dropped);
-            storm.leave(dropped);
+            storm.drop_user(dropped, now_ns);
             dropped += 1;
         }
         while returned < dropped && at(args.times(returned).1) <= now_ns {
@@ -595,11 +657,18 @@ mod tests {
         assert_eq!(storm.wrong(), 0, "an older version is ignored");
         storm.apply(1, 3, card(b"away", 6));
         assert_eq!(storm.wrong(), 1);
-        assert_eq!(storm.seen.gone, 2);
         storm.views[1].counts = Some([3, 0, 0]);
         assert_eq!(storm.wrong(), 0, "of a counted room only counts are compared");
         storm.views[1].counts = Some([2, 0, 0]);
         assert!(storm.is_wrong());
+        // Users 0 and 1 dropped long ago: watcher 3 still shows both, and goes.
+        storm.views[1].counts = None;
+        (storm.args.grace_ms, storm.dropped_ns) = (500, vec![1, 2]);
+        storm.drop_user(3, 10_000_000_000);
+        assert_eq!((storm.seen.untold, storm.seen.told, storm.dropped_ns.len()), (2, 0, 3));
+        storm.apply(1, 0, card(b"offline", 9));
+        storm.drop_user(1, 10_000_000_001);
+        assert_eq!((storm.seen.untold, storm.seen.told), (3, 1));
     }
 
     #[test]
@@ -626,7 +695,7 @@ mod tests {
         let honest = storm_against(Fault::None, "0");
         assert_eq!(honest.failures, [""; 0]);
         let figure = |name: &str| honest.figures.iter().find(|figure| figure.name == name).unwrap().value;
-        assert_eq!((figure("changes"), figure("naive_notifications")), (40.0, 800.0));
+        assert_eq!((figure("changes"), figure("naive_notifications")), (40.0, 380.0), "of who is connected");
         assert!(figure("events_received") > 50.0 && figure("cards_received") > 50.0);
         let stale = storm_against(Fault::Stale, "0");
         assert_eq!(stale.failures, [""; 0], "an older version changes nothing");

@@ -69,6 +69,14 @@ fn nobody_there_ends_it_with_the_errno() {
     stage.open(0);
     stage.until(&mut log, 10.0, "the end", |log, _| !log.ended.is_empty()).unwrap();
     assert_eq!((log.ended[0], stage.pending()), ((0, -111), 0));
+    stage.is_setting_up = true;
+    stage.open(0);
+    let begun = std::time::Instant::now();
+    let refused = stage.until(&mut log, 10.0, "the set-up", |_, _| false).unwrap_err();
+    assert_eq!(refused, format!("cannot connect to {address}: Connection refused (os error 111)"));
+    assert!(begun.elapsed() < Duration::from_secs(5), "at once");
+    assert!(ended_early("x-1", "Greeting", 4001).contains("--secret-file"));
+    assert!(ended_early("x-1", "Greeting", 4105).ends_with("in stage Greeting with code 4105"));
     let late = stage.until(&mut log, 0.01, "a miracle", |_, _| false).unwrap_err();
     assert!(late.contains("a miracle was not done"), "{late}");
 }
