@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, Parser, Subcommand};
 
 use crate::body::BODY_BYTES_MIN;
@@ -62,6 +63,26 @@ pub fn work(matches: &ArgMatches) -> BTreeMap<String, String> {
         Some((format!("--{}", argument.get_long()?), values.join(",")))
     };
     shaping.filter_map(told).collect()
+}
+
+/// Refuses what was given and would do nothing.
+///
+/// # Errors
+/// One sentence that names the flag.
+pub fn check_useful(matches: &ArgMatches) -> Result<(), String> {
+    let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
+    let is_given = |flag: &str| {
+        matches.try_contains_id(flag).is_ok() && matches.value_source(flag) == Some(ValueSource::CommandLine)
+    };
+    // These end when everything is done.
+    let has_its_own_end = ["connect", "presence", "inbox", "herd"].contains(&name);
+    let is_script = ["presence", "inbox", "herd", "mixed", "soak"].contains(&name);
+    for (flag, is_useless) in [("duration", has_its_own_end), ("warmup", has_its_own_end), ("hgrm", is_script)] {
+        if is_useless && is_given(flag) {
+            return Err(format!("--{flag} has no meaning in {name}"));
+        }
+    }
+    Ok(())
 }
 
 const EXAMPLES: &str = "\
@@ -421,6 +442,9 @@ impl Scenario {
             Self::Mixed(a) | Self::Soak(a) => quiet(a.users, a.rooms_of),
             Self::Echo(a) => Cast { clients: a.clients, rooms_of: 1, traffic: closed(1), body_bytes: a.body_bytes },
         };
+        if let Self::Connect(ConnectArgs { in_flight: 0, .. }) = self {
+            return Err("--in-flight must be at least 1".to_owned());
+        }
         if cast.clients == 0 || cast.clients > 1_000_000 {
             return Err("--clients must be 1 to 1,000,000".to_owned());
         }
@@ -600,6 +624,28 @@ mod tests {
         assert!(strange.iter().all(|name| !slow.contains_key(*name)), "{slow:?}");
         assert_ne!(of(&["chat", "--busy-poll"]), of(&["chat"]));
         assert_eq!(of(&["chat", "--in-flight", "4"]), of(&["chat"]), "told by the traffic");
+    }
+
+    #[test]
+    fn what_would_do_nothing_is_refused() {
+        let check =
+            |args: &[&str]| check_useful(&Cli::command().get_matches_from(["antiphon-load"].iter().chain(args)));
+        for (args, flag) in [
+            (["herd", "--duration", "5"], "--duration"),
+            (["connect", "--duration", "5"], "--duration"),
+            (["inbox", "--warmup", "5"], "--warmup"),
+            (["mixed", "--hgrm", "x"], "--hgrm"),
+        ] {
+            assert!(check(&args).unwrap_err().starts_with(flag), "{args:?}");
+        }
+        let useful = [
+            ["mixed", "--duration", "5"],
+            ["chat", "--hgrm", "x"],
+            ["herd", "--rate", "5"],
+            ["report", "a", "--assert=p99<1"],
+        ];
+        useful.iter().for_each(|args| assert_eq!(check(args), Ok(()), "{args:?}"));
+        assert!(parse(&["connect", "--in-flight", "0"]).cast().unwrap_err().contains("--in-flight"));
     }
 
     #[test]

@@ -64,13 +64,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let result = match Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command {
-        Command::Run(scenario) => run_scenario(&scenario).and_then(|(mut report, written)| {
-            let common = scenario.common();
-            report.settings.work = cli::work(&matches);
-            // The text first: no other file that fails takes it away.
-            let passed = tell(&mut report, common.json.as_deref(), &common.output);
-            written.and(passed)
-        }),
+        Command::Run(scenario) => {
+            cli::check_useful(&matches).and_then(|()| run_scenario(&scenario)).and_then(|(mut report, written)| {
+                let common = scenario.common();
+                report.settings.work = cli::work(&matches);
+                // The text first: no other file that fails takes it away.
+                let passed = tell(&mut report, common.json.as_deref(), &common.output);
+                written.and(passed)
+            })
+        }
         Command::Report(args) => args
             .output
             .check()

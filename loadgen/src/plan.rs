@@ -107,8 +107,10 @@ pub struct Stall {
     pub from_s: f64,
     /// Go on reading.
     pub to_s: f64,
-    /// One reader in so many is slow; never a room's first member.
-    pub one_in: u32,
+    /// So many readers are slow, spread evenly over the candidates: all but each room's first member.
+    pub slow: u32,
+    /// How many candidates there are.
+    pub candidates: u32,
     /// Receive buffer of the slow ones, bytes (SO_RCVBUF).
     pub receive_buffer: i32,
 }
@@ -153,7 +155,12 @@ impl Plan {
 
     /// True when this user's reader is one of the slow ones.
     pub fn is_slow(&self, user: u32, rooms_of: u32) -> bool {
-        self.stall.is_some_and(|stall| !user.is_multiple_of(rooms_of) && user % stall.one_in == stall.one_in - 1)
+        self.stall.filter(|_| !user.is_multiple_of(rooms_of)).is_some_and(|stall| {
+            // The candidates before this one, and the slow ones among so many.
+            let before = u64::from(user - user / rooms_of - 1);
+            let slow = |count: u64| count * u64::from(stall.slow) / u64::from(stall.candidates.max(1));
+            slow(before + 1) > slow(before)
+        })
     }
 
     /// True when this user sends.
@@ -203,10 +210,14 @@ pub mod tests {
 
     #[test]
     fn slow_readers_are_never_a_rooms_first_member() {
-        let stall = Stall { from_s: 0.1, to_s: 0.2, one_in: 5, receive_buffer: 4_096 };
+        let stall = Stall { from_s: 0.1, to_s: 0.2, slow: 8, candidates: 36, receive_buffer: 4_096 };
         let slow = Plan { stall: Some(stall), ..plan() };
         let users: Vec<u32> = (0..40).filter(|u| slow.is_slow(*u, 10)).collect();
-        assert_eq!(users, [4, 9, 14, 19, 24, 29, 34, 39]);
+        assert_eq!(users, [5, 9, 15, 19, 25, 29, 35, 39]);
+        for count in 1..=36 {
+            let slow = Plan { stall: Some(Stall { slow: count, ..stall }), ..plan() };
+            assert_eq!((0..40).filter(|u| slow.is_slow(*u, 10)).count() as u32, count);
+        }
         assert!((0..40).all(|u| slow.is_sender(u, 10)));
         let first = Plan { first_member_sends: true, ..plan() };
         assert_eq!((0..40).filter(|u| first.is_sender(*u, 10)).count(), 4);

@@ -9,7 +9,7 @@ use crate::run::Outcome;
 pub fn plan(args: &ConnectArgs, cast: &Cast) -> Plan {
     Plan {
         setup: Setup::JoinEach,
-        connecting: args.in_flight.max(1),
+        connecting: args.in_flight,
         warmup_s: 0.0,
         duration_s: 0.1,
         ..base("connect", &args.common, cast)

@@ -2,7 +2,7 @@
 //! can show.
 
 use crate::cli::{Cast, Common, Scenario};
-use crate::plan::{Plan, Setup};
+use crate::plan::{Plan, Setup, Traffic};
 use crate::report::Figure;
 use crate::run::Outcome;
 use crate::tally::Tally;
@@ -58,6 +58,14 @@ pub fn findings(scenario: &Scenario, cast: &Cast, outcome: &Outcome, seen: &Seen
         Scenario::Slow(args) => slow::findings(args, outcome, seen),
         // Scripted ones judge themselves.
         _ => Findings::default(),
+    }
+}
+
+/// Refuses a staircase where something else happens in the course of the run.
+fn one_rate(name: &str, cast: &Cast) -> Result<(), String> {
+    match cast.traffic {
+        Traffic::Steps { .. } => Err(format!("--rate FROM..TO has parts of its own: {name} needs one rate")),
+        _ => Ok(()),
     }
 }
 

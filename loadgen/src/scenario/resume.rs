@@ -12,6 +12,7 @@ pub fn plan(args: &ResumeArgs, cast: &Cast) -> Result<Plan, String> {
     if cast.rooms_of < 2 {
         return Err("--rooms-of must be at least 2: one sends, the others drop".to_owned());
     }
+    super::one_rate("resume", cast)?;
     let duration_s = args.common.duration;
     let from_s = duration_s / 3.0;
     if !(0.0..duration_s - from_s).contains(&args.away) {
@@ -71,6 +72,8 @@ mod tests {
         assert!(plan.first_member_sends);
         let (too_long, cast) = args(&["--duration", "3", "--away", "2"]);
         assert!(super::plan(&too_long, &cast).unwrap_err().contains("--away"));
+        let (stairs, cast) = args(&["--rate", "50..100"]);
+        assert!(super::plan(&stairs, &cast).unwrap_err().contains("FROM..TO"));
         let (alone, cast) = args(&["--rooms-of", "1"]);
         assert!(super::plan(&alone, &cast).unwrap_err().contains("--rooms-of"));
     }

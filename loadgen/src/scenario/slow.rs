@@ -26,10 +26,17 @@ pub fn plan(args: &SlowArgs, cast: &Cast) -> Result<Plan, String> {
     }
     let after_s = args.common.duration / 2.0;
     let from_s = after_s.max(args.stall);
-    let one_in = (100.0 / args.percent).round() as u32;
-    let stall = Stall { from_s, to_s: from_s + args.stall, one_in, receive_buffer: RECEIVE_BUFFER };
+    super::one_rate("slow", cast)?;
+    let candidates = cast.clients - cast.clients.div_ceil(cast.rooms_of);
+    let slow = stopped(args).min(candidates);
+    let stall = Stall { from_s, to_s: from_s + args.stall, slow, candidates, receive_buffer: RECEIVE_BUFFER };
     let duration_s = stall.to_s + after_s;
     Ok(Plan { stall: Some(stall), duration_s, ..base("slow", &args.common, cast) })
+}
+
+/// How many readers stop: at least one.
+fn stopped(args: &SlowArgs) -> u32 {
+    (f64::from(args.clients) * args.percent / 100.0).ceil() as u32
 }
 
 /// Reads the outcome.
@@ -37,6 +44,7 @@ pub fn findings(args: &SlowArgs, outcome: &Outcome, seen: &Seen) -> Findings {
     let mut findings = Findings::default();
     compare(args, outcome, &mut findings);
     let tally = &outcome.tally;
+    findings.figure("stopped", f64::from(stopped(args)), "readers");
     findings.figure("missed_and_told", tally.missed as f64, "entries left out with a word, of slow readers");
     findings.figure("missed_and_refetched", tally.refetched as f64, "entries read from the history");
     findings.figure("resumed", tally.resumed_entries as f64, "entries that resumes brought");
@@ -175,9 +183,25 @@ mod tests {
         let (slow, cast) = args(&["--stall", "60", "--duration", "10", "--percent", "1"]);
         let plan = plan(&slow, &cast).unwrap();
         let stall = plan.stall.unwrap();
-        assert_eq!((stall.from_s, stall.to_s, plan.duration_s, stall.one_in), (60.0, 120.0, 125.0, 100));
+        assert_eq!((stall.from_s, stall.to_s, plan.duration_s, stall.slow), (60.0, 120.0, 125.0, 2));
         let (slow, cast) = args(&["--stall", "2", "--duration", "10"]);
         assert_eq!(super::plan(&slow, &cast).unwrap().duration_s, 12.0);
+    }
+
+    #[test]
+    fn as_many_stop_as_were_asked_for() {
+        let stopping = |more: &[&str]| {
+            let (slow, cast) = args(more);
+            let plan = plan(&slow, &cast).unwrap();
+            let count = (0..cast.clients).filter(|user| plan.is_slow(*user, cast.rooms_of)).count();
+            assert_eq!(count as u32, stopped(&slow));
+            count
+        };
+        assert_eq!(stopping(&["--clients", "10", "--rooms-of", "5", "--percent", "5"]), 1);
+        assert_eq!(stopping(&["--clients", "100", "--rooms-of", "10", "--percent", "40"]), 40);
+        assert_eq!(stopping(&[]), 10);
+        let (stairs, cast) = args(&["--rate", "50..100"]);
+        assert!(plan(&stairs, &cast).unwrap_err().contains("FROM..TO"));
     }
 
     #[test]
