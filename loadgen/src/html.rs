@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write};
 
+use crate::measure::Latency;
 use crate::report::{Report, tenths, thousands};
 use plot::{Frame, Line};
 
@@ -84,8 +85,8 @@ fn write_cards(out: &mut String, report: &Report) -> fmt::Result {
     if let Some(t) = &report.traffic {
         cards.push(("messages a second", thousands(t.acked_per_second as u64)));
         cards.push(("deliveries a second", thousands(t.delivered_per_second as u64)));
-        let worst = t.windows.iter().map(|w| w.delivery.p99_ms).fold(0.0, f64::max);
-        cards.push(("delivery p99", format!("{worst:.1} ms")));
+        let worst = t.windows.iter().filter(|w| w.delivery.count > 0).map(|w| w.delivery.p99_ms).reduce(f64::max);
+        cards.push(("delivery p99", worst.map_or("–".to_owned(), |worst| format!("{worst:.1} ms"))));
     }
     if let Some(server) = &report.server {
         if let Some(cost) = server.cpu_s_per_million_deliveries {
@@ -134,20 +135,25 @@ fn write_latency(out: &mut String, report: &Report) -> fmt::Result {
         let d = &w.delivery;
         writeln!(
             out,
-            "<tr><td>{}</td><td>{asked}</td><td>{}</td><td>{cores}</td><td>{:.2}</td><td>{:.2}</td><td>{:.2}</td>\
-             <td>{:.2}</td><td>{:.2}</td><td>{:.2}</td><td>{:.2}</td></tr>",
+            "<tr><td>{}</td><td>{asked}</td><td>{}</td><td>{cores}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escape(&w.name),
             thousands(w.acked_per_second as u64),
-            w.ack.p50_ms,
-            w.ack.p99_ms,
-            d.p50_ms,
-            d.p90_ms,
-            d.p99_ms,
-            d.p999_ms,
-            d.max_ms
+            cell(&w.ack, w.ack.p50_ms),
+            cell(&w.ack, w.ack.p99_ms),
+            cell(d, d.p50_ms),
+            cell(d, d.p90_ms),
+            cell(d, d.p99_ms),
+            cell(d, d.p999_ms),
+            cell(d, d.max_ms)
         )?;
     }
     writeln!(out, "</table></div>")
+}
+
+/// A number of a latency; a dash where nothing was measured, which is not fast.
+fn cell(latency: &Latency, ms: f64) -> String {
+    if latency.count > 0 { format!("{ms:.2}") } else { "–".to_owned() }
 }
 
 fn write_time(out: &mut String, report: &Report) -> fmt::Result {
@@ -178,7 +184,8 @@ fn write_stages(out: &mut String, report: &Report) -> fmt::Result {
     }
     writeln!(
         out,
-        "<h2>Where the server's time goes</h2>\n<table><tr><th>stage</th><th>p50 ms</th><th>p99 ms</th>\
+        "<h2>Where the server's time goes</h2>\n<p class=\"soft\">Bars: <span style=\"color:var(--a)\">■</span> p50, \
+         <span style=\"color:var(--b)\">■</span> p99</p>\n<table><tr><th>stage</th><th>p50 ms</th><th>p99 ms</th>\
          <th style=\"width:50%\"></th></tr>"
     )?;
     for stage in &report.stages {
@@ -245,6 +252,16 @@ mod tests {
             let found = page.replace("http://www.w3.org/2000/svg", "").contains(outside);
             assert!(!found, "{outside}");
         }
+    }
+
+    #[test]
+    fn nothing_delivered_is_not_fast() {
+        let mut report = sample();
+        report.traffic.as_mut().unwrap().windows[0].delivery = Latency::default();
+        let page = page(&report);
+        assert!(
+            page.contains("<dt>delivery p99</dt><dd>–</dd>") && page.contains("<td>12.50</td><td>–</td><td>–</td>")
+        );
     }
 
     #[test]

@@ -264,6 +264,8 @@ impl Lead<'_> {
         loop {
             let left = Duration::from_nanos(at_ns.saturating_sub(self.world.now_ns()));
             if left.is_zero() || interrupt::is_asked() {
+                // Parts of the time end here as well.
+                self.sampler.take(self.world.now_ns(), || self.conductor.totals());
                 return self.edge();
             }
             if self.conductor.has_given_up() {

@@ -63,9 +63,13 @@ impl Sampler {
     /// Takes a sample if one is due. A process that cannot be read leaves its part out. `totals`
     /// are counts from the start of the run: connections in their rooms, sent, acknowledged, delivered, broken.
     pub fn tick(&mut self, now_ns: u64, totals: impl FnOnce() -> [u64; 5]) {
-        if now_ns < self.due_ns {
-            return;
+        if now_ns >= self.due_ns {
+            self.take(now_ns, totals);
         }
+    }
+
+    /// Takes a sample, due or not: at the edges of what is measured.
+    pub fn take(&mut self, now_ns: u64, totals: impl FnOnce() -> [u64; 5]) {
         self.due_ns = now_ns + self.interval_ns;
         let server = self.server_pid.and_then(|pid| proc::sample(pid).ok());
         let Ok(tool) = proc::sample(std::process::id()) else { return };
@@ -136,9 +140,10 @@ mod tests {
         for at_ms in (0..2_000).step_by(100) {
             sampler.tick(at_ms * 1_000_000, || [at_ms, 0, 0, 0, 0]);
         }
+        sampler.take(1_600_000_000, || [1_500, 0, 0, 0, 0]);
         let points = sampler.timeline(1_000_000_000).points;
         let times: Vec<f64> = points.iter().map(|p| p.t_s).collect();
-        assert_eq!(times, [-1.0, -0.5, 0.0, 0.5]);
+        assert_eq!(times, [-1.0, -0.5, 0.0, 0.5, 0.6]);
         assert_eq!(points[3].ready, 1_500);
         assert!(points.iter().all(|p| p.server_rss.is_some_and(|rss| rss > 0) && p.server_cpu_s.is_some()));
         assert!(Sampler::new(6_000.0, None).interval_ns == 10_000_000_000);

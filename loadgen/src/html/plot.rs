@@ -25,6 +25,9 @@ pub struct Frame<'a> {
 }
 
 const SIZE: (u32, u32) = (900, 300);
+/// About so many labels on the axes.
+const X_LABELS: usize = 8;
+const Y_LABELS: usize = 6;
 const COLOURS: [RGBColor; 2] = [RGBColor(1, 2, 3), RGBColor(4, 5, 6)];
 /// What stands for the page's colours until [`recolour`].
 const INK: RGBColor = RGBColor(0, 0, 0);
@@ -55,11 +58,12 @@ fn draw(
     x: std::ops::Range<f64>,
     y: std::ops::Range<f64>,
 ) -> Drawn {
+    let (x_step, y_step) = ((x.end - x.start) / X_LABELS as f64, (y.end - y.start) / Y_LABELS as f64);
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart =
         ChartBuilder::on(&root).margin(10).x_label_area_size(44).y_label_area_size(78).build_cartesian_2d(x, y)?;
     let percentile = |nines: &f64| percentile(*nines);
-    let plain = |value: &f64| short(*value);
+    let (x_plain, y_plain) = (|value: &f64| short(*value, x_step), |value: &f64| short(*value, y_step));
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -68,10 +72,10 @@ fn draw(
         .label_style(("sans-serif", 16))
         .x_desc(frame.x)
         .y_desc(frame.y)
-        .x_labels(8)
-        .y_labels(6)
-        .x_label_formatter(if frame.is_percentile { &percentile } else { &plain })
-        .y_label_formatter(&plain)
+        .x_labels(X_LABELS)
+        .y_labels(Y_LABELS)
+        .x_label_formatter(if frame.is_percentile { &percentile } else { &x_plain })
+        .y_label_formatter(&y_plain)
         .draw()?;
     for (line, colour) in lines.iter().zip(COLOURS) {
         let style = colour.stroke_width(2);
@@ -110,18 +114,34 @@ fn percentile(nines: f64) -> String {
     format!("{} %", (share * 100.0 * scale).round() / scale)
 }
 
-/// A number for an axis.
-fn short(value: f64) -> String {
-    match value.abs() {
-        large if large >= 1e6 => format!("{} M", (value / 1e4).round() / 1e2),
-        large if large >= 1e4 => format!("{} k", (value / 1e2).round() / 10.0),
-        _ => format!("{}", (value * 100.0).round() / 100.0),
-    }
+/// A number for an axis on which labels are about `step` apart: with the digits that tell them apart.
+fn short(value: f64, step: f64) -> String {
+    let (scale, unit) = match value.abs() {
+        large if large >= 1e6 => (1e6, " M"),
+        large if large >= 1e4 => (1e3, " k"),
+        _ => (1.0, ""),
+    };
+    // One more than the step has: labels stand at halves and quarters as well.
+    let digits = (1.0 - (step / scale).log10().floor()).clamp(0.0, 9.0);
+    let factor = 10_f64.powf(digits);
+    // Not "-0".
+    format!("{}{unit}", (value / scale * factor).round() / factor + 0.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_of_an_axis_differ() {
+        for (from, step) in
+            [(0.0, 0.001), (0.0, 0.0025), (54.6, 0.005), (1_000_000.0, 1_000.0), (10_000.0, 2.0), (0.0, 50.0)]
+        {
+            let labels: Vec<String> = (0..8).map(|n| short(from + step * f64::from(n), step)).collect();
+            assert!(labels.windows(2).all(|pair| pair[0] != pair[1]), "{labels:?}");
+        }
+        assert_eq!([short(2.5, 0.5), short(20_000.0, 5_000.0), short(-0.0, 1.0)], ["2.5", "20 k", "0"]);
+    }
 
     #[test]
     fn percentiles_are_short() {

@@ -70,6 +70,18 @@ fn an_open_loop_keeps_its_rate() {
 }
 
 #[test]
+fn every_step_has_the_servers_cores() {
+    let traffic = Traffic::Steps { from: 100.0, to: 200.0, steps: 3 };
+    let plan = Plan { traffic, duration_s: 0.3, ..plan() };
+    let fake = Fake::start(Fault::None);
+    let world = Arc::new(world(5, 5, 1, fake.address));
+    let outcome = run_at(world.clone(), plan.clone());
+    let report = crate::report::report(&world, &plan, &outcome, Vec::new(), Vec::new());
+    let windows = report.traffic.unwrap().windows;
+    assert!(windows.len() == 3 && windows.iter().all(|window| window.server_cores.is_some()), "{windows:?}");
+}
+
+#[test]
 fn each_joins_by_itself() {
     let plan = Plan { setup: Setup::JoinEach, traffic: Traffic::None, warmup_s: 0.0, ..plan() };
     let outcome = run_against(Fault::None, 40, 10, 1, plan);
