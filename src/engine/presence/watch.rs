@@ -31,7 +31,7 @@ pub struct WatchedRoom {
     /// Its name.
     pub name: RoomName,
     /// Who watches.
-    pub conns: Vec<ConnKey>,
+    pub conns: BTreeSet<ConnKey>,
     /// It is too large for more than counts.
     pub is_counted: bool,
     /// Each shard's part of the counts.
@@ -71,8 +71,8 @@ pub struct Watching {
     pub is_probing: bool,
     /// By connection; most have nothing here.
     pub conns: HashMap<ConnKey, Watches, ahash::RandomState>,
-    /// By user, who watches.
-    pub users: HashMap<UserId, Vec<ConnKey>, ahash::RandomState>,
+    /// By user, who watches. A set, since colleagues who watch the same thousand may drop all at once.
+    pub users: HashMap<UserId, BTreeSet<ConnKey>, ahash::RandomState>,
     /// By room.
     pub rooms: BTreeMap<RoomKey, WatchedRoom>,
     cards: HashMap<UserId, Held, ahash::RandomState>,
@@ -108,7 +108,7 @@ impl Watching {
             return false;
         }
         let conns = self.users.entry(user.clone()).or_default();
-        conns.push(conn);
+        conns.insert(conn);
         conns.len() == 1
     }
 
@@ -120,9 +120,9 @@ impl Watching {
         }
         watches.rooms.push(key);
         let counts = vec![[0; 3]; usize::from(self.shards.max(1))];
-        let new = || WatchedRoom { name: name.clone(), conns: Vec::new(), is_counted, counts };
+        let new = || WatchedRoom { name: name.clone(), conns: BTreeSet::new(), is_counted, counts };
         let room = self.rooms.entry(key).or_insert_with(new);
-        room.conns.push(conn);
+        room.conns.insert(conn);
         room.conns.len() == 1
     }
 
@@ -134,7 +134,7 @@ impl Watching {
         }
         self.drop_empty(conn);
         let Some(conns) = self.users.get_mut(user) else { return false };
-        conns.retain(|other| *other != conn);
+        conns.remove(&conn);
         if !conns.is_empty() {
             return false;
         }
@@ -150,7 +150,7 @@ impl Watching {
         watches.rooms.swap_remove(at);
         self.drop_empty(conn);
         let Some(room) = self.rooms.get_mut(&key) else { return false };
-        room.conns.retain(|other| *other != conn);
+        room.conns.remove(&conn);
         if !room.conns.is_empty() {
             return false;
         }
