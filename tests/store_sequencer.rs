@@ -246,7 +246,9 @@ impl Model {
         if mine < 2 {
             return Err(ErrorCode::PermissionDenied);
         }
-        if kind == RoomKind::Direct && !(by_admin && matches!(act, Manage::Kick | Manage::Ban)) {
+        let lifts = matches!(act, Manage::Role(_)) && old == Some(Role::Banned);
+        let may_in_direct = by_admin && (lifts || matches!(act, Manage::Kick | Manage::Ban));
+        if kind == RoomKind::Direct && !may_in_direct {
             return Err(ErrorCode::PermissionDenied);
         }
         let (new, event) = match (act, old) {
