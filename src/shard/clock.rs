@@ -1,9 +1,7 @@
 //! A shard's two times. Deadlines need one that neither leaps nor goes backwards; clients, tokens and the store mean the
 //! time of day, which somebody may set, and which a machine that was asleep finds changed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use crate::clock::now_us;
+use crate::clock::{SteadyClock, unix_ms};
 use crate::engine::event::ShardId;
 use crate::protocol::ids::UnixMillis;
 
@@ -15,25 +13,20 @@ const LEAP_MS: u64 = 1_000;
 /// Milliseconds for deadlines: the time of day at the start plus a monotonic clock. And how far the time of day is
 /// ahead of that.
 pub(super) struct Clock {
-    began_us: u64,
-    offset_ms: UnixMillis,
+    steady: SteadyClock,
     ahead_ms: i64,
     compared_us: u64,
 }
 
 impl Clock {
     /// The two are the same from here on, until the time of day is set.
-    pub fn now() -> Self {
-        Self::new(now_us(), unix_ms())
-    }
-
-    fn new(now_us: u64, unix_ms: UnixMillis) -> Self {
-        Self { began_us: now_us, offset_ms: unix_ms, ahead_ms: 0, compared_us: now_us }
+    pub fn new(now_us: u64, unix_ms: UnixMillis) -> Self {
+        Self { steady: SteadyClock::starting(now_us, unix_ms), ahead_ms: 0, compared_us: now_us }
     }
 
     /// The time for deadlines at a moment of the process's clock.
     pub fn at(&self, now_us: u64) -> UnixMillis {
-        self.offset_ms + now_us.saturating_sub(self.began_us) / 1_000
+        self.steady.at(now_us)
     }
 
     /// The time of day at a time for deadlines.
@@ -60,10 +53,6 @@ impl Clock {
         let ahead_ms = unix_ms.cast_signed() - self.at(now_us).cast_signed();
         ahead_ms - std::mem::replace(&mut self.ahead_ms, ahead_ms)
     }
-}
-
-fn unix_ms() -> UnixMillis {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

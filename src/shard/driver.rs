@@ -28,7 +28,7 @@ use super::flush::FlushQueue;
 use super::mail::{Answer, Inbox, Letter, Port};
 use super::ring::{Completion, Ring, RingConfig};
 use super::stages::Stages;
-use crate::clock::now_us;
+use crate::clock::{now_us, unix_ms};
 use crate::engine::event::{
     AdminAnswer, AdminRequest, Append, ConnKey, Genesis, Input, Outputs, Query, ReadReply, ReadRequest, ShardId,
     StoreEvent, Token,
@@ -164,8 +164,9 @@ impl Driver {
     /// # Errors
     /// The ring's: see [`Ring::new`].
     pub fn new(setup: Setup) -> std::io::Result<Self> {
-        let clock = Clock::now();
-        let now = clock.at(now_us());
+        let began_us = now_us();
+        let clock = Clock::new(began_us, unix_ms());
+        let now = clock.at(began_us);
         let held_bytes_max = held_bytes_max(&setup.limits, setup.genesis.shards);
         let mut ring = Ring::new(setup.ring)?;
         ring.watch_doorbell(&setup.inbox.bell);

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::schema::{self, DirLock};
-use super::writer::{SteadyClock, unix_ms};
 use super::{Durability, LogListener, RunningLog, StoreConfig, facts, recovery};
+use crate::clock::{SteadyClock, unix_ms};
 use crate::engine::event::Revocation;
 use crate::engine::sequencer::{CLOCK_SLACK_MS, Sequencer};
 use crate::protocol::ids::{Epoch, Position, RoomKey, Seq, UnixMillis};

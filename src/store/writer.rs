@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -25,11 +25,11 @@ use super::stats::Counters;
 use super::upkeep::Upkeep;
 use super::window::{CommitWindow, Wait};
 use super::{FatalHook, LogListener, is_fatal, presence, recovery};
-use crate::clock::now_us;
+use crate::clock::{SteadyClock, now_us, unix_ms};
 use crate::engine::event::{Append, CommittedBatch, StoreEvent};
 use crate::engine::sequencer::{Facts as _, LogEnd, Sequencer};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{RoomKey, UnixMillis};
+use crate::protocol::ids::RoomKey;
 
 /// Bytes that a probe writes: as much as a batch of some size needs.
 const PROBE_BYTES: u32 = 64 * 1_024;
@@ -70,24 +70,6 @@ pub(super) struct Writer {
     pub is_stopping: bool,
     /// Held as long as this thread may write.
     pub _lock: DirLock,
-}
-
-/// The wall clock as it stood at the start, going on at its own pace: nobody sets it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SteadyClock {
-    start: UnixMillis,
-    start_us: u64,
-}
-
-impl SteadyClock {
-    pub fn start() -> Self {
-        Self { start: unix_ms(), start_us: now_us() }
-    }
-
-    /// What it shows when the process's clock shows `us`.
-    pub fn at(self, us: u64) -> UnixMillis {
-        self.start + us.saturating_sub(self.start_us) / 1_000
-    }
 }
 
 /// How a wait for appends ended.
@@ -465,9 +447,4 @@ pub(super) fn now_ms() -> u64 {
 pub(super) fn unknown_outcome() -> Refusal {
     Refusal::new(ErrorCode::Degraded, "the write failed and may or may not stand; retry with the same client_id")
         .retry_after(500)
-}
-
-/// The wall clock.
-pub(super) fn unix_ms() -> UnixMillis {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
