@@ -201,23 +201,18 @@ impl Outbox {
                 }
                 (Origin::Log(room, first.saturating_sub(1)), false)
             }
-            Class::CriticalLog { room, first, .. } => {
+            Class::CriticalLog { room, .. } | Class::Reply { room, .. } => {
                 if let Some(last) = self.gap_of(room) {
                     return Pushed::BehindGap(last);
                 }
                 if self.bytes > 0 && after > ladder.bytes_max {
                     return Pushed::Overflow;
                 }
-                (Origin::Log(room, first.saturating_sub(1)), true)
-            }
-            Class::Reply { room, .. } => {
-                if let Some(last) = self.gap_of(room) {
-                    return Pushed::BehindGap(last);
-                }
-                if self.bytes > 0 && after > ladder.bytes_max {
-                    return Pushed::Overflow;
-                }
-                (Origin::Reply, true)
+                let origin = match class {
+                    Class::CriticalLog { first, .. } => Origin::Log(room, first.saturating_sub(1)),
+                    _ => Origin::Reply,
+                };
+                (origin, true)
             }
             Class::Normal if after > ladder.normal_bytes_max => return Pushed::DroppedNormal,
             Class::Normal => (Origin::Ephemeral, false),

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::ids::BadName;
+
 macro_rules! codes {
     ($(#[$doc:meta])* $enum:ident { $($(#[$vdoc:meta])* $variant:ident = $number:literal, $name:literal;)* }) => {
         $(#[$doc])*
@@ -139,6 +141,13 @@ pub struct Refusal {
     pub retry_after_ms: u32,
     /// For [`ErrorCode::Conflict`]: the version that stands.
     pub current: Option<u64>,
+}
+
+/// A name that is none: `bad_request`, with the reason.
+impl From<BadName> for Refusal {
+    fn from(bad: BadName) -> Self {
+        Self::new(ErrorCode::BadRequest, bad.to_string())
+    }
 }
 
 impl Refusal {

@@ -198,7 +198,7 @@ impl Shard {
         if self.rooms.is_absent(name) {
             return Err(Refusal::new(ErrorCode::UnknownRoom, "there is no such room"));
         }
-        let name = RoomName::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
+        let name = RoomName::parse(name)?;
         self.load_room(name, Some(Waiter::Conn(conn)))?;
         self.cx.out.list.push(Output::Park { conn, again: true });
         Ok(None)

@@ -17,7 +17,7 @@ use super::super::users::UserIdx;
 use super::{Call, Waiting};
 use crate::protocol::command::{CommandId, Notify};
 use crate::protocol::encode::{field_integer, field_raw, field_string, integer};
-use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::error::Refusal;
 use crate::protocol::ids::{Priority, RoomKey, Seq, UnixMillis, UserId};
 
 /// Deadlines of inboxes fall on multiples of this, ms.
@@ -35,7 +35,7 @@ impl Shard {
         id: Option<&CommandId>,
         notify: &Notify<'_>,
     ) -> Result<(), Refusal> {
-        let user = UserId::parse(notify.user).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
+        let user = UserId::parse(notify.user)?;
         self.take_user_token(conn)?;
         self.cx.may_append()?;
         let from = self.user_of(conn)?;

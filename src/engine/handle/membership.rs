@@ -17,7 +17,7 @@ use crate::protocol::command::{CommandId, Cursor, Manage, Status};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::filter::Filter;
-use crate::protocol::ids::{BadName, Epoch, Role, RoomKind, RoomName, Seq, UserId};
+use crate::protocol::ids::{Epoch, Role, RoomKind, RoomName, Seq, UserId};
 
 /// Members of a new room that cost as much as one message. A room of 1,000 has to be affordable at once.
 const MEMBERS_PER_TOKEN: u32 = 10;
@@ -36,11 +36,11 @@ impl Shard {
         let creator = self.user_of(conn)?;
         let mut others = Vec::with_capacity(members.len());
         for name in members.iter().filter(|name| **name != creator.as_str()) {
-            others.push(UserId::parse(name).map_err(bad)?);
+            others.push(UserId::parse(name)?);
         }
         others.sort_unstable();
         others.dedup();
-        let room = RoomName::parse(room).map_err(bad)?;
+        let room = RoomName::parse(room)?;
         let tokens = 1 + others.len() as u32 / MEMBERS_PER_TOKEN;
         let title = title.map(Box::from);
         let entry = Entry::CreateRoom { room: room.clone(), kind, title, creator, members: others };
@@ -81,7 +81,7 @@ impl Shard {
         }
         self.cx.may_append()?;
         let auto_create = self.cx.limits.auto_create && self.check_covers(conn, room, Want::Write).is_ok();
-        let room = RoomName::parse(room).map_err(bad)?;
+        let room = RoomName::parse(room)?;
         self.take_user_tokens(conn, 1, "too many changes of members")?;
         let entry = Entry::Join { room: room.clone(), user, auto_create };
         let token = self.pending.insert(Waiting::Join { call, room, since, filter: filter.cloned() });
@@ -121,7 +121,7 @@ impl Shard {
     pub(super) fn on_room_leave(&mut self, conn: ConnKey, id: Option<&CommandId>, room: &str) -> Result<(), Refusal> {
         self.check_covers(conn, room, Want::Read)?;
         let user = self.user_of(conn)?;
-        let room = RoomName::parse(room).map_err(bad)?;
+        let room = RoomName::parse(room)?;
         let entry = Entry::Leave { room: room.clone(), user };
         self.change_membership(conn, id, room, entry, 1)
     }
@@ -137,8 +137,8 @@ impl Shard {
         self.check_covers(conn, room, Want::Write)?;
         let by = self.user_of(conn)?;
         let by_admin = self.sessions.get(conn).is_some_and(|session| session.rights.admin);
-        let room = RoomName::parse(room).map_err(bad)?;
-        let user = UserId::parse(user).map_err(bad)?;
+        let room = RoomName::parse(room)?;
+        let user = UserId::parse(user)?;
         let entry = Entry::Manage { room: room.clone(), by, by_admin, user, act };
         self.change_membership(conn, id, room, entry, 1)
     }
@@ -171,7 +171,7 @@ impl Shard {
         let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
         self.check_right(conn, idx, Want::Read)?;
         self.cx.may_read()?;
-        let after = after.map(UserId::parse).transpose().map_err(bad)?;
+        let after = after.map(UserId::parse).transpose()?;
         let room = self.rooms.get(idx).key;
         let token = self.pending.insert(Waiting::Members { call: Call { conn, id: id.cloned() } });
         self.cx.out.list.push(Output::Park { conn, again: false });
@@ -219,7 +219,7 @@ impl Shard {
     ) -> Result<(), Refusal> {
         self.cx.may_read()?;
         let user = self.user_of(conn)?;
-        let after = after.map(RoomName::parse).transpose().map_err(bad)?;
+        let after = after.map(RoomName::parse).transpose()?;
         let token = self.pending.insert(Waiting::Rooms { call: Call { conn, id: id.cloned() } });
         self.cx.out.list.push(Output::Park { conn, again: false });
         self.cx.read(token, Query::Rooms { user, kind, after, limit });
@@ -272,8 +272,4 @@ impl Shard {
         let user = session.map(|session| self.users.get(session.user).name.clone());
         user.ok_or_else(|| Refusal::new(ErrorCode::Unauthorized, "the session is over"))
     }
-}
-
-fn bad(bad: BadName) -> Refusal {
-    Refusal::new(ErrorCode::BadRequest, bad.to_string())
 }

@@ -165,8 +165,7 @@ pub(super) fn write_timing(out: &mut Vec<u8>, timing: &Timing) {
 }
 
 fn users(list: &[&str]) -> Result<Box<[UserId]>, Refusal> {
-    let parse = |name: &&str| UserId::parse(name).map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()));
-    list.iter().map(parse).collect()
+    list.iter().map(|name| Ok(UserId::parse(name)?)).collect()
 }
 
 fn audience(message: &MessageSend<'_>) -> Result<Option<Arc<Audience>>, Refusal> {

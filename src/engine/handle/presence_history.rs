@@ -132,8 +132,7 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::NotAvailable, "presence history is switched off here"));
         }
         self.cx.may_read()?;
-        let user = crate::protocol::ids::UserId::parse(user)
-            .map_err(|bad| Refusal::new(ErrorCode::BadRequest, bad.to_string()))?;
+        let user = crate::protocol::ids::UserId::parse(user)?;
         let now = self.cx.time_of_day();
         let oldest = now.saturating_sub(u64::from(self.cx.limits.presence_history_days) * DAY_MS);
         let to = to.unwrap_or(u64::MAX).min(now);

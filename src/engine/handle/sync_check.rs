@@ -13,7 +13,7 @@ use super::{Call, Waiting};
 use crate::protocol::command::{CommandId, RoomCheck};
 use crate::protocol::encode::{field_integer, field_raw, field_string, string};
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::ids::{BadName, RoomKey, RoomName, Seq};
+use crate::protocol::ids::{RoomKey, RoomName, Seq};
 
 /// Rooms that a check loads at once: a part of the reads that a shard may have waiting.
 const LOADS_MAX: usize = 32;
@@ -79,7 +79,7 @@ impl Shard {
                 Err(refusal) if matches!(refusal.code, ErrorCode::UnknownRoom | ErrorCode::PermissionDenied) => None,
                 Err(refusal) => return Err(refusal),
             };
-            let name = RoomName::parse(name).map_err(bad)?;
+            let name = RoomName::parse(name)?;
             let (hash, wants_hash) = (*hash, *wants_hash);
             let tally = room.filter(|_| wants_hash).and_then(|room| known_tally(room, *seq));
             let room = room.map(|room| (room.key, room.head));
@@ -111,7 +111,7 @@ impl Shard {
         };
         let reads_left = self.cx.limits.reads_max.saturating_sub(self.cx.reads) as usize;
         let missing = asked.iter().map(|check| check.room).filter(is_missing).take(reads_left.clamp(1, LOADS_MAX));
-        let mut missing: Vec<RoomName> = missing.map(RoomName::parse).collect::<Result<_, _>>().map_err(bad)?;
+        let mut missing: Vec<RoomName> = missing.map(RoomName::parse).collect::<Result<_, _>>()?;
         let Some(last) = missing.pop() else { return Ok(false) };
         for name in missing {
             self.load_room(name, None)?;
@@ -142,10 +142,6 @@ impl Shard {
             out.push(b']');
         });
     }
-}
-
-fn bad(bad: BadName) -> Refusal {
-    Refusal::new(ErrorCode::BadRequest, bad.to_string())
 }
 
 /// What a room's entries up to `seq` come to, if the shard can tell by itself.
