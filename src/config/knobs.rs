@@ -253,7 +253,7 @@ section! {
         recent_ttl_ms: u32 = "120000" in 0 to 86400000, "recent-ttl-ms" "ANTIPHON_RECENT_TTL_MS" [hide_short_help = true];
         /// Rooms each shard compares with the store a second, in the background; 0 = none
         consistency_rooms_per_s: u32 = "4" in 0 to 1000, "consistency-rooms-per-s" "ANTIPHON_CONSISTENCY_ROOMS_PER_S" [hide_short_help = true];
-        /// Rooms and users without connections leave memory after, milliseconds
+        /// Rooms and users without connections leave memory after, milliseconds; where there are thousands, up to a minute later
         idle_unload_ms: u32 = "60000" in 0 to 86400000, "idle-unload-ms" "ANTIPHON_IDLE_UNLOAD_MS" [hide_short_help = true];
         /// read:advanced waits for a later one, milliseconds
         read_coalesce_ms: u32 = "200" in 0 to 60000, "read-coalesce-ms" "ANTIPHON_READ_COALESCE_MS" [hide_short_help = true];

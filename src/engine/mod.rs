@@ -22,6 +22,7 @@ pub mod session;
 pub mod shard;
 pub mod stages;
 pub mod stats;
+mod sweep;
 pub mod sync;
 pub mod tally;
 pub mod timers;

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::event::{ConnKey, DELETED_MAX, RoomRow};
+use super::sweep::Sweep;
 use super::sync::RecentRun;
 use super::tally::Tally;
 use super::users::Standing;
@@ -157,6 +158,7 @@ pub struct Rooms {
     by_name: HashMap<RoomName, RoomIdx, ahash::RandomState>,
     /// Names that are known not to exist; the log tells when one comes to be.
     absent: HashSet<RoomName, ahash::RandomState>,
+    sweep: Sweep,
 }
 
 impl Rooms {
@@ -248,9 +250,10 @@ impl Rooms {
         found.or_else(|| before.iter().position(Option::is_some)).map(|at| RoomIdx(at as u32))
     }
 
-    /// Those that nobody has been interested in since before `before`.
-    pub fn idle_since(&self, before: UnixMillis) -> Vec<RoomIdx> {
+    /// Those that nobody has been interested in since before `before`, of the part whose turn it is.
+    pub fn idle_since(&mut self, before: UnixMillis) -> Vec<RoomIdx> {
         let is_idle = |room: &Room| room.is_idle() && room.idle_since < before;
-        (0..).map(RoomIdx).zip(&self.slots).filter(|(_, r)| r.as_deref().is_some_and(is_idle)).map(|(i, _)| i).collect()
+        let part = self.sweep.next(self.slots.len());
+        part.filter(|at| self.slots[*at].as_deref().is_some_and(is_idle)).map(|at| RoomIdx(at as u32)).collect()
     }
 }

@@ -11,6 +11,7 @@ use super::event::{AdminRequest, ConnKey, DELIVERED_MAX, ReadAdvance};
 use super::inbox::Inbox;
 use super::limits::Bucket;
 use super::presence::UserPresence;
+use super::sweep::Sweep;
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, Seq, UnixMillis, UserId};
 
 /// Index of a loaded user within the shard.
@@ -177,6 +178,7 @@ pub struct Users {
     /// By the hash of the name, which stands in the slot.
     by_name: HashTable<UserIdx>,
     hasher: ahash::RandomState,
+    sweep: Sweep,
 }
 
 impl Users {
@@ -259,10 +261,11 @@ impl Users {
         Some(user)
     }
 
-    /// Those without a connection since before `before`, and not being read.
-    pub fn idle_since(&self, before: UnixMillis) -> Vec<UserIdx> {
+    /// Those without a connection since before `before`, and not being read, of the part whose turn it is.
+    pub fn idle_since(&mut self, before: UnixMillis) -> Vec<UserIdx> {
         let is_idle = |user: &User| user.is_idle() && user.loaded_at().is_some() && user.idle_since < before;
-        (0..).map(UserIdx).zip(&self.slots).filter(|(_, u)| u.as_deref().is_some_and(is_idle)).map(|(i, _)| i).collect()
+        let part = self.sweep.next(self.slots.len());
+        part.filter(|at| self.slots[*at].as_deref().is_some_and(is_idle)).map(|at| UserIdx(at as u32)).collect()
     }
 }
 

@@ -7,7 +7,7 @@
 //!   have it grow for ever. So they stand aside (see `pause`) until all is copied; whoever begins to read then reads
 //!   the database alone and is in nobody's way. A connection of another process may still be: there is another try
 //!   every quarter of a second.
-//! - Nobody wrote for a while: copy the rest. The next write starts the log over.
+//! - Nobody wrote for a while: copy the rest, and sleep until somebody does. The next write starts the log over.
 //!
 //! The file keeps its length, which is what makes commits cheap: a sync after a write past the file's
 //! end must also write where the new blocks are, and takes a third longer than one after a write into
@@ -24,6 +24,7 @@ use rusqlite::Connection;
 
 use super::FatalHook;
 use super::pause::Pause;
+use super::rest::Rest;
 use super::stats::Counters;
 
 /// How often the length of the log is looked at.
@@ -123,7 +124,7 @@ pub(super) struct Checkpointer {
     conn: Connection,
     /// Bytes past which the log is copied.
     bytes_max: u64,
-    stop: flume::Receiver<()>,
+    rest: Arc<Rest>,
     /// Set: the writer is to copy the rest. It takes this back when it has.
     help: Arc<AtomicBool>,
     pause: Arc<Pause>,
@@ -139,22 +140,22 @@ impl Checkpointer {
     pub fn open(
         dir: &Path,
         bytes_max: u64,
-        stop: flume::Receiver<()>,
+        rest: Arc<Rest>,
         (help, pause): (Arc<AtomicBool>, Arc<Pause>),
         counters: Arc<Counters>,
         fatal: FatalHook,
     ) -> rusqlite::Result<Self> {
         let conn = super::schema::open_checkpointer(dir)?;
-        Ok(Self { conn, bytes_max, stop, help, pause, counters, fatal, asked: false, paused_at: u64::MAX })
+        Ok(Self { conn, bytes_max, rest, help, pause, counters, fatal, asked: false, paused_at: u64::MAX })
     }
 
-    /// Looks after the log until told to stop (or its owner is gone).
+    /// Looks after the log until told to stop.
     pub fn run(mut self) {
         if let Err(error) = super::thread::lower_priority(NICE) {
             tracing::warn!(%error, "store: the checkpoint thread competes with the others");
         }
         let (mut seen_batches, mut idle_looks, mut interval) = (0, 0u32, INTERVAL);
-        while let Err(flume::RecvTimeoutError::Timeout) = self.stop.recv_timeout(interval) {
+        while self.rest(idle_looks, interval, seen_batches) {
             let batches = self.counters.batches.load(Relaxed);
             idle_looks = if batches == seen_batches { idle_looks.saturating_add(1) } else { 0 };
             if idle_looks > IDLE_LOOKS {
@@ -173,6 +174,16 @@ impl Checkpointer {
                     tracing::warn!(%error, "store: a checkpoint failed");
                 }
             }
+        }
+    }
+
+    /// False when it is time to end.
+    fn rest(&self, idle_looks: u32, interval: Duration, seen_batches: u64) -> bool {
+        if idle_looks > IDLE_LOOKS {
+            // All is copied: until somebody writes.
+            self.rest.sleep(|| self.counters.batches.load(Relaxed) == seen_batches)
+        } else {
+            self.rest.nap(interval)
         }
     }
 

@@ -33,6 +33,7 @@ mod presence;
 mod query;
 mod reader;
 mod recovery;
+mod rest;
 mod running;
 pub mod schema;
 pub mod stats;

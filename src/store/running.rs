@@ -14,6 +14,7 @@ use super::intake::{Submitter, intake};
 use super::open::{OpenError, OpenLog, Origin};
 use super::pause::Pause;
 use super::reader::{Reader, ToReader};
+use super::rest::Rest;
 use super::stats::{Counters, StoreStats};
 use super::upkeep::Upkeep;
 use super::window::CommitWindow;
@@ -82,7 +83,7 @@ pub struct RunningLog {
     writer: Option<JoinHandle<()>>,
     readers: Vec<JoinHandle<()>>,
     checkpointer: Option<JoinHandle<()>>,
-    stop_checkpointer: flume::Sender<()>,
+    rest: Arc<Rest>,
     abandoned: Arc<AtomicBool>,
     faults: Arc<Faults>,
 }
@@ -92,14 +93,13 @@ impl RunningLog {
         let OpenLog { config, conn, sequencer, steady, lock } = open;
         let (writer_inbox, from_shards) = intake(config.inbox_max.max(1));
         let (reader_inbox, questions) = flume::bounded(config.reads_waiting_max.max(1));
-        let (stop_checkpointer, stop) = flume::bounded(1);
         let counters = Arc::new(Counters::default());
         let (help, abandoned, faults) = (Arc::default(), Arc::default(), Arc::default());
-        let pause = Arc::<Pause>::default();
+        let (pause, rest) = (Arc::<Pause>::default(), Arc::<Rest>::default());
         let checkpointer = Checkpointer::open(
             &config.dir,
             config.wal_bytes,
-            stop,
+            rest.clone(),
             (Arc::clone(&help), pause.clone()),
             counters.clone(),
             config.fatal.clone(),
@@ -115,7 +115,7 @@ impl RunningLog {
             writer: None,
             readers: Vec::new(),
             checkpointer: None,
-            stop_checkpointer,
+            rest: rest.clone(),
             abandoned: Arc::clone(&abandoned),
             faults: Arc::clone(&faults),
         };
@@ -138,6 +138,7 @@ impl RunningLog {
             counters,
             faults,
             help,
+            rest,
             abandoned,
             fatal: config.fatal.clone(),
             taken_us: 0,
@@ -192,7 +193,7 @@ impl RunningLog {
         for _ in &self.readers {
             let _ = self.log.readers.send(ToReader::Stop);
         }
-        let _ = self.stop_checkpointer.try_send(());
+        self.rest.end();
         end(self.readers.drain(..).chain(self.checkpointer.take()));
     }
 }

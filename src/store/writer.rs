@@ -20,6 +20,7 @@ use super::facts::{SqlFacts, is_revoked, log_end};
 use super::fault::Faults;
 use super::heads::Heads;
 use super::intake::{Intake, ToWriter};
+use super::rest::Rest;
 use super::schema::DirLock;
 use super::stats::Counters;
 use super::upkeep::Upkeep;
@@ -51,6 +52,8 @@ pub(super) struct Writer {
     pub faults: Arc<Faults>,
     /// The checkpoint thread asks for help.
     pub help: Arc<AtomicBool>,
+    /// Its sleep while nobody writes.
+    pub rest: Arc<Rest>,
     /// The owner was dropped without a stop: end at once, as in a crash.
     pub abandoned: Arc<AtomicBool>,
     pub fatal: FatalHook,
@@ -381,6 +384,7 @@ impl Writer {
         Counters::add(&counters.bytes, bytes);
         counters.dedupe_entries.store(self.sequencer.dedupe_len() as u64, Relaxed);
         counters.dedupe_evicted.store(self.sequencer.dedupe_evicted_early(), Relaxed);
+        self.rest.disturb();
     }
 
     /// Deletes a slice of what is too old, when that is due: at once while nobody wants anything, some
