@@ -6,6 +6,9 @@
 //! sent to, and joins what waits for those whose turn is yet to come. The same send then carries more, and nobody's
 //! acknowledgement waits for a large room.
 //!
+//! Pings go in sweeps (see `engine/handle/session.rs`) and after everything else, or a second's worth of them would keep
+//! messages waiting.
+//!
 //! Nobody waits for long either: what has been in the queue for [`FLUSH_AGE_MAX_US`] is sent before anything
 //! new is looked at, which also bounds what can pile up meanwhile, as does [`LARGE_BYTES`].
 
@@ -22,17 +25,23 @@ use crate::engine::event::{ConnKey, Input};
 const SENDS_BETWEEN_LOOKS: usize = 8;
 /// What has waited longer is sent before anything new is looked at, microseconds.
 const FLUSH_AGE_MAX_US: u64 = 20_000;
+/// The same for pings: their peers have another heartbeat's time to answer.
+const PING_AGE_MAX_US: u64 = 500_000;
 /// An outbox that grows past this is flushed in the turn at hand, bytes.
 const LARGE_BYTES: usize = 64 * 1024;
 /// With fewer connections to be flushed, a shard can do something with another batch.
 const NEARLY_DONE: usize = 200;
 /// Slices offered to one send.
 const SLICES: usize = 64;
+/// In a mark: nothing waits but a ping.
+const PING: u32 = 1 << 31;
 
 /// Connections with something to be sent, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct FlushQueue {
     waiting: VecDeque<Entry>,
+    /// Those with nothing but a ping.
+    pings: VecDeque<Entry>,
     /// To be flushed in the turn at hand.
     urgent: VecDeque<ConnKey>,
     /// When that turn began.
@@ -40,7 +49,8 @@ pub(super) struct FlushQueue {
     last_mark: u32,
 }
 
-/// A connection that became dirty. Its own no longer when it was flushed as urgent since: the marks differ.
+/// A connection that became dirty. Its own no longer when it was flushed as urgent since, or has more than a ping now: the
+/// marks differ.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     key: ConnKey,
@@ -56,11 +66,19 @@ impl FlushQueue {
 
     /// Queues a connection behind the others, unless it is queued already.
     pub fn mark(&mut self, conn: &mut Conn) {
-        if conn.is_dirty() {
+        if conn.is_dirty() && conn.flush_mark & PING == 0 {
             return;
         }
         conn.flush_mark = self.next_mark();
         self.waiting.push_back(Entry { key: conn.key, mark: conn.flush_mark, since_us: self.now_us });
+    }
+
+    /// Queues a connection that has got a ping behind all others, unless it is queued already.
+    pub fn mark_ping(&mut self, conn: &mut Conn) {
+        if !conn.is_dirty() {
+            conn.flush_mark = self.next_mark() | PING;
+            self.pings.push_back(Entry { key: conn.key, mark: conn.flush_mark, since_us: self.now_us });
+        }
     }
 
     /// Queues a connection for the turn at hand: it has a reply, or much.
@@ -72,12 +90,22 @@ impl FlushQueue {
     }
 
     fn next_mark(&mut self) -> u32 {
-        self.last_mark = self.last_mark.checked_add(1).unwrap_or(1);
+        self.last_mark = if self.last_mark + 1 < PING { self.last_mark + 1 } else { 1 };
         self.last_mark
     }
 
+    /// Who is next, all that is urgent apart.
+    fn pop(&mut self) -> Option<Entry> {
+        let is_late = |ping: &Entry| ping.since_us + PING_AGE_MAX_US <= self.now_us;
+        if self.waiting.is_empty() || self.pings.front().is_some_and(is_late) {
+            self.pings.pop_front()
+        } else {
+            self.waiting.pop_front()
+        }
+    }
+
     fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.urgent.is_empty()
+        self.waiting.is_empty() && self.pings.is_empty() && self.urgent.is_empty()
     }
 
     /// When the turn began whose connections are being flushed; none: nothing waits.
@@ -111,7 +139,7 @@ impl Driver {
             self.flush_one(key);
         }
         let mut sends = 0;
-        while let Some(entry) = self.to_flush.waiting.pop_front() {
+        while let Some(entry) = self.to_flush.pop() {
             if self.conns.get(entry.key).is_none_or(|conn| conn.flush_mark != entry.mark) {
                 continue;
             }
@@ -268,7 +296,8 @@ mod tests {
             Some(conn.key)
         };
         let urgent = queue.urgent.drain(..).filter_map(|key| take(conns.get_mut(key), None)).collect();
-        let rest = queue.waiting.drain(..).filter_map(|entry| take(conns.get_mut(entry.key), Some(entry.mark)));
+        let rest = std::iter::from_fn(|| queue.pop());
+        let rest = rest.filter_map(|entry| take(conns.get_mut(entry.key), Some(entry.mark)));
         (urgent, rest.collect())
     }
 
@@ -299,6 +328,27 @@ mod tests {
     }
 
     #[test]
+    fn pings_go_last_unless_something_comes_or_they_are_late() {
+        let (mut conns, keys) = conns(4);
+        let mut queue = FlushQueue::default();
+        for key in &keys[..3] {
+            queue.mark_ping(conns.get_mut(*key).unwrap());
+        }
+        queue.mark(conns.get_mut(keys[3]).unwrap());
+        queue.mark_ping(conns.get_mut(keys[3]).unwrap());
+        // A message for one that has a ping: both go where the message goes.
+        queue.mark(conns.get_mut(keys[1]).unwrap());
+        assert!(!queue.is_empty());
+        assert_eq!(drain(&mut queue, &mut conns).1, [keys[3], keys[1], keys[0], keys[2]]);
+        assert!(queue.is_empty());
+
+        queue.mark_ping(conns.get_mut(keys[0]).unwrap());
+        queue.begin_turn(PING_AGE_MAX_US);
+        queue.mark(conns.get_mut(keys[1]).unwrap());
+        assert_eq!(drain(&mut queue, &mut conns).1, [keys[0], keys[1]]);
+    }
+
+    #[test]
     fn only_the_young_may_wait() {
         let (mut conns, keys) = conns(1);
         let mut queue = FlushQueue::default();
@@ -313,8 +363,8 @@ mod tests {
 
     #[test]
     fn marks_never_say_that_there_is_nothing() {
-        let mut queue = FlushQueue { last_mark: u32::MAX, ..FlushQueue::default() };
-        assert_eq!((queue.next_mark(), queue.next_mark()), (1, 2));
+        let mut queue = FlushQueue { last_mark: PING - 2, ..FlushQueue::default() };
+        assert_eq!([(); 3].map(|()| queue.next_mark()), [PING - 1, 1, 2], "nor that it is a ping");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! From the engine to the outboxes, and the end of a connection.
 
-use super::conn::Phase;
+use super::conn::{Conn, Phase};
 use super::driver::{Deadline, Driver, SPARE_OUTBOXES_MAX};
-use super::flush::is_large;
+use super::flush::{FlushQueue, is_large};
 use super::mail::Letter;
 use crate::engine::event::{Class, ConnKey, Frames, Input, Output, Outputs};
 use crate::gateway::outbox::Pushed;
@@ -40,7 +40,7 @@ impl Driver {
             Output::Ping(conn) => {
                 let mut frame = Vec::with_capacity(2);
                 ping_frame(&mut frame);
-                self.push_critical(conn, &frame);
+                self.push_bytes(conn, &frame, FlushQueue::mark_ping);
             }
             Output::Close { conn, code, reason } => {
                 self.push_close(conn, code, &reason);
@@ -185,6 +185,11 @@ impl Driver {
 
     /// Puts bytes into the critical lane of a connection in any phase.
     pub(super) fn push_critical(&mut self, key: ConnKey, bytes: &[u8]) {
+        self.push_bytes(key, bytes, FlushQueue::mark);
+    }
+
+    /// The same, queued to be flushed as `mark` does.
+    fn push_bytes(&mut self, key: ConnKey, bytes: &[u8], mark: fn(&mut FlushQueue, &mut Conn)) {
         self.make_room(key, Class::Critical, bytes.len());
         let Some(conn) = self.conns.get_mut(key) else { return };
         let spare = &mut self.spare_outboxes;
@@ -195,7 +200,7 @@ impl Driver {
         if conn.is_blocked {
             self.held_bytes = self.held_bytes + outbox.bytes() - before;
         } else {
-            self.to_flush.mark(conn);
+            mark(&mut self.to_flush, conn);
         }
         if is_overflow && is_open {
             self.close_slow(key, "too much was waiting to be read");

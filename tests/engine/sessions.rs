@@ -3,7 +3,7 @@
 use antiphon::engine::event::Input;
 use antiphon::engine::limits::Limits;
 
-use crate::harness::Table;
+use crate::harness::{Given, Table};
 
 #[test]
 fn a_connection_is_parked_until_its_user_is_read_and_greeted_first() {
@@ -132,6 +132,33 @@ fn pings_come_at_a_random_phase_and_then_every_interval() {
         assert!(at.windows(2).all(|pair| pair[1] - pair[0] == 10), "{pings:?}");
     }
     assert_ne!(of("a")[0], of("b")[0], "phases differ");
+}
+
+#[test]
+fn pings_go_in_sweeps_a_second_apart_and_a_sweep_in_parts() {
+    const CONNS: usize = 1_000;
+    let count = |given: &Given| given.0.iter().filter(|line| line.ends_with(" ping")).count();
+    let mut table = Table::with(Limits::default());
+    (0..CONNS).for_each(|n| table.has(&format!("c{n}"), &format!("u{n}")));
+    for round in 0..2 {
+        let mut pings = Vec::new();
+        for second in 0..25 {
+            assert_eq!(count(&table.passes(999)), 0, "{round}, {second}: between two sweeps");
+            pings.push(count(&table.passes(1)));
+            (0..CONNS).for_each(|n| table.is_heard(&format!("c{n}")));
+        }
+        assert_eq!(pings.iter().sum::<usize>(), CONNS, "{round}: each once");
+        assert!(pings.iter().all(|pings| (10..100).contains(pings)), "{round}: {pings:?}");
+    }
+    // All are due: they are not asked in one go, and nobody is forgotten.
+    table.now += 25_000;
+    let (mut pings, mut goes) = (0, 0);
+    while table.engine.next_deadline().is_some_and(|at| at <= table.now) {
+        let pinged = count(&table.give(Input::Tick));
+        assert!(pinged <= 256, "{pinged} in one go");
+        (pings, goes) = (pings + pinged, goes + 1);
+    }
+    assert!(pings == CONNS && goes >= CONNS / 256, "{pings} in {goes}");
 }
 
 #[test]

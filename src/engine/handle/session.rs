@@ -18,6 +18,13 @@ use crate::protocol::ids::{RoomKey, UnixMillis, UserId};
 
 /// Sessions' deadlines fall on multiples of this, ms.
 const TIMER_STEP_MS: UnixMillis = 100;
+/// Pings go in so many sweeps in a heartbeat's interval...
+const SWEEPS: UnixMillis = 25;
+/// ... this far apart at most, ms: a core that sleeps between two of them wakes with cold caches, which costs more than
+/// the pings of a tenth of a second.
+const SWEEP_STEP_MS: UnixMillis = 1_000;
+/// Timers that are served in one go at most, so that a sweep keeps nobody waiting.
+const TIMERS_BUDGET: usize = 256;
 
 /// Why the server ends a connection: code, and a sentence for people.
 type Ending = (CloseCode, Cow<'static, str>);
@@ -67,7 +74,8 @@ impl Shard {
         let id = self.cx.rng.next_u64();
         let mut session = Session::new(conn, opening, user, id, self.cx.now);
         // A random phase keeps the pings of a herd apart.
-        session.ping_at = self.cx.now + u64::from(self.cx.rng.below(self.cx.limits.heartbeat_ms));
+        let heartbeat_ms = self.cx.limits.heartbeat_ms;
+        session.ping_at = at_sweep(self.cx.now + u64::from(self.cx.rng.below(heartbeat_ms)), heartbeat_ms.into());
         self.cx.note(Note::SessionOpened {
             conn,
             session: id,
@@ -202,7 +210,8 @@ impl Shard {
     }
 
     pub(in crate::engine) fn on_tick(&mut self) {
-        while let Some((due, timer)) = self.timers.next_due(self.cx.now) {
+        for _ in 0..TIMERS_BUDGET {
+            let Some((due, timer)) = self.timers.next_due(self.cx.now) else { return };
             match timer {
                 Timer::Session(conn) => self.on_session_timer(conn, due),
                 Timer::FlushReads => self.flush_reads(),
@@ -246,7 +255,9 @@ impl Shard {
         }
         let Some(session) = self.sessions.get_mut(conn) else { return };
         if session.ping_at <= now {
-            session.ping_at = now + heartbeat_ms;
+            // From when it was due, or each sweep would be one later.
+            let next = Some(session.ping_at + heartbeat_ms).filter(|next| *next > now);
+            session.ping_at = at_sweep(next.unwrap_or(now + heartbeat_ms), heartbeat_ms);
             self.cx.stats.pings += 1;
             self.cx.out.list.push(Output::Ping(conn));
         }
@@ -381,4 +392,9 @@ fn limits_object(out: &mut Vec<u8>, limits: &super::super::limits::Limits) {
         field_integer(out, "messages_per_second", u64::from(limits.user_rate.per_second));
     }
     out.push(b'}');
+}
+
+/// The first sweep at `at` or later.
+fn at_sweep(at: UnixMillis, heartbeat_ms: UnixMillis) -> UnixMillis {
+    at.next_multiple_of((heartbeat_ms / SWEEPS).clamp(1, SWEEP_STEP_MS))
 }
