@@ -10,6 +10,7 @@ pub mod http;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -163,6 +164,7 @@ impl Options {
         command.env("ANTIPHON_JWT_SECRET", SECRET).env("ANTIPHON_ADMIN_TOKEN", ADMIN_TOKEN);
         // Away from the repository: its config.toml is not for tests.
         command.current_dir(std::env::temp_dir()).stdin(Stdio::null());
+        hear_hang_up(&mut command);
         command
     }
 
@@ -170,6 +172,18 @@ impl Options {
     pub fn start(self) -> Server {
         let dir = TempDir::new();
         Server::start(self, dir)
+    }
+}
+
+/// A server takes SIGHUP for ignored where its parent has it so, as tests that were started with `nohup` do.
+#[allow(unsafe_code)]
+fn hear_hang_up(command: &mut Command) {
+    // SAFETY: between fork and exec only `signal` is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
     }
 }
 
