@@ -111,17 +111,25 @@ fn a_large_room_does_not_hold_up_who_writes_into_it() {
     for member in &mut members[..MEMBERS as usize - 1] {
         member.entries_until("hall", joined);
     }
-    let before = server.stat("sends");
     let mut author = members.pop().unwrap();
-    for number in 0..MESSAGES {
-        // Each after the answer to the one before: it is read while the others are still being sent to.
-        author.send("hall", &format!("{number}"));
+    // On a busy machine the author may be late with the next message each time: once in five is enough. A flush that
+    // goes on to its end shares none, however often.
+    let mut sends = 0;
+    for round in 1..=5 {
+        let before = server.stat("sends");
+        for number in 0..MESSAGES {
+            // Each after the answer to the one before: it is read while the others are still being sent to.
+            author.send("hall", &format!("{number}"));
+        }
+        for member in &mut members {
+            let heard = member.entries_until("hall", joined + round * MESSAGES);
+            let bodies: Vec<&str> = heard.iter().map(|entry| entry["body"].as_str().unwrap()).collect();
+            assert_eq!(bodies, (0..MESSAGES).map(|number| number.to_string()).collect::<Vec<_>>());
+        }
+        sends = server.stat("sends") - before;
+        if sends < MEMBERS * MESSAGES * 9 / 10 {
+            return;
+        }
     }
-    for member in &mut members {
-        let heard = member.entries_until("hall", joined + MESSAGES);
-        let bodies: Vec<&str> = heard.iter().map(|entry| entry["body"].as_str().unwrap()).collect();
-        assert_eq!(bodies, (0..MESSAGES).map(|number| number.to_string()).collect::<Vec<_>>());
-    }
-    let sends = server.stat("sends") - before;
-    assert!(sends < MEMBERS * MESSAGES * 9 / 10, "{sends} sends: no two messages shared one");
+    panic!("{sends} sends: no two messages shared one");
 }
