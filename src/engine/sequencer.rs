@@ -490,12 +490,13 @@ impl<F: Facts> Turn<'_, F> {
         }
         self.check_whole(key)?;
         let pair = (key, user, device);
+        // Also of one that moved in this batch: a kick may have come in between.
+        if !self.role(key, &pair.1)?.is_some_and(Role::is_member) {
+            return Err(refuse(ErrorCode::PermissionDenied, "only members have a read cursor"));
+        }
         let known = self.changes.cursors.get(&pair).copied();
         let stands = match known {
             Some(index) => self.draft.cursors[index].seq,
-            None if !self.role(key, &pair.1)?.is_some_and(Role::is_member) => {
-                return Err(refuse(ErrorCode::PermissionDenied, "only members have a read cursor"));
-            }
             None => match &pair.2 {
                 None => self.facts.read_cursor(key, &pair.1),
                 Some(device) => self.facts.delivered_cursor(key, &pair.1, device),

@@ -299,6 +299,20 @@ fn read_cursors_move_forward_and_not_past_the_head() {
 }
 
 #[test]
+fn who_is_put_out_reads_no_further_in_the_same_batch() {
+    let mut world = World::new();
+    world.commit(vec![
+        join("a", "alice"),
+        join("a", "bob"),
+        message(1, "alice", None, "x"),
+        message(1, "alice", None, "y"),
+    ]);
+    let batch = world.commit(vec![read(1, "bob", 3), by_admin("a", "bob", Manage::Kick), read(1, "bob", 4)]);
+    assert_eq!(answers(&batch)[2], "103 permission_denied");
+    assert!(batch.reads.iter().all(|read| read.seq <= 3), "{:?}", batch.reads);
+}
+
+#[test]
 fn revocations_take_no_position() {
     let mut world = World::new();
     let revocation = Revocation::UserBefore(user("eve"), 12);
