@@ -10,7 +10,6 @@ pub mod http;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,6 +80,9 @@ pub fn token_for_rooms(user: &str, rooms: &[(&str, bool)]) -> String {
     mint(SECRET.as_bytes(), &new).unwrap()
 }
 
+/// For `env`: a server takes SIGHUP for ignored where its parent has it so, as tests that were started with `nohup` do.
+const HEAR_HANG_UP: &str = "--default-signal=HUP";
+
 /// How a test server is started.
 #[derive(Default)]
 pub struct Options {
@@ -148,10 +150,14 @@ impl Options {
             limits.push_str(&format!("ulimit -f {}; ", most * 2));
         }
         let mut command = match limits.as_str() {
-            "" => Command::new(binary),
+            "" => {
+                let mut env = Command::new("env");
+                env.args([HEAR_HANG_UP, binary]);
+                env
+            }
             limits => {
                 let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("{limits}exec \"$0\" \"$@\""), binary]);
+                shell.args(["-c", &format!("{limits}exec env {HEAR_HANG_UP} \"$0\" \"$@\""), binary]);
                 shell
             }
         };
@@ -164,7 +170,6 @@ impl Options {
         command.env("ANTIPHON_JWT_SECRET", SECRET).env("ANTIPHON_ADMIN_TOKEN", ADMIN_TOKEN);
         // Away from the repository: its config.toml is not for tests.
         command.current_dir(std::env::temp_dir()).stdin(Stdio::null());
-        hear_hang_up(&mut command);
         command
     }
 
@@ -172,18 +177,6 @@ impl Options {
     pub fn start(self) -> Server {
         let dir = TempDir::new();
         Server::start(self, dir)
-    }
-}
-
-/// A server takes SIGHUP for ignored where its parent has it so, as tests that were started with `nohup` do.
-#[allow(unsafe_code)]
-fn hear_hang_up(command: &mut Command) {
-    // SAFETY: between fork and exec only `signal` is called, which is async-signal-safe.
-    unsafe {
-        command.pre_exec(|| {
-            libc::signal(libc::SIGHUP, libc::SIG_DFL);
-            Ok(())
-        });
     }
 }
 
