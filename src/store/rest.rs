@@ -1,77 +1,63 @@
 //! The sleep of a thread that looks now and then whether there is something to do, and not at all while nobody writes.
 //!
-//! Nobody's wake-up is lost: the sleeper says that it rests and then asks whether it may, who disturbs it writes first
-//! and then looks whether it rests, and both in one order that all threads agree on. A token that is left over from
-//! an earlier wake-up costs one look too many.
+//! No wake-up is lost: whether it is quiet is asked under the lock that whoever wrote takes next.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst, fence};
-use std::thread::Thread;
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Shared by one sleeper and those who wake it.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
-    is_resting: AtomicBool,
-    is_over: AtomicBool,
-    sleeper: OnceLock<Thread>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Asleep until somebody writes.
+    is_resting: bool,
+    is_over: bool,
 }
 
 impl Rest {
-    /// The sleeper: `false` when it is to end, and otherwise after `at_most`, or earlier.
+    /// The sleeper: `false` when it is to end, and otherwise after `at_most`.
     pub fn nap(&self, at_most: Duration) -> bool {
-        self.sleep_unless_over(|| std::thread::park_timeout(at_most))
+        let nap = self.changed.wait_timeout_while(self.state(), at_most, |state| !state.is_over);
+        !nap.expect(UNPOISONED).0.is_over
     }
 
     /// The sleeper: the same, but until [`Rest::disturb`]. Not at all unless `is_quiet`.
     pub fn sleep(&self, is_quiet: impl Fn() -> bool) -> bool {
-        self.is_resting.store(true, SeqCst);
-        fence(SeqCst);
-        let goes_on = self.sleep_unless_over(|| {
-            if is_quiet() {
-                std::thread::park();
-            }
-        });
-        self.is_resting.store(false, Relaxed);
-        goes_on
+        let mut state = self.state();
+        state.is_resting = is_quiet();
+        let sleep = self.changed.wait_while(state, |state| state.is_resting && !state.is_over);
+        !sleep.expect(UNPOISONED).is_over
     }
 
-    fn sleep_unless_over(&self, sleep: impl Fn()) -> bool {
-        self.sleeper.get_or_init(std::thread::current);
-        // Not before the sleeper is known: whoever ends this either finds it, or is seen here.
-        fence(SeqCst);
-        if !self.is_over.load(SeqCst) {
-            sleep();
-        }
-        !self.is_over.load(SeqCst)
-    }
-
-    /// There is something to look at, and `is_quiet` no longer holds. One load while nobody sleeps.
+    /// There is something to look at, and `is_quiet` no longer holds.
     pub fn disturb(&self) {
-        fence(SeqCst);
-        if self.is_resting.load(Relaxed) && self.is_resting.swap(false, SeqCst) {
-            self.wake();
+        if std::mem::take(&mut self.state().is_resting) {
+            self.changed.notify_one();
         }
     }
 
     /// The sleeper is to end.
     pub fn end(&self) {
-        self.is_over.store(true, SeqCst);
-        fence(SeqCst);
-        self.wake();
+        self.state().is_over = true;
+        self.changed.notify_one();
     }
 
-    fn wake(&self) {
-        if let Some(sleeper) = self.sleeper.get() {
-            sleeper.unpark();
-        }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect(UNPOISONED)
     }
 }
+
+const UNPOISONED: &str = "nothing panics while it is locked";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
     use std::time::Instant;
 
     /// Longer than anything takes that is woken.

@@ -255,9 +255,9 @@ impl Shard {
         }
         let Some(session) = self.sessions.get_mut(conn) else { return };
         if session.ping_at <= now {
-            // From when it was due, or each sweep would be one later.
-            let next = Some(session.ping_at + heartbeat_ms).filter(|next| *next > now);
-            session.ping_at = at_sweep(next.unwrap_or(now + heartbeat_ms), heartbeat_ms);
+            // From when it was due, or each sweep would be one later; but not twice at once after a pause.
+            let next = session.ping_at + heartbeat_ms;
+            session.ping_at = at_sweep(if next > now { next } else { now + heartbeat_ms }, heartbeat_ms);
             self.cx.stats.pings += 1;
             self.cx.out.list.push(Output::Ping(conn));
         }
