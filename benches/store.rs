@@ -13,6 +13,10 @@ use antiphon::protocol::ids::{Priority, RoomKey, RoomName, UserId};
 use antiphon::store::{LogListener, Origin, RoomLog, RunningLog, SqliteLog, StoreConfig};
 use rusqlite::Connection;
 
+/// As in the server.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Rooms that the rows are spread over, as in `antiphon-load chat` with 2,000 clients.
 const ROOMS: u64 = 200;
 const SIZES: [usize; 4] = [1, 10, 100, 1_000];

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 pub use batch::{Begun, Decided, HeadRow, MemberRow, ReactionRow, Row, StateRow};
-use dedupe::{Dedupe, First};
+use dedupe::{Dedupe, First, PairHash};
 pub use facts::{Facts, Reacted, Target};
 use inbox::Inboxes;
 use losses::Losses;
@@ -159,6 +159,9 @@ pub(in crate::engine::sequencer) struct RoomState {
     used: u64,
 }
 
+/// Appends that are looked up together.
+const AHEAD: usize = 16;
+
 /// Time that a clock may go back and still be held at the last `ts`, so that `ts` does not decrease
 /// along the log in ordinary life. A clock that goes back further was wrong before, and is followed.
 pub const CLOCK_SLACK_MS: u64 = 5_000;
@@ -227,9 +230,7 @@ impl Sequencer {
         if let Err(error) = turn.expire_inboxes() {
             turn.error = Some(error);
         }
-        for append in appends {
-            turn.append(append);
-        }
+        turn.decide(appends.into_iter());
         let Turn { draft, error, changes, .. } = turn;
         match error {
             None => Ok(self.finish(draft, changes)),
@@ -300,6 +301,12 @@ impl Sequencer {
         self.forget_rooms();
         self.inboxes.forget();
         self.inboxes.last_id = self.inboxes.last_id.max(end.item);
+    }
+
+    /// By what a message is known when it is sent again; none: by nothing.
+    fn pair_of(&self, message: &NewMessage) -> Option<PairHash> {
+        let client_id = message.client_id.as_ref().filter(|_| self.dedupe.is_on())?;
+        Some(self.dedupe.hash(message.author.as_str(), client_id))
     }
 
     /// Position of the last entry that stands.
@@ -403,14 +410,36 @@ struct Turn<'a, F: Facts> {
 }
 
 impl<F: Facts> Turn<'_, F> {
-    fn append(&mut self, append: Append) {
+    /// One after the other; but what is known of their messages is fetched some way ahead.
+    fn decide(&mut self, mut appends: impl Iterator<Item = Append>) {
+        let mut ahead: Vec<(Append, Option<PairHash>)> = Vec::with_capacity(AHEAD);
+        loop {
+            ahead.extend(appends.by_ref().take(AHEAD).map(|append| {
+                let pair = match &append.entry {
+                    Entry::Message(message) => self.core.pair_of(message),
+                    _ => None,
+                };
+                (append, pair)
+            }));
+            if ahead.is_empty() {
+                return;
+            }
+            self.core.dedupe.fetch(ahead.iter().filter_map(|(_, pair)| *pair));
+            for (append, pair) in ahead.drain(..) {
+                self.append(append, pair);
+            }
+        }
+    }
+
+    /// `pair`: that of a message, see [`Sequencer::pair_of`].
+    fn append(&mut self, append: Append, pair: Option<PairHash>) {
         let Append { shard, token, seen, entry } = append;
         // Once the facts have failed, the rest is only listed, to be refused with the others.
         let verdict = if self.error.is_some() {
             Err(Stop::Refused(unanswerable()))
         } else {
             match entry {
-                Entry::Message(message) => self.message(message, seen),
+                Entry::Message(message) => self.message(message, pair, seen),
                 Entry::CreateRoom { room, kind, title, creator, members } => {
                     self.create_room(room, kind, title, &creator, members)
                 }
@@ -441,14 +470,10 @@ impl<F: Facts> Turn<'_, F> {
         self.draft.answer(shard, Outcome { token, result });
     }
 
-    fn message(&mut self, message: NewMessage, seen: Position) -> Verdict<F::Error> {
+    fn message(&mut self, message: NewMessage, pair: Option<PairHash>, seen: Position) -> Verdict<F::Error> {
         let NewMessage { room: key, author, by_admin, client_id, fields, thread, audience, priority, mentions, reads } =
             message;
-        let hash = match &client_id {
-            Some(client_id) if self.core.dedupe.is_on() => Some(self.core.dedupe.hash(author.as_str(), client_id)),
-            _ => None,
-        };
-        if let Some(First { room, seq, ts }) = hash.and_then(|hash| self.core.dedupe.find(hash)) {
+        if let Some(First { room, seq, ts }) = pair.and_then(|pair| self.core.dedupe.find(pair)) {
             if room != key {
                 return Err(refuse(ErrorCode::Conflict, "this client_id was used for a message in another room"));
             }
@@ -467,9 +492,9 @@ impl<F: Facts> Turn<'_, F> {
         let author = Some(author);
         let row = Row { room: key, seq: 0, kind, priority, author, client_id, thread, audience, fields, change: None };
         let committed = self.push(row);
-        if let Some(hash) = hash {
+        if let Some(pair) = pair {
             let first = First { room: key, seq: committed.seq, ts: committed.ts };
-            self.core.dedupe.add(hash, first, self.core.steady);
+            self.core.dedupe.add(pair, first, self.core.steady);
         }
         if let Some((author, audience)) = feeds {
             self.feed_message(&committed, &author, audience.as_deref(), priority, &mentions)?;

@@ -173,7 +173,9 @@ pub(super) const PAGE_BYTES: u64 = 4_096;
 
 /// Memory that the writer's connection may use for pages, KiB. Pages of the log are written once and stay there until
 /// others want the place, so that it is soon full whatever its size; what is read again is small, or in the kernel's cache.
-const WRITER_CACHE_KIB: i64 = 16 * 1_024;
+/// Large has a price: SQLite walks through all of it at the end of a transaction that split pages in the middle of a table
+/// (`pcache1Truncate`), which with many rooms is every large one.
+const WRITER_CACHE_KIB: i64 = 8 * 1_024;
 /// The same for each reader.
 const READER_CACHE_KIB: i64 = 8 * 1_024;
 /// The WAL file is cut back to this when it starts over, bytes.

@@ -1,6 +1,8 @@
 //! Writes a decided batch. No decision is taken here: what stands in [`Decided`] becomes rows.
 
-use rusqlite::{Connection, Statement};
+use std::sync::Arc;
+
+use rusqlite::{CachedStatement, Connection};
 
 use super::columns::{hash_bits, priority_number, role_number, room_kind_number, signed};
 use super::heads::Heads;
@@ -8,7 +10,8 @@ use super::schema::ANCHOR_EVERY;
 use super::{audit, edits};
 use crate::engine::event::{Audience, Revocation};
 use crate::engine::sequencer::{Decided, Row};
-use crate::protocol::ids::{Position, Role, UnixMillis, UserId};
+use crate::protocol::encode::EventKind;
+use crate::protocol::ids::{Position, Priority, Role, Seq, UnixMillis, UserId};
 
 /// Devices of a user whose delivered cursors in one room are kept.
 pub(super) const DELIVERED_DEVICES_MAX: u32 = 32;
@@ -48,18 +51,19 @@ pub(super) fn write(conn: &Connection, heads: &mut Heads, decided: &Decided) -> 
 
 fn write_log(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlite::Result<()> {
     // OR FAIL: the caller rolls everything back on an error, so SQLite need not keep a statement journal.
-    let mut insert = conn.prepare_cached(
+    let insert = conn.prepare_cached(
         "INSERT OR FAIL INTO log
-         (position, room, seq, prev, ts, kind, priority, author, client_id, thread, audience, fields)
+         (position, room, seq, prev, author, client_id, fields, ts, kind, priority, thread, audience)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?;
+    let mut insert = LogInsert { insert, shared: None };
     let mut anchor = conn.prepare_cached(
         "INSERT OR FAIL INTO anchors (room, seq, position, messages, hash) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?;
     heads.begin(decided.first);
     for (row, position) in decided.rows.iter().zip(decided.first..) {
         let (prev, head) = heads.advance(conn, row, position, decided.ts)?;
-        insert_row(&mut insert, row, position, prev, decided.ts)?;
+        insert.row(row, position, prev, decided.ts)?;
         if row.seq.is_multiple_of(ANCHOR_EVERY) {
             let (messages, hash) = (signed(head.tally.messages), hash_bits(head.tally));
             anchor.execute((signed(row.room.0), signed(row.seq), signed(position), messages, hash))?;
@@ -77,28 +81,45 @@ fn write_log(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlit
     Ok(())
 }
 
-fn insert_row(
-    insert: &mut Statement<'_>,
-    row: &Row,
-    position: Position,
-    prev: Position,
+/// The statement that adds to the log.
+struct LogInsert<'c> {
+    insert: CachedStatement<'c>,
+    shared: Option<Shared>,
+}
+
+/// What a row mostly has in common with the one before it: it stays bound.
+#[derive(PartialEq)]
+struct Shared {
     ts: UnixMillis,
-) -> rusqlite::Result<()> {
-    insert.execute(rusqlite::params![
-        signed(position),
-        signed(row.room.0),
-        signed(row.seq),
-        signed(prev),
-        signed(ts),
-        row.kind as u8,
-        priority_number(row.priority),
-        row.author.as_ref().map(UserId::as_str),
-        row.client_id.as_deref(),
-        row.thread.map(signed),
-        row.audience.as_deref().map(Audience::to_text),
-        &*row.fields,
-    ])?;
-    Ok(())
+    kind: EventKind,
+    priority: Priority,
+    thread: Option<Seq>,
+    audience: Option<Arc<Audience>>,
+}
+
+impl LogInsert<'_> {
+    fn row(&mut self, row: &Row, position: Position, prev: Position, ts: UnixMillis) -> rusqlite::Result<()> {
+        let Row { kind, priority, thread, ref audience, .. } = *row;
+        let shared = Shared { ts, kind, priority, thread, audience: audience.clone() };
+        let insert = &mut *self.insert;
+        insert.raw_bind_parameter(1, signed(position))?;
+        insert.raw_bind_parameter(2, signed(row.room.0))?;
+        insert.raw_bind_parameter(3, signed(row.seq))?;
+        insert.raw_bind_parameter(4, signed(prev))?;
+        insert.raw_bind_parameter(5, row.author.as_ref().map(UserId::as_str))?;
+        insert.raw_bind_parameter(6, row.client_id.as_deref())?;
+        insert.raw_bind_parameter(7, &*row.fields)?;
+        if self.shared.as_ref() != Some(&shared) {
+            insert.raw_bind_parameter(8, signed(ts))?;
+            insert.raw_bind_parameter(9, kind as u8)?;
+            insert.raw_bind_parameter(10, priority_number(priority))?;
+            insert.raw_bind_parameter(11, thread.map(signed))?;
+            insert.raw_bind_parameter(12, audience.as_deref().map(Audience::to_text))?;
+            self.shared = Some(shared);
+        }
+        insert.raw_execute()?;
+        Ok(())
+    }
 }
 
 fn write_cursors(conn: &Connection, decided: &Decided) -> rusqlite::Result<()> {

@@ -7,11 +7,14 @@
 //! The window is counted by a steady clock: when the wall clock is set forward, nothing is forgotten. The queue is in
 //! the order of that clock, so that one note serves all pairs of a batch.
 
+mod queue;
+mod table;
+
 use std::collections::VecDeque;
 
 use ahash::RandomState;
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
+use queue::Queue;
+use table::{Table, Tag};
 
 use crate::protocol::ids::{RoomKey, Seq, UnixMillis};
 
@@ -23,6 +26,18 @@ pub(super) struct PairHash {
     high: u64,
 }
 
+impl PairHash {
+    /// Which table the pair is in.
+    fn table(self) -> usize {
+        self.high as usize % TABLES
+    }
+
+    /// What it is known by there.
+    fn tag(self) -> Tag {
+        Tag::of(self.low)
+    }
+}
+
 /// The first entry of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct First {
@@ -30,6 +45,10 @@ pub(super) struct First {
     pub seq: Seq,
     pub ts: UnixMillis,
 }
+
+/// Tables that the pairs are spread over. One that has become too small is built anew in the middle of a batch: better a
+/// 64th of the pairs than all of them.
+const TABLES: usize = 64;
 
 /// Most pairs that can be told apart by their places.
 const ENTRIES_MAX: usize = u32::MAX as usize / 2;
@@ -55,10 +74,9 @@ pub(super) struct Dedupe {
     window_ms: u64,
     entries_max: usize,
     hashers: (RandomState, RandomState),
-    /// Where each pair stands in the queue. The hash is there, and looked at once this table has a candidate: of a
-    /// million pairs, each sent once, hardly any is.
-    places: HashTable<Place>,
-    queue: VecDeque<(PairHash, First)>,
+    /// Where each pair stands in the queue. The whole hash is there, and looked at once a table has a candidate.
+    places: [Table; TABLES],
+    queue: Queue<(PairHash, First)>,
     /// The place of the front of the queue.
     front: Place,
     /// From when on the pairs of the queue are kept, by the steady clock, and how many of them: together all of it.
@@ -74,8 +92,8 @@ impl Dedupe {
             window_ms: u64::from(window_ms),
             entries_max: entries_max.min(ENTRIES_MAX),
             hashers: (state(0x9e37_79b9_7f4a_7c15), state(0xc2b2_ae3d_27d4_eb4f)),
-            places: HashTable::new(),
-            queue: VecDeque::new(),
+            places: std::array::from_fn(|_| Table::default()),
+            queue: Queue::new(),
             front: Place(0),
             since: VecDeque::new(),
             tentative: 0,
@@ -94,18 +112,23 @@ impl Dedupe {
 
     /// The first entry of this pair, when it is known. The caller has let go what is over.
     pub fn find(&self, hash: PairHash) -> Option<First> {
-        let is_same = |place: &Place| self.queue[place.after(self.front)].0 == hash;
-        let place = self.places.find(hash.low, is_same)?;
-        Some(self.queue[place.after(self.front)].1)
+        let is_same = |place: Place| self.queue.at(place.after(self.front)).0 == hash;
+        let place = self.places[hash.table()].find(hash.tag(), is_same)?;
+        Some(self.queue.at(place.after(self.front)).1)
+    }
+
+    /// Brings what [`Dedupe::find`] and [`Dedupe::add`] will look at into the cache, for all of these at once: of a
+    /// million pairs hardly any is there, and one after the other they would be waited for one by one.
+    pub fn fetch(&self, hashes: impl Iterator<Item = PairHash>) {
+        let peeked = hashes.map(|hash| self.places[hash.table()].peek(hash.tag()));
+        std::hint::black_box(peeked.fold(0, |all, one| all ^ one));
     }
 
     /// Adds a pair tentatively. The caller has let go what is over at `now` and asked [`Dedupe::find`].
     pub fn add(&mut self, hash: PairHash, first: First, now: UnixMillis) {
         let place = self.front.plus(self.queue.len());
-        match self.entry(hash) {
-            Entry::Occupied(mut known) => *known.get_mut() = place,
-            Entry::Vacant(free) => drop(free.insert(place)),
-        }
+        let is_same = |known: Place| self.queue.at(known.after(self.front)).0 == hash;
+        self.places[hash.table()].put(hash.tag(), place, is_same);
         self.queue.push_back((hash, first));
         match self.since.back_mut() {
             Some((since, count)) if *since >= now => *count += 1,
@@ -117,10 +140,12 @@ impl Dedupe {
     /// What was added stands. Lets go the oldest past the bound.
     pub fn settle(&mut self) {
         self.tentative = 0;
-        while self.queue.len() > self.entries_max {
+        let excess = self.queue.len().saturating_sub(self.entries_max);
+        self.fetch((0..excess).map(|index| self.queue.at(index).0));
+        for _ in 0..excess {
             self.pop();
-            self.evicted_early += 1;
         }
+        self.evicted_early += excess as u64;
     }
 
     /// Takes back what was added since the last [`Dedupe::settle`].
@@ -155,10 +180,9 @@ impl Dedupe {
         if self.queue.len() >= self.entries_max {
             return false;
         }
-        // Looked up once: a million of these are read before the server is ready.
-        let before = Place(self.front.0.wrapping_sub(1));
-        if let Entry::Vacant(free) = self.entry(hash) {
-            free.insert(before);
+        if self.find(hash).is_none() {
+            let before = Place(self.front.0.wrapping_sub(1));
+            self.places[hash.table()].add(hash.tag(), before);
             self.queue.push_front((hash, first));
             self.front = before;
             match self.since.front_mut() {
@@ -169,18 +193,9 @@ impl Dedupe {
         true
     }
 
-    /// The pair's entry in the table, or where it belongs.
-    fn entry(&mut self, hash: PairHash) -> Entry<'_, Place> {
-        let (queue, front) = (&self.queue, self.front);
-        let hash_of = |place: &Place| queue[place.after(front)].0;
-        self.places.entry(hash.low, |place| hash_of(place) == hash, |place| hash_of(place).low)
-    }
-
     /// Takes a pair out of the table, if that is where it stands: one that was over may have been added anew.
     fn forget(&mut self, hash: PairHash, place: Place) {
-        if let Ok(known) = self.places.find_entry(hash.low, |known| *known == place) {
-            known.remove();
-        }
+        self.places[hash.table()].remove(hash.tag(), place);
     }
 
     pub fn len(&self) -> usize {
