@@ -8,7 +8,8 @@ use antiphon::clock::now_us;
 use antiphon::engine::event::{Audience, Entry, Page, Query, Revocation, StoreEvent};
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::error::ErrorCode;
-use antiphon::protocol::ids::{Role, RoomKey, RoomKind};
+use antiphon::protocol::ids::{Priority, Role, RoomKey, RoomKind};
+use antiphon::store::schema::DATABASE_FILE;
 use antiphon::store::{OpenError, RoomLog, SqliteLog};
 use store_support::*;
 
@@ -133,6 +134,61 @@ fn an_unknown_room_and_a_restricted_message() {
     let kept = entries[0].restricted.as_ref().unwrap();
     assert_eq!((&kept.author, &kept.audience), (&user("alice"), &audience));
     store.stop();
+}
+
+/// What a row has in common with the one before it is not bound anew.
+#[test]
+fn rows_of_a_batch_keep_what_is_theirs() {
+    let dir = TempDir::new();
+    let store = Store::open(&config(&dir));
+    let key = store.committed(join("general", "alice")).room;
+    let only = |who: &str| Some(std::sync::Arc::new(Audience::Only([user(who)].into())));
+    let (plain, low) = (Priority::Normal, Priority::Low);
+    let rows = [
+        (None, None, plain),
+        (None, only("bob"), plain),
+        (None, None, plain),
+        (Some(2), None, plain),
+        (Some(2), only("bob"), low),
+        (Some(2), only("carol"), low),
+        (Some(3), None, low),
+        (None, None, plain),
+    ];
+    let messages = rows.iter().enumerate().map(|(n, (thread, audience, priority))| {
+        Entry::Message(antiphon::engine::event::NewMessage {
+            thread: *thread,
+            audience: audience.clone(),
+            priority: *priority,
+            ..new_message(key, "alice", None, &format!("m{n}"))
+        })
+    });
+    store.submit(messages.collect());
+    assert_eq!(store.batch().runs[0].entries.len(), rows.len(), "one batch");
+    let Page::History { entries, .. } = store.page(history(key, 1, u64::MAX, false, 10)) else { panic!() };
+    let kept = entries.iter().map(|entry| entry.restricted.as_ref().map(|kept| kept.audience.clone()));
+    assert_eq!(kept.collect::<Vec<_>>(), rows.iter().map(|(_, audience, _)| audience.clone()).collect::<Vec<_>>());
+    let thread = |root| {
+        let query = Query::History {
+            room: key,
+            after: 0,
+            before: u64::MAX,
+            newest: false,
+            thread: Some(root),
+            current: false,
+            limit: 10,
+            bytes_max: 1 << 20,
+        };
+        let Page::History { entries, .. } = store.page(query) else { panic!() };
+        entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
+    };
+    assert_eq!((thread(2), thread(3)), (vec![2, 5, 6, 7], vec![3, 8]));
+    store.stop();
+    let conn = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+    let mut statement = conn.prepare("SELECT priority FROM log WHERE seq > 1 ORDER BY position").unwrap();
+    let priorities = statement.query_map([], |row| row.get(0)).unwrap();
+    let priorities: Vec<u8> = priorities.map(Result::unwrap).collect();
+    let (plain, low) = (priorities[0], priorities[4]);
+    assert!(plain != low && priorities == [plain, plain, plain, plain, low, low, low, plain]);
 }
 
 #[test]

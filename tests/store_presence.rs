@@ -16,6 +16,7 @@ use antiphon::engine::presence::history::{
 use antiphon::engine::presence::kept::KeptPresence;
 use antiphon::protocol::command::Status;
 use antiphon::protocol::ids::DeviceId;
+use antiphon::store::schema::DATABASE_FILE;
 use store_support::*;
 
 fn now_ms() -> u64 {
@@ -182,6 +183,14 @@ fn what_is_too_old_goes_by_itself() {
     let u2 = history(&store, "u2", now - DAY_MS, now, 100);
     assert_eq!((u2.transitions.len(), u2.summary.online_ms, u2.summary.sessions), (0, DAY_MS, 1));
     assert_eq!(store.log.stats().transitions_written, 1_201);
+    // Nobody appended meanwhile, and the log is looked after all the same.
+    let is_copied = || {
+        let copy = dir.path().join("copy.db");
+        std::fs::copy(dir.path().join(DATABASE_FILE), &copy).unwrap();
+        let conn = rusqlite::Connection::open(&copy).unwrap();
+        conn.query_row("SELECT count(*) FROM presence_log", [], |row| row.get::<_, i64>(0)) == Ok(1)
+    };
+    eventually("the database has it", is_copied);
     store.stop();
 }
 

@@ -187,15 +187,15 @@ impl Outbox {
 
     /// Puts frames into the lane of their class. `scratch` is what `Frames::Scratch` points into.
     pub fn push(&mut self, class: Class, frames: &Frames, scratch: &[u8], ladder: &Ladder) -> Pushed {
-        let after = self.bytes + frames.as_slice(scratch).len();
+        let len = frames.as_slice(scratch).len();
+        let fits = self.fits(class, len, ladder);
         let (origin, is_critical) = match class {
             Class::Critical => return self.push_critical(frames.as_slice(scratch), ladder),
             Class::Log { room, first, .. } => {
                 if self.gap_of(room).is_some() {
                     return Pushed::DroppedNormal;
                 }
-                let max = if self.bytes == 0 { ladder.bytes_max } else { ladder.normal_bytes_max };
-                if after > max {
+                if !fits {
                     self.gaps.push((room, first.saturating_sub(1)));
                     return Pushed::DroppedNormal;
                 }
@@ -205,7 +205,7 @@ impl Outbox {
                 if let Some(last) = self.gap_of(room) {
                     return Pushed::BehindGap(last);
                 }
-                if self.bytes > 0 && after > ladder.bytes_max {
+                if !fits {
                     return Pushed::Overflow;
                 }
                 let origin = match class {
@@ -214,23 +214,30 @@ impl Outbox {
                 };
                 (origin, true)
             }
-            Class::Normal if after > ladder.normal_bytes_max => return Pushed::DroppedNormal,
+            Class::Normal if !fits => return Pushed::DroppedNormal,
             Class::Normal => (Origin::Ephemeral, false),
             Class::Low { key } => return self.push_low(key, frames, scratch, ladder),
         };
         self.normal.push_back(Waiting { piece: Piece::new(frames, scratch), origin, is_critical });
-        self.bytes = after;
+        self.bytes += len;
         Pushed::Queued
     }
 
     /// True when frames of this class and length would be dropped, or end the connection, for what waits before them.
     pub fn is_too_full(&self, class: Class, len: usize, ladder: &Ladder) -> bool {
+        self.bytes > 0 && !self.fits(class, len, ladder)
+    }
+
+    /// True when frames of this class and length may wait with what waits already.
+    fn fits(&self, class: Class, len: usize, ladder: &Ladder) -> bool {
         let max = match class {
+            Class::Critical | Class::CriticalLog { .. } | Class::Reply { .. } if self.bytes == 0 => usize::MAX,
             Class::Critical | Class::CriticalLog { .. } | Class::Reply { .. } => ladder.bytes_max,
+            Class::Log { .. } if self.bytes == 0 => ladder.bytes_max,
             Class::Log { .. } | Class::Normal => ladder.normal_bytes_max,
             Class::Low { .. } => ladder.low_bytes_max,
         };
-        self.bytes > 0 && self.bytes + len > max
+        self.bytes + len <= max
     }
 
     /// Lets go of batches of which little waits here: what a slow reader keeps alive is what is counted for it, and not
@@ -310,7 +317,7 @@ impl Outbox {
 
     /// Puts bytes into the critical lane.
     pub fn push_critical(&mut self, frames: &[u8], ladder: &Ladder) -> Pushed {
-        if self.bytes + frames.len() > ladder.bytes_max {
+        if !self.fits(Class::Critical, frames.len(), ladder) {
             return Pushed::Overflow;
         }
         self.critical.extend_from_slice(frames);
@@ -339,7 +346,7 @@ impl Outbox {
             *old = bytes;
             return Pushed::Conflated;
         }
-        if self.bytes + bytes.len() > ladder.low_bytes_max {
+        if !self.fits(Class::Low { key }, bytes.len(), ladder) {
             self.low_lost = true;
             return Pushed::DroppedLow;
         }

@@ -154,14 +154,14 @@ impl Checkpointer {
         if let Err(error) = super::thread::lower_priority(NICE) {
             tracing::warn!(%error, "store: the checkpoint thread competes with the others");
         }
-        let (mut seen_batches, mut idle_looks, mut interval) = (0, 0u32, INTERVAL);
-        while self.rest(idle_looks, interval, seen_batches) {
-            let batches = self.counters.batches.load(Relaxed);
-            idle_looks = if batches == seen_batches { idle_looks.saturating_add(1) } else { 0 };
+        let (mut seen, mut idle_looks, mut interval) = (0, 0u32, INTERVAL);
+        while self.rest(idle_looks, interval, seen) {
+            let writes = self.rest.writes();
+            idle_looks = if writes == seen { idle_looks.saturating_add(1) } else { 0 };
             if idle_looks > IDLE_LOOKS {
                 continue;
             }
-            seen_batches = batches;
+            seen = writes;
             match self.look(idle_looks == IDLE_LOOKS) {
                 Ok(is_urgent) if is_urgent && idle_looks == 0 => interval = INTERVAL_BUSY,
                 Ok(_) => interval = INTERVAL,
@@ -178,10 +178,10 @@ impl Checkpointer {
     }
 
     /// False when it is time to end.
-    fn rest(&self, idle_looks: u32, interval: Duration, seen_batches: u64) -> bool {
+    fn rest(&self, idle_looks: u32, interval: Duration, seen: u64) -> bool {
         if idle_looks > IDLE_LOOKS {
             // All is copied: until somebody writes.
-            self.rest.sleep(|| self.counters.batches.load(Relaxed) == seen_batches)
+            self.rest.sleep(seen)
         } else {
             self.rest.nap(interval)
         }

@@ -1,6 +1,6 @@
 //! The sleep of a thread that looks now and then whether there is something to do, and not at all while nobody writes.
 //!
-//! No wake-up is lost: whether it is quiet is asked under the lock that whoever wrote takes next.
+//! No wake-up is lost: writes are counted under the lock under which the sleeper looks at their number.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -14,6 +14,7 @@ pub(super) struct Rest {
 
 #[derive(Debug, Default)]
 struct State {
+    writes: u64,
     /// Asleep until somebody writes.
     is_resting: bool,
     is_over: bool,
@@ -26,17 +27,24 @@ impl Rest {
         !nap.expect(UNPOISONED).0.is_over
     }
 
-    /// The sleeper: the same, but until [`Rest::disturb`]. Not at all unless `is_quiet`.
-    pub fn sleep(&self, is_quiet: impl Fn() -> bool) -> bool {
+    /// How often [`Rest::disturb`] was called.
+    pub fn writes(&self) -> u64 {
+        self.state().writes
+    }
+
+    /// The sleeper: the same, but until there are more writes than it has `seen`.
+    pub fn sleep(&self, seen: u64) -> bool {
         let mut state = self.state();
-        state.is_resting = is_quiet();
+        state.is_resting = state.writes == seen;
         let sleep = self.changed.wait_while(state, |state| state.is_resting && !state.is_over);
         !sleep.expect(UNPOISONED).is_over
     }
 
-    /// There is something to look at, and `is_quiet` no longer holds.
+    /// Something was written.
     pub fn disturb(&self) {
-        if std::mem::take(&mut self.state().is_resting) {
+        let mut state = self.state();
+        state.writes += 1;
+        if std::mem::take(&mut state.is_resting) {
             self.changed.notify_one();
         }
     }
@@ -66,14 +74,13 @@ mod tests {
     #[test]
     fn no_disturbance_is_slept_over() {
         const ROUNDS: u64 = 20_000;
-        let (rest, written, seen) = (Rest::default(), AtomicU64::new(0), AtomicU64::new(0));
+        let (rest, seen) = (Rest::default(), AtomicU64::new(0));
         let began = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for round in 1..=ROUNDS {
                     // As many steps of the sleeper as there are to meet it at.
                     (0..round % 50).for_each(|_| std::hint::spin_loop());
-                    written.store(round, SeqCst);
                     rest.disturb();
                     while seen.load(SeqCst) < round && began.elapsed() < LONG {
                         std::thread::yield_now();
@@ -81,8 +88,8 @@ mod tests {
                 }
                 rest.end();
             });
-            while rest.sleep(|| written.load(SeqCst) == seen.load(SeqCst)) {
-                seen.store(written.load(SeqCst), SeqCst);
+            while rest.sleep(seen.load(SeqCst)) {
+                seen.store(rest.writes(), SeqCst);
             }
         });
         assert_eq!(seen.into_inner(), ROUNDS, "a disturbance was slept over");
@@ -92,7 +99,8 @@ mod tests {
     fn an_end_is_seen_before_and_during_a_sleep() {
         let rest = Rest::default();
         assert!(rest.nap(Duration::from_millis(1)));
-        assert!(rest.sleep(|| false), "nothing is quiet");
+        rest.disturb();
+        assert!(rest.sleep(0), "there was a write");
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(20));
@@ -102,6 +110,6 @@ mod tests {
             while rest.nap(LONG) {}
             assert!(began.elapsed() < LONG);
         });
-        assert!(!rest.nap(LONG) && !rest.sleep(|| true));
+        assert!(!rest.nap(LONG) && !rest.sleep(1));
     }
 }

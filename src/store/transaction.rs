@@ -1,7 +1,5 @@
 //! Writes a decided batch. No decision is taken here: what stands in [`Decided`] becomes rows.
 
-use std::sync::Arc;
-
 use rusqlite::{CachedStatement, Connection};
 
 use super::columns::{hash_bits, priority_number, role_number, room_kind_number, signed};
@@ -10,8 +8,7 @@ use super::schema::ANCHOR_EVERY;
 use super::{audit, edits};
 use crate::engine::event::{Audience, Revocation};
 use crate::engine::sequencer::{Decided, Row};
-use crate::protocol::encode::EventKind;
-use crate::protocol::ids::{Position, Priority, Role, Seq, UnixMillis, UserId};
+use crate::protocol::ids::{Position, Role, UnixMillis, UserId};
 
 /// Devices of a user whose delivered cursors in one room are kept.
 pub(super) const DELIVERED_DEVICES_MAX: u32 = 32;
@@ -56,7 +53,7 @@ fn write_log(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlit
          (position, room, seq, prev, author, client_id, fields, ts, kind, priority, thread, audience)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?;
-    let mut insert = LogInsert { insert, shared: None };
+    let mut insert = LogInsert { insert, before: None };
     let mut anchor = conn.prepare_cached(
         "INSERT OR FAIL INTO anchors (room, seq, position, messages, hash) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?;
@@ -81,26 +78,15 @@ fn write_log(conn: &Connection, heads: &mut Heads, decided: &Decided) -> rusqlit
     Ok(())
 }
 
-/// The statement that adds to the log.
-struct LogInsert<'c> {
-    insert: CachedStatement<'c>,
-    shared: Option<Shared>,
+/// The statement that adds a batch to the log. What a row has in common with the one before it stays bound, and that is
+/// most.
+struct LogInsert<'a> {
+    insert: CachedStatement<'a>,
+    before: Option<&'a Row>,
 }
 
-/// What a row mostly has in common with the one before it: it stays bound.
-#[derive(PartialEq)]
-struct Shared {
-    ts: UnixMillis,
-    kind: EventKind,
-    priority: Priority,
-    thread: Option<Seq>,
-    audience: Option<Arc<Audience>>,
-}
-
-impl LogInsert<'_> {
-    fn row(&mut self, row: &Row, position: Position, prev: Position, ts: UnixMillis) -> rusqlite::Result<()> {
-        let Row { kind, priority, thread, ref audience, .. } = *row;
-        let shared = Shared { ts, kind, priority, thread, audience: audience.clone() };
+impl<'a> LogInsert<'a> {
+    fn row(&mut self, row: &'a Row, position: Position, prev: Position, ts: UnixMillis) -> rusqlite::Result<()> {
         let insert = &mut *self.insert;
         insert.raw_bind_parameter(1, signed(position))?;
         insert.raw_bind_parameter(2, signed(row.room.0))?;
@@ -109,14 +95,15 @@ impl LogInsert<'_> {
         insert.raw_bind_parameter(5, row.author.as_ref().map(UserId::as_str))?;
         insert.raw_bind_parameter(6, row.client_id.as_deref())?;
         insert.raw_bind_parameter(7, &*row.fields)?;
-        if self.shared.as_ref() != Some(&shared) {
+        let shared = |row: &'a Row| (row.kind, row.priority, row.thread, row.audience.as_deref());
+        if self.before.map(shared) != Some(shared(row)) {
             insert.raw_bind_parameter(8, signed(ts))?;
-            insert.raw_bind_parameter(9, kind as u8)?;
-            insert.raw_bind_parameter(10, priority_number(priority))?;
-            insert.raw_bind_parameter(11, thread.map(signed))?;
-            insert.raw_bind_parameter(12, audience.as_deref().map(Audience::to_text))?;
-            self.shared = Some(shared);
+            insert.raw_bind_parameter(9, row.kind as u8)?;
+            insert.raw_bind_parameter(10, priority_number(row.priority))?;
+            insert.raw_bind_parameter(11, row.thread.map(signed))?;
+            insert.raw_bind_parameter(12, row.audience.as_deref().map(Audience::to_text))?;
         }
+        self.before = Some(row);
         insert.raw_execute()?;
         Ok(())
     }

@@ -8,6 +8,8 @@ const REST: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// So late a slice is done although batches wait.
 const OVERDUE: Duration = Duration::from_secs(5);
+/// The same when the last one was full: 4,000 rows a second, or a busy store would fall behind for good.
+const OVERDUE_FULL: Duration = Duration::from_millis(100);
 
 /// The writer's clock for it.
 #[derive(Debug)]
@@ -17,12 +19,13 @@ pub(super) struct Upkeep {
     /// Where the look at users goes on.
     pub cursor: String,
     due: Instant,
+    overdue: Duration,
 }
 
 impl Upkeep {
     pub fn new(days: u32, now: Instant) -> Self {
         // The start has other things to do.
-        Self { days, cursor: String::new(), due: now + OVERDUE }
+        Self { days, cursor: String::new(), due: now + OVERDUE, overdue: OVERDUE }
     }
 
     /// How long the writer may sleep.
@@ -32,12 +35,13 @@ impl Upkeep {
 
     /// True when a slice is due.
     pub fn is_due(&self, now: Instant, is_idle: bool) -> bool {
-        now >= if is_idle { self.due } else { self.due + OVERDUE }
+        now >= if is_idle { self.due } else { self.due + self.overdue }
     }
 
     /// A slice was done; `is_full`: there may be more.
     pub fn set(&mut self, now: Instant, is_full: bool) {
-        self.due = now + if is_full { PAUSE } else { REST };
+        let (pause, overdue) = if is_full { (PAUSE, OVERDUE_FULL) } else { (REST, OVERDUE) };
+        (self.due, self.overdue) = (now + pause, overdue);
     }
 }
 
@@ -55,6 +59,8 @@ mod tests {
         assert!(!upkeep.is_due(due, false) && upkeep.is_due(due + OVERDUE, false));
         upkeep.set(due, true);
         assert_eq!(upkeep.wait(due), PAUSE);
+        let full = due + PAUSE + OVERDUE_FULL;
+        assert!(!upkeep.is_due(full - PAUSE, false) && upkeep.is_due(full, false), "there is more");
         upkeep.set(due, false);
         assert_eq!((upkeep.wait(due), upkeep.wait(due + REST * 2)), (REST, Duration::ZERO));
     }

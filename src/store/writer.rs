@@ -240,6 +240,10 @@ impl Writer {
     /// is numbered: a batch that stands in the log is published, so that positions stay contiguous.
     fn settle_held(&mut self) -> Result<(), Trouble> {
         let Some(held) = &self.held else { return Ok(()) };
+        if !self.roll_back() {
+            // What is read now would be what was to be undone.
+            return Err(Trouble::Foreign("store: a transaction that failed cannot be ended".to_owned()));
+        }
         let end = log_end(&self.conn)?;
         let known = self.sequencer.position();
         let has_entries = held.last >= held.first;
@@ -398,11 +402,14 @@ impl Writer {
             // The store has other worries.
             return self.upkeep.set(now, false);
         }
-        let days = self.upkeep.days;
+        let (days, changes) = (self.upkeep.days, self.conn.total_changes());
         match presence::prune(&self.conn, unix_ms(), days, &mut self.upkeep.cursor) {
             Ok(pruned) => {
                 Counters::add(&self.counters.transitions_pruned, pruned.transitions);
                 self.upkeep.set(now, pruned.is_full);
+                if self.conn.total_changes() > changes {
+                    self.rest.disturb();
+                }
             }
             Err(error) => {
                 self.roll_back();

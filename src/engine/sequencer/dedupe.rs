@@ -50,6 +50,9 @@ pub(super) struct First {
 /// 64th of the pairs than all of them.
 const TABLES: usize = 64;
 
+/// Pairs that are let go together.
+const TOGETHER: usize = 64;
+
 /// Most pairs that can be told apart by their places.
 const ENTRIES_MAX: usize = u32::MAX as usize / 2;
 
@@ -117,8 +120,8 @@ impl Dedupe {
         Some(self.queue.at(place.after(self.front)).1)
     }
 
-    /// Brings what [`Dedupe::find`] and [`Dedupe::add`] will look at into the cache, for all of these at once: of a
-    /// million pairs hardly any is there, and one after the other they would be waited for one by one.
+    /// Brings what will be looked at for these pairs into the cache, all at once: of a million hardly any is in the cache,
+    /// and one after the other they would be waited for one by one.
     pub fn fetch(&self, hashes: impl Iterator<Item = PairHash>) {
         let peeked = hashes.map(|hash| self.places[hash.table()].peek(hash.tag()));
         std::hint::black_box(peeked.fold(0, |all, one| all ^ one));
@@ -126,9 +129,9 @@ impl Dedupe {
 
     /// Adds a pair tentatively. The caller has let go what is over at `now` and asked [`Dedupe::find`].
     pub fn add(&mut self, hash: PairHash, first: First, now: UnixMillis) {
+        debug_assert!(self.find(hash).is_none(), "a pair is added once");
         let place = self.front.plus(self.queue.len());
-        let is_same = |known: Place| self.queue.at(known.after(self.front)).0 == hash;
-        self.places[hash.table()].put(hash.tag(), place, is_same);
+        self.places[hash.table()].add(hash.tag(), place);
         self.queue.push_back((hash, first));
         match self.since.back_mut() {
             Some((since, count)) if *since >= now => *count += 1,
@@ -141,10 +144,7 @@ impl Dedupe {
     pub fn settle(&mut self) {
         self.tentative = 0;
         let excess = self.queue.len().saturating_sub(self.entries_max);
-        self.fetch((0..excess).map(|index| self.queue.at(index).0));
-        for _ in 0..excess {
-            self.pop();
-        }
+        self.let_go(excess);
         self.evicted_early += excess as u64;
     }
 
@@ -166,12 +166,9 @@ impl Dedupe {
     /// Lets go what is over at `now`. To be called before a batch is decided.
     pub fn expire(&mut self, now: UnixMillis) {
         debug_assert_eq!(self.tentative, 0);
-        while let Some((since, _)) = self.since.front() {
-            if now < since.saturating_add(self.window_ms) {
-                break;
-            }
-            self.pop();
-        }
+        let is_over = |since: UnixMillis| now >= since.saturating_add(self.window_ms);
+        let over = self.since.iter().take_while(|(since, _)| is_over(*since)).map(|(_, count)| count).sum();
+        self.let_go(over);
     }
 
     /// Puts an older pair in front, as the log is read backwards at start. The newest entry of a
@@ -193,7 +190,7 @@ impl Dedupe {
         true
     }
 
-    /// Takes a pair out of the table, if that is where it stands: one that was over may have been added anew.
+    /// Takes a pair out of the table.
     fn forget(&mut self, hash: PairHash, place: Place) {
         self.places[hash.table()].remove(hash.tag(), place);
     }
@@ -204,6 +201,16 @@ impl Dedupe {
 
     pub fn evicted_early(&self) -> u64 {
         self.evicted_early
+    }
+
+    /// Lets go the oldest.
+    fn let_go(&mut self, mut count: usize) {
+        while count > 0 {
+            let together = count.min(TOGETHER);
+            self.fetch((0..together).map(|index| self.queue.at(index).0));
+            (0..together).for_each(|_| self.pop());
+            count -= together;
+        }
     }
 
     fn pop(&mut self) {

@@ -284,11 +284,11 @@ impl<F: Facts> Turn<'_, F> {
     fn held(&mut self, user: &UserId) -> Result<&mut Held, Stop<F::Error>> {
         if !self.core.inboxes.held.contains_key(user) {
             let mut held = Held::of(self.facts.inbox(user).map_err(Stop::Facts)?);
-            // Expiry touches queues that are not in memory, and the facts are as before the batch.
+            // The facts are as before the batch. What changed since is in memory, but for what expired before anything
+            // else: looking at all of the batch would take long for many users.
             for change in &self.draft.inbox {
-                if let InboxChange::Removed { user: of, items, .. } = change
-                    && of == user
-                {
+                let InboxChange::Removed { user: of, items, why: Removal::Expired } = change else { break };
+                if of == user {
                     items.iter().for_each(|id| {
                         held.remove(*id);
                     });

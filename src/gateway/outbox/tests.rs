@@ -328,3 +328,38 @@ fn a_reply_is_no_part_of_an_array() {
     assert_eq!(outbox.compose().arrays, 1);
     assert_eq!(drain(&mut outbox, 4), [r#"[{"n":1},{"n":2}]"#, r#"{"ok":1}"#, r#"{"n":3}"#]);
 }
+
+/// Whoever asks before a push is told what the push does, but for gaps and frames of the same key.
+#[test]
+fn too_full_is_what_a_push_finds() {
+    let classes = [
+        Class::Critical,
+        Class::CriticalLog { room: RoomKey(1), first: 1, last: 1 },
+        Class::Reply { room: RoomKey(1), head: 1 },
+        log(1, 1),
+        Class::Normal,
+        Class::Low { key: 0 },
+    ];
+    for class in classes {
+        for waiting in 3..=LADDER.bytes_max {
+            for len in [2, 9, 40] {
+                let mut outbox = Outbox::default();
+                outbox.push(Class::Critical, &frame(&"x".repeat(waiting - 2)), &[], &LADDER);
+                assert_eq!(outbox.bytes(), waiting);
+                let is_too_full = outbox.is_too_full(class, len, &LADDER);
+                let pushed = outbox.push(class, &frame(&"y".repeat(len - 2)), &[], &LADDER);
+                assert_eq!(is_too_full, pushed != Pushed::Queued, "{class:?}: {len} behind {waiting}: {pushed:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_empty_outbox_takes_one_critical_piece_of_any_size() {
+    let large = frame(&"x".repeat(100));
+    let ladder = Ladder { low_bytes_max: 10, normal_bytes_max: 20, bytes_max: 50 };
+    let mut outbox = Outbox::default();
+    assert!(!outbox.is_too_full(Class::Critical, 102, &ladder));
+    assert_eq!(outbox.push(Class::Critical, &large, &[], &ladder), Pushed::Queued, "a hello of many rooms");
+    assert_eq!(outbox.push(Class::Critical, &frame("x"), &[], &ladder), Pushed::Overflow);
+}
