@@ -150,9 +150,10 @@ impl Driver {
     pub fn run(mut self) -> io::Result<ThreadEnd> {
         while !(self.phase == Phase::Close && self.has_arrived || self.conductor.has_given_up()) {
             let is_polling = self.world.busy_poll && self.phase == Phase::Traffic;
+            // A wait that does not sleep is work: the kernel's part of receiving is done in it.
+            let (begun_ns, sent) = (self.world.now_ns(), self.tally.sent);
             self.links.wait(if is_polling { Duration::ZERO } else { self.pause() })?;
             self.now_ns = self.world.now_ns();
-            let (woke_ns, sent) = (self.now_ns, self.tally.sent);
             let mut is_busy = false;
             while let Some((slot, came)) = self.links.next() {
                 is_busy = true;
@@ -164,8 +165,8 @@ impl Driver {
             self.enter_more();
             self.send_due();
             self.flush();
-            if is_polling && (is_busy || self.tally.sent > sent) && self.schedule.is_measuring(woke_ns) {
-                self.tally.busy_ns += self.world.now_ns() - woke_ns;
+            if is_polling && (is_busy || self.tally.sent > sent) && self.schedule.is_measuring(begun_ns) {
+                self.tally.busy_ns += self.world.now_ns() - begun_ns;
             }
             self.publish();
         }
