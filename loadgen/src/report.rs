@@ -284,7 +284,7 @@ pub fn report(world: &World, plan: &Plan, outcome: &Outcome, notes: Vec<String>,
         },
         traffic,
         server: server(outcome),
-        tool: tool(world, outcome),
+        tool: tool(outcome),
         figures: Vec::new(),
         timeline: outcome.timeline.clone(),
         stages: outcome.stages.clone(),
@@ -359,9 +359,8 @@ fn server(outcome: &Outcome) -> Option<Server> {
     })
 }
 
-fn tool(world: &World, outcome: &Outcome) -> Tool {
-    let polled_s = world.busy_poll.then_some(outcome.tally.busy_ns as f64 / 1e9);
-    let (busy_s, waited_s) = busiest(&outcome.tool, polled_s);
+fn tool(outcome: &Outcome) -> Tool {
+    let (busy_s, waited_s) = busiest(&outcome.tool, outcome.polled_s);
     let share = |seconds: f64| seconds / outcome.tool_s.max(1e-9);
     let (driver_load, driver_wait) = (share(busy_s), waited_s.map(share));
     let late = Latency::of(&outcome.meters.late);

@@ -84,6 +84,8 @@ pub struct Outcome {
     pub tool: Spent,
     /// The same time span, seconds.
     pub tool_s: f64,
+    /// Seconds of it in which the busiest driver had something to do; `None` where it slept when it had not.
+    pub polled_s: Option<f64>,
     /// Figures over time.
     pub timeline: Timeline,
     /// Where the server says that time goes.
@@ -331,7 +333,10 @@ fn put_together(
         ..ServerUse::of(start, connected, [0, 1].map(|at| led.window[at].server.as_ref()))
     });
     let seconds = |edges: &[Edge; 2]| (edges[1].at - edges[0].at).as_secs_f64();
-    let tool_edges = if plan.setup == Setup::JoinEach { &led.connect } else { &led.window };
+    // Nobody polls while connecting.
+    let is_connecting = plan.setup == Setup::JoinEach;
+    let tool_edges = if is_connecting { &led.connect } else { &led.window };
+    let polled_s = (world.busy_poll && !is_connecting).then_some(tally.busy_ns as f64 / 1e9);
     Outcome {
         tally,
         meters,
@@ -342,6 +347,7 @@ fn put_together(
         server,
         tool: proc::spent(&tool_edges[0].tool, &tool_edges[1].tool),
         tool_s: seconds(tool_edges),
+        polled_s,
         timeline: sampler.timeline(led.schedule.from_ns),
         stages: led.stages,
         schedule: led.schedule,

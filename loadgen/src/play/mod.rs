@@ -210,6 +210,7 @@ impl Theatre {
             server,
             tool: proc::spent(&from.tool, &to.tool),
             tool_s: measured_s,
+            polled_s: None,
             timeline: self.sampler.timeline(from.at_ns),
             stages,
             is_cut_short: false,

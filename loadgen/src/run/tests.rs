@@ -90,6 +90,21 @@ fn each_joins_by_itself() {
 }
 
 #[test]
+fn a_polling_tool_is_judged_by_what_it_did_in_the_time_that_is_measured() {
+    let fake = Fake::start(Fault::None);
+    let polling = |plan: Plan| {
+        let mut world = world(10, 5, 1, fake.address);
+        world.busy_poll = true;
+        run_at(Arc::new(world), plan)
+    };
+    let traffic = polling(plan());
+    assert!(traffic.polled_s > Some(0.0) && traffic.polled_s <= Some(traffic.tool_s), "{:?}", traffic.polled_s);
+    // While connecting it sleeps as any other does: the kernel tells how long it worked.
+    let plan = Plan { setup: Setup::JoinEach, traffic: Traffic::None, warmup_s: 0.0, ..plan() };
+    assert_eq!(polling(plan).polled_s, None);
+}
+
+#[test]
 fn every_fault_is_found_and_named() {
     let cases = [
         (Fault::Drop, "1 deliveries lost"),

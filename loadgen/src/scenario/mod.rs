@@ -109,6 +109,7 @@ pub mod tests {
             server: None,
             tool: Spent::default(),
             tool_s: 1.0,
+            polled_s: None,
             timeline: Default::default(),
             stages: Vec::new(),
             is_cut_short: false,
