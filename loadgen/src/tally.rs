@@ -191,8 +191,8 @@ impl Tally {
 
     /// What broke a promise, in words; empty when nothing did.
     pub fn failures(&self) -> Vec<String> {
-        let all_closed = self.closes.values().sum::<u64>();
-        let closed = all_closed.saturating_sub(self.closes_expected);
+        // Whoever was closed as expected comes back; who was closed unasked is counted as that, and need not.
+        let closed = self.closes.values().sum::<u64>().saturating_sub(self.closes_expected);
         let counts = [
             (self.lost, "deliveries lost"),
             (self.doubled, "deliveries doubled"),
@@ -211,7 +211,7 @@ impl Tally {
             (self.wrong_gaps, "gap events with a wrong `last`"),
             (self.connect_failures, "connections that could not be made"),
             (closed, "connections closed unasked"),
-            (self.absent.saturating_sub(all_closed), "connections that did not come back"),
+            (self.absent.saturating_sub(closed), "connections that did not come back"),
         ];
         counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect()
     }
@@ -303,5 +303,17 @@ mod tests {
         a.add(&b);
         assert_eq!((a.lost, a.acked, a.errors[&113], a.closes[&4102]), (2, 4, 8, 2));
         assert_eq!(a.failures(), ["2 deliveries lost"]);
+    }
+
+    #[test]
+    fn a_close_that_was_expected_excuses_nobody_who_stays_away() {
+        let failures = |absent, cut, unasked| {
+            let closes = [(4102, cut), (4105, unasked)].into();
+            Tally { absent, closes, closes_expected: cut, ..Tally::default() }.failures()
+        };
+        assert_eq!(failures(0, 9, 0), [""; 0]);
+        assert_eq!(failures(2, 9, 0), ["2 connections that did not come back"]);
+        assert_eq!(failures(1, 9, 1), ["1 connections closed unasked"]);
+        assert_eq!(failures(1, 0, 1), ["1 connections closed unasked"], "as where nobody is slow");
     }
 }

@@ -54,10 +54,16 @@ impl Driver {
 
     fn resume_readers(&mut self) {
         for slot in 0..self.clients.len() as u32 {
-            if self.clients[slot as usize].is_slow {
+            if !self.clients[slot as usize].is_slow {
+                continue;
+            }
+            // Who was cut before, comes back now.
+            if self.links.has_socket(slot) {
                 self.links.resume(slot);
                 self.clients[slot as usize].probe(&mut self.rng);
                 self.mark_dirty(slot);
+            } else {
+                self.links.enqueue(slot);
             }
         }
     }
