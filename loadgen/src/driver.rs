@@ -14,6 +14,7 @@ use std::time::Duration;
 use antiphon::engine::rng::Rng;
 use antiphon::shard::socket;
 
+use self::drain::{Drain, drain};
 use crate::body::Filler;
 use crate::client::{Client, News, Shared, Stage};
 use crate::conductor::{Conductor, Phase};
@@ -79,7 +80,8 @@ pub struct Driver {
     act: Act,
     back_ns: u64,
     connected_ns: u64,
-    last_bytes_ns: u64,
+    /// When anything came but refusals for the time being.
+    last_news_ns: u64,
     now_ns: u64,
 }
 
@@ -132,7 +134,7 @@ impl Driver {
             act: Act::Before,
             back_ns: 0,
             connected_ns: 0,
-            last_bytes_ns: 0,
+            last_news_ns: 0,
             world,
             plan,
             conductor,
@@ -203,7 +205,7 @@ impl Driver {
 
     fn on_received(&mut self, slot: u32, received: Received) {
         self.now_ns = self.world.now_ns();
-        self.last_bytes_ns = self.now_ns;
+        let (frames, put_off) = (self.tally.frames, self.tally.put_off);
         let mut shared = Shared {
             world: &self.world,
             schedule: &self.schedule,
@@ -217,6 +219,9 @@ impl Driver {
             now_ns: self.now_ns,
         };
         self.clients[slot as usize].on_bytes(self.links.bytes(&received), &mut shared);
+        if self.tally.frames - frames > self.tally.put_off - put_off {
+            self.last_news_ns = self.now_ns;
+        }
         self.links.release(received);
         self.links.arm(slot);
         if !self.news.is_empty() {
@@ -339,7 +344,7 @@ impl Driver {
         }
     }
 
-    fn is_phase_done(&self) -> bool {
+    fn is_phase_done(&mut self) -> bool {
         let since_ns = self.now_ns - self.phase_since_ns;
         match self.phase {
             Phase::Ready => true,
@@ -352,19 +357,18 @@ impl Driver {
         }
     }
 
-    /// Everything asked is answered and everything known is delivered, or nothing comes any more.
-    fn is_drained(&self, since_ns: u64) -> bool {
-        let quiet_ns = self.now_ns - self.last_bytes_ns.max(self.phase_since_ns);
-        if quiet_ns < ns(0.3) && since_ns < ns(15.0) {
-            return false;
-        }
+    /// Everything asked is answered and everything known is delivered, or nothing comes any more, or not in time.
+    fn is_drained(&mut self, since_ns: u64) -> bool {
+        let quiet_ns = self.now_ns - self.last_news_ns.max(self.phase_since_ns);
+        let is_put_off = self.sending.as_ref().is_some_and(|sending| sending.put_off_count() > 0);
         let is_behind = |client: &Client| {
             let high = self.ledgers[client.local_room as usize].high();
             let is_live = client.stage == Stage::Live;
             is_live && client.next_seq() <= high || client.unanswered() > 0 || client.is_slow && !is_live
         };
-        let is_waiting = self.sending.as_ref().is_some_and(|sending| sending.put_off_count() > 0);
-        quiet_ns > ns(3.0) || since_ns >= ns(15.0) || !(is_waiting || self.clients.iter().any(is_behind))
+        let drain = drain(since_ns, quiet_ns, is_put_off, || self.clients.iter().any(is_behind));
+        self.tally.is_overdue = drain == Drain::Overdue;
+        drain != Drain::GoesOn
     }
 
     fn create_rooms(&mut self) {
@@ -548,12 +552,19 @@ impl Driver {
         });
         self.stock = ends.collect();
         let open = self.roll.open();
-        self.tally.acked_only += open.acked_only;
+        let asked: u64 = self.clients.iter().map(|client| client.unanswered() as u64).sum();
+        let missing: u64 = self.clients.iter().map(Client::missing).sum();
         self.tally.unanswered += open.cut;
-        self.tally.never_accepted += open.put_off + self.sending.as_ref().map_or(0, Sending::unsent);
+        self.tally.never_accepted += self.sending.as_ref().map_or(0, Sending::unsent);
+        if self.tally.is_overdue {
+            self.tally.overdue += open.acked_only + open.put_off + asked + missing;
+        } else {
+            self.tally.acked_only += open.acked_only;
+            self.tally.never_accepted += open.put_off;
+            self.tally.unanswered += asked;
+            self.tally.lost += missing;
+        }
         for client in &self.clients {
-            self.tally.unanswered += client.unanswered() as u64;
-            self.tally.lost += client.missing();
             if client.stage == Stage::Live {
                 *self.stock[client.local_room as usize].next.entry(client.next_seq()).or_default() += 1;
             } else {
@@ -563,4 +574,5 @@ impl Driver {
     }
 }
 
+pub mod drain;
 mod play;

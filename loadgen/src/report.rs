@@ -241,6 +241,9 @@ pub struct Checked {
     /// See [`Checked::put_off`].
     #[serde(default)]
     pub never_accepted: u64,
+    /// Answers and deliveries that were still coming when the run ended.
+    #[serde(default)]
+    pub overdue: u64,
     /// Content too old to be compared.
     pub unchecked: u64,
     /// `gap` events.
@@ -418,6 +421,7 @@ fn checked(outcome: &Outcome) -> Checked {
         acked_only: tally.acked_only,
         put_off: tally.put_off,
         never_accepted: tally.never_accepted,
+        overdue: tally.overdue,
         unchecked: tally.unchecked,
         gaps: tally.gaps,
         excused: tally.excused,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::conductor::{Conductor, Phase};
+use crate::driver::drain::DRAIN_MAX_S;
 use crate::driver::{Driver, ThreadEnd};
 use crate::interrupt;
 use crate::measure::{Meters, Schedule};
@@ -222,7 +223,7 @@ impl Lead<'_> {
         } else {
             self.phase(Phase::Traffic, Duration::from_secs(10))?;
         }
-        self.phase(Phase::Drain, Duration::from_secs(30))?;
+        self.phase(Phase::Drain, Duration::from_secs_f64(DRAIN_MAX_S + 30.0))?;
         self.phase(Phase::Close, Duration::from_secs(30))?;
         self.progress.end();
         Some(Led {

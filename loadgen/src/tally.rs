@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::driver::drain::DRAIN_MAX_S;
 use crate::verify::{Digest, Seq, Step};
 
 /// Counts of everything that was checked. Adding two gives the count of both (of `busy_ns`: the larger).
@@ -88,6 +89,10 @@ pub struct Tally {
     pub closes_expected: u64,
     /// Connections that could not be made.
     pub connect_failures: u64,
+    /// A thread stopped waiting while things still came: what is missing then is late, and not known to be lost.
+    pub is_overdue: bool,
+    /// What was missing then: answers, deliveries, messages not yet accepted.
+    pub overdue: u64,
 }
 
 impl Tally {
@@ -134,6 +139,8 @@ impl Tally {
             closes,
             closes_expected,
             connect_failures,
+            is_overdue,
+            overdue,
         } = other;
         let sums = [
             (&mut self.sent, sent),
@@ -173,10 +180,12 @@ impl Tally {
             (&mut self.refetched, refetched),
             (&mut self.closes_expected, closes_expected),
             (&mut self.connect_failures, connect_failures),
+            (&mut self.overdue, overdue),
         ];
         for (sum, more) in sums {
             *sum += more;
         }
+        self.is_overdue |= is_overdue;
         // The busiest thread is what limits a run.
         self.busy_ns = self.busy_ns.max(*busy_ns);
         errors.iter().for_each(|(code, n)| *self.errors.entry(*code).or_default() += n);
@@ -193,6 +202,7 @@ impl Tally {
     pub fn failures(&self) -> Vec<String> {
         // Whoever was closed as expected comes back; who was closed unasked is counted as that, and need not.
         let closed = self.closes.values().sum::<u64>().saturating_sub(self.closes_expected);
+        let overdue = format!("answers and deliveries not there within {DRAIN_MAX_S} s of the end");
         let counts = [
             (self.lost, "deliveries lost"),
             (self.doubled, "deliveries doubled"),
@@ -207,6 +217,7 @@ impl Tally {
             (self.never_accepted, "messages were never accepted"),
             (self.malformed, "frames the protocol does not allow"),
             (self.unanswered, "commands without a reply"),
+            (self.overdue, &overdue),
             (self.refused, "messages refused for good"),
             (self.wrong_gaps, "gap events with a wrong `last`"),
             (self.connect_failures, "connections that could not be made"),
@@ -251,7 +262,8 @@ pub fn reconcile(ends: &[RoomEnd], tally: &mut Tally) {
     for views in rooms.values() {
         let high = views.iter().map(|end| end.high).max().unwrap_or(0);
         for (next, connections) in views.iter().flat_map(|end| &end.next) {
-            tally.lost += (high + 1).saturating_sub(*next) * connections;
+            let missing = if tally.is_overdue { &mut tally.overdue } else { &mut tally.lost };
+            *missing += (high + 1).saturating_sub(*next) * connections;
         }
         let comparable = |a: &Digest, b: &Digest| a.base == b.base && a.last == b.last;
         let differs = views
@@ -291,6 +303,13 @@ mod tests {
         reconcile(&[end(3, 9, 5, &[]), end(3, 9, 6, &[])], &mut tally);
         assert_eq!(tally.differing, 1);
         assert_eq!(tally.failures().len(), 2);
+        // While things still come, what is missing is late.
+        let mut late = Tally { is_overdue: true, ..Tally::default() };
+        reconcile(&[end(1, 9, 5, &[(10, 3)]), end(1, 7, 5, &[(8, 2)])], &mut late);
+        assert_eq!(
+            (late.lost, late.failures()),
+            (0, vec!["4 answers and deliveries not there within 120 s of the end".to_owned()])
+        );
     }
 
     #[test]
