@@ -400,7 +400,7 @@ impl Day {
                     if let Some((message, seq)) = self.mail.acked(user, id, room, payload, &mut self.tally) {
                         member.own = seq;
                         let sent_ns = message.sent_ns;
-                        self.tally.acked_in_window += u64::from(self.schedule.is_measuring(sent_ns));
+                        self.tally.acked_in_window += u64::from(self.schedule.is_measuring(stage.now_ns));
                         self.meters.record_ack(&self.schedule, sent_ns, stage.now_ns);
                     }
                 }
@@ -423,7 +423,7 @@ impl Day {
         let sent_ns = self.hold(stage, user, seq, payload);
         if sent_ns > 0 && self.members[user as usize].place.is_live {
             self.tally.delivered += 1;
-            self.tally.delivered_in_window += u64::from(self.schedule.is_measuring(sent_ns));
+            self.tally.delivered_in_window += u64::from(self.schedule.is_measuring(stage.now_ns));
             self.meters.record_delivery(&self.schedule, sent_ns, stage.now_ns);
         }
     }

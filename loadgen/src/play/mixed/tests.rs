@@ -56,6 +56,31 @@ fn what_comes_is_held_against_what_was_sent_and_what_others_saw() {
     assert_eq!(day.stragglers(), 2, "nobody has 5");
 }
 
+#[test]
+fn a_rate_is_of_what_comes_within_the_time() {
+    let nowhere = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 9);
+    let world = std::sync::Arc::new(crate::world::tests::world(2, 2, 1, nowhere));
+    let mut stage = Stage::new(world.clone(), 2).unwrap();
+    let mut day = Day::new(args(&["--users", "2", "--rooms-of", "2"]), |room| format!("r{room}"));
+    day.members.iter_mut().for_each(|member| member.place.is_live = true);
+    day.schedule = Schedule::whole(1_000, 1.0);
+    // Meant for before, within, and within; they come within, within, and after.
+    for (seq, sent_ns, now_ns) in [(1, 500, 2_000), (2, 2_000, 3_000), (3, 3_000, 1_000_001_000)] {
+        let message = day.mail.add(0, seq, 0, sent_ns);
+        let mut rest = Vec::new();
+        day.mail.write(&mut rest, message);
+        let (author, rest) = (world.user_name(0), String::from_utf8(rest).unwrap());
+        let entry = format!(r#"{{"type":"message:created","room":"r0","seq":{seq},"author":"{author}"{rest}}}"#);
+        stage.now_ns = now_ns;
+        day.on_entry(&stage, 1, seq, entry.as_bytes());
+        let send = DAY.iter().position(|(act, ..)| *act == Act::Send).unwrap() as u32;
+        day.on_ok(&mut stage, 0, send, seq, format!(r#"{{"type":"ok","id":{seq},"seq":{seq}}}"#).as_bytes());
+    }
+    assert_eq!((day.tally.acked_in_window, day.tally.delivered_in_window), (2, 2));
+    assert_eq!((day.meters.ack[0].len(), day.meters.delivery[0].len()), (2, 2), "latencies go by the intended time");
+    assert!(day.meters.delivery[0].max() >= 999_000_000);
+}
+
 fn failures_against(fault: Fault) -> Vec<String> {
     let url = format!("ws://{}", Fake::start(fault).address);
     // One room, so that everybody hears of everything.
