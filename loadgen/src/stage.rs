@@ -35,6 +35,11 @@ pub enum Event<'a> {
 pub trait Play {
     /// The connection in `slot` heard something.
     fn on(&mut self, stage: &mut Stage, slot: u32, event: Event<'_>);
+
+    /// When it has something to do next, whatever comes until then, ns; `None`: it only answers.
+    fn next_due_ns(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// What passed over all sockets.
@@ -245,7 +250,8 @@ impl Stage {
             if self.now_ns > end_ns {
                 return Err(format!("{what} was not done within {limit_s:.0} s"));
             }
-            self.turn(play, Duration::from_millis(2)).map_err(|error| format!("the ring failed: {error}"))?;
+            let pause = pause(play.next_due_ns(), self.world.now_ns());
+            self.turn(play, pause).map_err(|error| format!("the ring failed: {error}"))?;
         }
     }
 
@@ -387,6 +393,12 @@ impl Stage {
             Opcode::Binary => self.books.malformed += 1,
         }
     }
+}
+
+/// How long a script may sleep: no longer than until it has something to do.
+fn pause(due_ns: Option<u64>, now_ns: u64) -> Duration {
+    const LONGEST: Duration = Duration::from_millis(2);
+    due_ns.map_or(LONGEST, |due_ns| Duration::from_nanos(due_ns.saturating_sub(now_ns)).min(LONGEST))
 }
 
 /// Why nothing could be begun: nobody is there.

@@ -252,6 +252,12 @@ impl Herd {
 }
 
 impl Play for Herd {
+    fn next_due_ns(&self) -> Option<u64> {
+        let tries = self.later.iter().map(|(at_ns, _)| *at_ns);
+        let pacers = self.sending.iter().chain(&self.newcomers.pacer).map(Pacer::next_ns);
+        tries.chain(pacers).min()
+    }
+
     fn on(&mut self, stage: &mut Stage, slot: u32, event: Event<'_>) {
         match event {
             Event::Hello(_) if self.is_newcomer(slot) => {

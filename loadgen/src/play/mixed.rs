@@ -501,6 +501,11 @@ fn item_of(object: &[u8]) -> Option<u64> {
 }
 
 impl Play for Day {
+    fn next_due_ns(&self) -> Option<u64> {
+        let tries = self.later.iter().map(|(at_ns, _)| *at_ns);
+        tries.chain(self.pacer.as_ref().map(Pacer::next_ns)).min()
+    }
+
     fn on(&mut self, stage: &mut Stage, slot: u32, event: Event<'_>) {
         match event {
             Event::Hello(_) => {

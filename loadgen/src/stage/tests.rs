@@ -60,6 +60,13 @@ fn a_cut_connection_says_nothing_more_and_may_come_again() {
 }
 
 #[test]
+fn a_script_sleeps_no_longer_than_until_it_is_due() {
+    let micros = Duration::from_micros;
+    assert_eq!([None, Some(9_000_000)].map(|due| pause(due, 1_000_000)), [micros(2_000); 2]);
+    assert_eq!((pause(Some(1_300_000), 1_000_000), pause(Some(7), 1_000_000)), (micros(300), micros(0)));
+}
+
+#[test]
 fn nobody_there_ends_it_with_the_errno() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let std::net::SocketAddr::V4(address) = free.local_addr().unwrap() else { panic!("bound to IPv4") };

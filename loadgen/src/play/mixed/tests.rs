@@ -126,6 +126,7 @@ fn a_server_that_is_gone_is_not_hammered() {
         })
         .unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(4 * 50), "{:?}", begun.elapsed());
+    assert_eq!(day.next_due_ns(), day.later.first().map(|(at_ns, _)| *at_ns), "the next try");
     assert_eq!(day.ended, 0, "a try is no connection that was closed");
     day.members[1].is_greeted = true;
     day.on(&mut stage, 1, Event::Ended(0));
