@@ -23,6 +23,8 @@ struct Spread {
     low: f64,
     median: f64,
     high: f64,
+    /// How many there are.
+    count: usize,
 }
 
 impl Spread {
@@ -30,7 +32,7 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (low, high) = (*values.first()?, *values.last()?);
         let (a, b) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-        Some(Self { low, median: (a + b) / 2.0, high })
+        Some(Self { low, median: (a + b) / 2.0, high, count: values.len() })
     }
 }
 
@@ -91,37 +93,31 @@ fn write_table(out: &mut String, a: &[Report], b: &[Report]) -> std::fmt::Result
         }
         let what = if kind == Kind::Time { format!("{what}, ms") } else { what.to_owned() };
         write!(out, "{what:<38} {:>26} {:>26}", cell(of_a), cell(of_b))?;
-        let ratio = of_b.median / of_a.median;
-        let (low, high) = (of_b.low / of_a.high, of_b.high / of_a.low);
-        let range = format!("{low:.3}–{high:.3}");
-        match ratio.is_finite() && high.is_finite() {
-            true => writeln!(out, " {ratio:>8.3}  {range:<17} {}", verdict(kind, low, high, a.len().min(b.len())))?,
-            false => writeln!(out)?,
-        }
+        let ratios = match of_a.low > 0.0 && of_b.low > 0.0 {
+            true => {
+                let range = format!("{:.3}–{:.3}", of_b.low / of_a.high, of_b.high / of_a.low);
+                format!("{:>8.3}  {range:<17}", of_b.median / of_a.median)
+            }
+            false => format!("{:>8}  {:<17}", "–", "–"),
+        };
+        writeln!(out, " {ratios} {}", verdict(kind, of_a, of_b))?;
     }
     Ok(())
 }
 
-/// What the ratios of any run of B to any run of A say.
-fn verdict(kind: Kind, low: f64, high: f64, runs: usize) -> &'static str {
+/// What it says that every run of B is above, or below, every run of A.
+fn verdict(kind: Kind, a: Spread, b: Spread) -> &'static str {
     let more_is_better = kind == Kind::Rate;
-    match (low > 1.0, high < 1.0) {
-        _ if runs < 3 => "too few runs to tell (3 a side)",
+    match (b.low > a.high, b.high < a.low) {
+        _ if a.count.min(b.count) < 3 => "too few runs to tell (3 a side)",
         // Which way is better, only the reader knows.
         (true, _) if kind == Kind::Own => "higher",
         (_, true) if kind == Kind::Own => "lower",
-        (true, _) => {
-            if more_is_better {
+        (is_more, is_less) if is_more || is_less => {
+            if is_more == more_is_better {
                 "better"
             } else {
                 "worse"
-            }
-        }
-        (_, true) => {
-            if more_is_better {
-                "worse"
-            } else {
-                "better"
             }
         }
         _ => "within the noise",
@@ -167,9 +163,30 @@ mod tests {
         assert!(line(&[1.0, 2.0, 3.0], &[2.5, 2.6, 2.7]).ends_with("within the noise"));
         assert!(line(&[1.0], &[2.0]).ends_with("too few runs to tell (3 a side)"));
         assert_eq!(Spread::of(vec![1.0, 3.0]).unwrap().median, 2.0);
-        assert_eq!(verdict(Kind::Rate, 1.1, 1.2, 3), "better", "of rates more is better");
+        let (less, more) = (Spread::of(vec![1.0, 1.1, 1.2]).unwrap(), Spread::of(vec![1.3, 1.4, 1.5]).unwrap());
+        assert_eq!(verdict(Kind::Rate, less, more), "better", "of rates more is better");
+        assert_eq!(verdict(Kind::Rate, more, less), "worse");
         let own = compare(&runs(&[1.0, 1.1, 1.2]), &runs(&[2.0, 2.1, 2.2])).unwrap();
         assert!(own.lines().any(|line| line.starts_with("all_back") && line.ends_with(" higher")), "{own}");
+    }
+
+    #[test]
+    fn what_has_no_ratio_is_judged_all_the_same() {
+        let from_nothing = line(&[0.0, 0.0, 0.0], &[1.0, 1.1, 1.2]);
+        assert!(from_nothing.contains(" –  ") && from_nothing.ends_with(" worse"), "{from_nothing}");
+        assert!(line(&[1.0, 1.1, 1.2], &[0.0, 0.0, 0.5]).ends_with(" better"));
+        let slopes = compare(&runs(&[-3.0, -2.0, -1.0]), &runs(&[1.0, 2.0, 3.0])).unwrap();
+        assert!(slopes.lines().any(|line| line.starts_with("all_back") && line.ends_with(" higher")), "{slopes}");
+        assert!(line(&[0.0, 0.0, 0.0], &[0.0, 0.0, 0.0]).ends_with("within the noise"));
+    }
+
+    #[test]
+    fn runs_without_the_figure_are_no_runs_of_it() {
+        let mut b = runs(&[2.0, 2.1, 2.2]);
+        b[0].server.as_mut().unwrap().cpu_s_per_million_deliveries = None;
+        let table = compare(&runs(&[1.0, 1.1, 1.2]), &b).unwrap();
+        let line = table.lines().find(|line| line.contains("per million")).unwrap();
+        assert!(line.ends_with("too few runs to tell (3 a side)"), "{line}");
     }
 
     #[test]
