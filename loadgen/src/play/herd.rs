@@ -374,8 +374,10 @@ fn course(theatre: &mut Theatre, verdict: &mut Verdict, herd: &mut Herd) -> Resu
 fn tell(verdict: &mut Verdict, herd: &Herd) {
     if herd.return_ns > 0 {
         let back = Latency::of(&herd.back);
-        verdict.figure("back_p50", back.p50_ms / 1e3, "s");
-        verdict.figure("back_p99", back.p99_ms / 1e3, "s");
+        if back.count > 0 {
+            verdict.figure("back_p50", back.p50_ms / 1e3, "s");
+            verdict.figure("back_p99", back.p99_ms / 1e3, "s");
+        }
         verdict.figure("resumed", herd.tally.recovered as f64, "from their cursor");
         verdict.figure("resumed_entries", herd.tally.resumed_entries as f64, "entries that they had missed");
     }
@@ -480,6 +482,22 @@ mod tests {
 
     fn figure(report: &Report, name: &str) -> f64 {
         report.figures.iter().find(|figure| figure.name == name).unwrap().value
+    }
+
+    #[test]
+    fn a_herd_that_never_came_back_has_no_time_of_return() {
+        let all = ["antiphon-load", "herd", "--secret", "s", "--clients", "12", "--rooms-of", "4"];
+        let Scenario::Herd(args) = Cli::scenario_of(all) else { panic!("herd was asked for") };
+        let mut herd = Herd::new(args, |room| format!("r{room}"));
+        herd.return_ns = 1;
+        let has_time = |herd: &Herd| {
+            let mut verdict = Verdict::default();
+            tell(&mut verdict, herd);
+            verdict.figures.iter().any(|figure| figure.name.starts_with("back_"))
+        };
+        assert!(!has_time(&herd));
+        herd.back.saturating_record(2_000_000);
+        assert!(has_time(&herd));
     }
 
     #[test]

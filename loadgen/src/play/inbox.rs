@@ -412,27 +412,12 @@ fn course(theatre: &mut Theatre, verdict: &mut Verdict, post: &mut Post) -> Resu
     for user in 0..at_rest {
         come_alone(theatre, post, user)?;
     }
-    if at_rest > 0 {
-        let whole = Latency::of(&post.whole);
-        verdict.figure("whole_inbox_p50", whole.p50_ms, "ms from connect to the last item, at rest");
-        verdict.figure("whole_inbox_max", whole.max_ms, "ms");
-        let held = if whole.p50_ms < AT_REST_MS { "within" } else { "above" };
-        verdict.note(format!(
-            "a whole inbox at rest takes {:.1} ms (p50): {held} the goal of {AT_REST_MS} ms",
-            whole.p50_ms
-        ));
-    }
+    tell_whole(verdict, &post.whole);
 
     theatre.say("the others come at once");
+    let before = post.acked;
     let deliver_s = deliver(theatre, post, at_rest)?;
-    let delivered = u64::from(args.users - at_rest) * u64::from(args.items);
-    if delivered > 0 {
-        verdict.figure("delivered_per_second", delivered as f64 / deliver_s, "items/s, received and acknowledged");
-    }
-    if let Some(cpu_s) = theatre.server_cpu_s() {
-        let each = cpu_s * 1e6 / post.all() as f64;
-        verdict.figure("server_cpu_per_item", each, "µs, queued, delivered and acknowledged");
-    }
+    tell_rates(verdict, post, post.acked - before, deliver_s, theatre.server_cpu_s());
 
     // Whoever comes again finds nothing.
     post.received_when_done = Some(post.received);
@@ -442,6 +427,33 @@ fn course(theatre: &mut Theatre, verdict: &mut Verdict, post: &mut Post) -> Resu
     (0..args.users).for_each(|user| stage.open(user));
     stage.until(post, 120.0, "the second coming", |_, stage| stage.pending() == 0)?;
     stage.pass(post, 1.5)
+}
+
+/// How long an inbox took that came whole and by itself; nothing where none did.
+fn tell_whole(verdict: &mut Verdict, whole: &Histogram<u64>) {
+    let whole = Latency::of(whole);
+    if whole.count == 0 {
+        return;
+    }
+    verdict.figure("whole_inbox_p50", whole.p50_ms, "ms from connect to the last item, at rest");
+    verdict.figure("whole_inbox_max", whole.max_ms, "ms");
+    let held = if whole.p50_ms < AT_REST_MS { "within" } else { "above" };
+    verdict
+        .note(format!("a whole inbox at rest takes {:.1} ms (p50): {held} the goal of {AT_REST_MS} ms", whole.p50_ms));
+}
+
+/// What a second and an item cost, of what was acknowledged; nothing where a connection ended, and with it the work.
+fn tell_rates(verdict: &mut Verdict, post: &Post, delivered: u64, deliver_s: f64, cpu_s: Option<f64>) {
+    if post.wrong.ended > 0 {
+        return;
+    }
+    if delivered > 0 {
+        verdict.figure("delivered_per_second", delivered as f64 / deliver_s, "items/s, received and acknowledged");
+    }
+    if let Some(cpu_s) = cpu_s.filter(|_| post.acked > 0) {
+        let each = cpu_s * 1e6 / post.acked as f64;
+        verdict.figure("server_cpu_per_item", each, "µs, queued, delivered and acknowledged");
+    }
 }
 
 /// What is known, however far it went.
@@ -568,6 +580,26 @@ mod tests {
         assert_eq!(judged(&post), ["1 items for users who had acknowledged all"]);
         (post.received_when_done, post.wrong.again_after_ack) = (None, 2);
         assert_eq!(judged(&post), ["2 items that came again after their ack was answered"]);
+    }
+
+    #[test]
+    fn what_did_not_come_has_no_figure() {
+        let names = |post: &Post, delivered| {
+            let mut verdict = Verdict::default();
+            tell_whole(&mut verdict, &post.whole);
+            tell_rates(&mut verdict, post, delivered, 2.0, Some(1.0));
+            assert_eq!(verdict.notes.is_empty(), post.whole.is_empty(), "{:?}", verdict.notes);
+            verdict.figures.iter().map(|figure| (figure.name.to_string(), figure.value)).collect::<Vec<_>>()
+        };
+        let mut post = post(2);
+        assert!(names(&post, 0).is_empty());
+        post.acked = 4;
+        let figures = [("delivered_per_second".to_owned(), 1.0), ("server_cpu_per_item".to_owned(), 250_000.0)];
+        assert_eq!(names(&post, 2), figures);
+        post.wrong.ended = 1;
+        assert!(names(&post, 2).is_empty(), "the server closed: what was done is not what was asked for");
+        post.whole.saturating_record(5_000_000);
+        assert_eq!(names(&post, 2).len(), 2, "an inbox that came whole did");
     }
 
     fn filled_by(fault: Fault) -> Vec<String> {

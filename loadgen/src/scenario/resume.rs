@@ -33,10 +33,12 @@ pub fn findings(cast: &Cast, outcome: &Outcome) -> Findings {
         "{} of {dropped} closed their gap from the cursor ({} entries), {} were told to load history instead",
         tally.recovered, tally.resumed_entries, tally.not_recovered
     ));
-    findings.notes.push(format!(
-        "back in their rooms after p50 {:.1}, p99 {:.1}, at most {:.1} ms",
-        back.p50_ms, back.p99_ms, back.max_ms
-    ));
+    if back.count > 0 {
+        findings.notes.push(format!(
+            "back in their rooms after p50 {:.1}, p99 {:.1}, at most {:.1} ms",
+            back.p50_ms, back.p99_ms, back.max_ms
+        ));
+    }
     if tally.recovered + tally.not_recovered < dropped {
         let missing = dropped - tally.recovered - tally.not_recovered;
         findings.failures.push(format!("{missing} connections did not resume"));
@@ -85,6 +87,8 @@ mod tests {
             let tally = Tally { recovered, not_recovered, ..Tally::default() };
             findings(&cast, &outcome(tally, 3)).failures.len()
         };
+        let nobody = findings(&cast, &outcome(Tally::default(), 3));
+        assert!(!nobody.notes.iter().any(|note| note.contains("back in their rooms")), "{:?}", nobody.notes);
         assert_eq!((count(18, 0), count(17, 0), count(17, 1), count(0, 0)), (0, 1, 1, 1));
     }
 }
