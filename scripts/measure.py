@@ -14,7 +14,8 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+BIN = TARGET / "release"
 ANTIPHON = str(BIN / "antiphon")
 
 BODY = ["--body-bytes", "128", "--warmup", "2"]
@@ -43,8 +44,9 @@ def antiphon(data, shards=1, server=ANTIPHON, extra=()):
 
 @contextlib.contextmanager
 def folder():
-    """An empty folder for a run, gone after it."""
-    path = pathlib.Path(tempfile.mkdtemp(prefix="antiphon-bench-"))
+    """An empty folder for a run, gone after it. On the disk of the build: where the system keeps temporary files may be memory."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    path = pathlib.Path(tempfile.mkdtemp(prefix="antiphon-bench-", dir=TARGET))
     try:
         yield path
     finally:
@@ -52,8 +54,9 @@ def folder():
 
 
 def environment():
-    """A secret that server and tool share."""
-    return {**os.environ, "ANTIPHON_JWT_SECRET": secrets.token_hex(32)}
+    """A secret that server and tool share; no other setting comes from outside."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+    return clean | {"ANTIPHON_JWT_SECRET": secrets.token_hex(32)}
 
 
 def allow_many_files():
@@ -63,10 +66,14 @@ def allow_many_files():
 
 
 @contextlib.contextmanager
-def serving(command, env, cores="0"):
-    """A server, Antiphon or a peer, until the end of the block: its address, its control address (none: a peer), its process's number."""
+def serving(command, env, data, cores="0"):
+    """A server, Antiphon or a peer, until the end of the block: its address, its control address (none: a peer), its process's number.
+    It runs in the run's folder, so that it reads no `config.toml` of wherever this was started."""
+    program, *arguments = command
+    if os.sep in program:
+        program = os.path.abspath(program)
     # `taskset` becomes the server: its process is the one that is measured.
-    process = subprocess.Popen(["taskset", "-c", cores, *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(["taskset", "-c", cores, program, *arguments], env=env, cwd=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         url = control = None
         for line in process.stdout:
