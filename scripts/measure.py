@@ -146,6 +146,24 @@ def spread(values, digits=2):
     return f"{middle} ({low}–{high})" if len(values) > 1 else middle
 
 
+#: Figures that say something of the tool where it was the limit.
+OF_THE_PACE = {"rate", "ack p50", "ack p99", "p50", "p99"}
+MARK = "†"
+
+
+def cell(runs, name):
+    """A figure of some runs for a table, marked where the tool set the pace in any of them."""
+    text = spread([run[name] for run in runs], TITLES[name][1])
+    has_value = any(run[name] is not None for run in runs)
+    return text + MARK if has_value and name in OF_THE_PACE and any(run["limited"] for run in runs) else text
+
+
+def footnote(is_marked):
+    """What the mark means, under tables in which it stands."""
+    if is_marked:
+        print(f"\n{MARK} in some run the tool, not the server, set the pace: the server can do more; its cost per delivery still holds.")
+
+
 def ratios(runs, ours, name):
     """Each run to the one of ours beside it in time: what the machine did to both falls out."""
     pairs = [theirs[name] / mine[name] for theirs, mine in zip(runs, ours) if mine[name]]
@@ -153,8 +171,9 @@ def ratios(runs, ours, name):
 
 
 def table(head, rows):
-    """A table as Markdown."""
+    """A table as Markdown. True when a cell of it is marked."""
     print(f"| {' | '.join(head)} |")
     print("|---" * len(head) + "|")
     for row in rows:
         print(f"| {' | '.join(map(str, row))} |")
+    return any(MARK in str(value) for row in rows for value in row)
