@@ -1,6 +1,6 @@
 //! Joining, leaving, and what others do to a membership. Who may do what is the sequencer's.
 
-use antiphon::engine::event::Entry;
+use antiphon::engine::event::{Entry, ReadReply};
 use antiphon::engine::limits::Limits;
 use antiphon::protocol::command::Manage;
 use antiphon::protocol::ids::{Role, RoomKind, RoomName};
@@ -426,4 +426,46 @@ fn who_is_put_out_in_the_batch_of_their_join_is_refused() {
         b unpark
         "#,
     );
+}
+
+#[test]
+fn who_is_put_out_while_their_join_reads_the_store_is_refused() {
+    let mut table = Table::with(Limits { recent_bytes_max: 0, ..Limits::default() });
+    table.has("a", "alice");
+    table.joins("a", "general");
+    table.sends("a", "general", "m2");
+    table.has("b", "bob");
+    let join = |id| format!(r#"{{"type":"room:join","id":{id},"room":"general","since":{{"epoch":"e1","seq":1}}}}"#);
+    // The join itself, and then that of a member who listens already.
+    table.says("b", &join(1)).whatever();
+    table.commit().whatever();
+    let first = put_out_meanwhile(&mut table);
+    table.hand_over(first).gives(
+        r#"
+        b ! {"type":"error","id":1,"code":103,"error":"permission_denied","message":"you were put out of this room at once","temporary":false,"retry_after_ms":0}
+        b unpark
+        "#,
+    );
+    assert_eq!(table.engine.stats().subscriptions, 1, "alice only");
+    table.joins("b", "general");
+    assert_eq!(table.engine.stats().subscriptions, 2);
+    table.says("b", &join(2)).whatever();
+    let second = put_out_meanwhile(&mut table);
+    table.hand_over(second).gives(
+        r#"
+        b ! {"type":"error","id":2,"code":103,"error":"permission_denied","message":"you were put out of this room at once","temporary":false,"retry_after_ms":0}
+        b unpark
+        "#,
+    );
+    assert_eq!(table.engine.stats().subscriptions, 1);
+    table.says("a", r#"{"type":"message:send","room":"general","body":"alone"}"#).whatever();
+    table.commit().only(&["b"]).gives_nothing();
+}
+
+/// Alice kicks bob, whose join waits for a page: the page as it was read before.
+fn put_out_meanwhile(table: &mut Table) -> ReadReply {
+    let page = table.read_one();
+    table.says("a", r#"{"type":"room:kick","room":"general","user":"bob"}"#).whatever();
+    table.commit().whatever();
+    page
 }

@@ -60,7 +60,7 @@ impl Shard {
         let call = Call { conn, id: id.cloned() };
         let since = since.map(|cursor| OwnedCursor { epoch: Epoch::new(cursor.epoch), seq: cursor.seq });
         if let Some(idx) = self.rooms.find(room).filter(|idx| self.is_member(conn, *idx)) {
-            if self.subscribe(call, idx, since, filter.cloned())? == Answer::Later {
+            if self.subscribe(call, idx, since, filter.cloned(), true)? == Answer::Later {
                 self.cx.out.list.push(Output::Park { conn, again: false });
             }
             return Ok(());
@@ -102,10 +102,8 @@ impl Shard {
         let id = call.id.clone();
         let result = match self.rooms.find(room.as_str()) {
             // A later entry of the same batch put them out again.
-            Some(idx) if !self.is_member(conn, idx) => {
-                Err(Refusal::new(ErrorCode::PermissionDenied, "you were put out of this room at once"))
-            }
-            Some(idx) => self.subscribe(call, idx, since, filter),
+            Some(idx) if !self.is_member(conn, idx) => Err(put_out()),
+            Some(idx) => self.subscribe(call, idx, since, filter, true),
             // The user was a member already by the store, and is not loaded with it here: only a
             // session that ended meanwhile leaves that.
             None => Err(Refusal::new(ErrorCode::Internal, "the room is not loaded").retry_after(100)),
@@ -255,7 +253,7 @@ impl Shard {
         self.cx.out.list.push(Output::Unpark(call.conn));
     }
 
-    fn is_member(&self, conn: ConnKey, idx: RoomIdx) -> bool {
+    pub(super) fn is_member(&self, conn: ConnKey, idx: RoomIdx) -> bool {
         let Some(session) = self.sessions.get(conn) else { return false };
         self.users.get(session.user).role(self.rooms.get(idx).key).is_some_and(Role::is_member)
     }
@@ -272,4 +270,9 @@ impl Shard {
         let user = session.map(|session| self.users.get(session.user).name.clone());
         user.ok_or_else(|| Refusal::new(ErrorCode::Unauthorized, "the session is over"))
     }
+}
+
+/// Somebody put them out while they came in: a join leaves nobody listening who is no member.
+pub(super) fn put_out() -> Refusal {
+    Refusal::new(ErrorCode::PermissionDenied, "you were put out of this room at once")
 }

@@ -160,4 +160,6 @@ pub struct Resume {
     pub filter: Option<Arc<Filter>>,
     /// Entries at the end that the filter hides and that `json` does not tell of yet.
     pub hidden: Option<filter::Hidden>,
+    /// Part of a join: for members only, whatever the room's kind.
+    pub is_join: bool,
 }

@@ -14,6 +14,7 @@ use super::super::shard::Shard;
 use super::super::sync;
 use super::super::users::Users;
 use super::filter::Hidden;
+use super::membership::put_out;
 use super::{Call, OwnedCursor, Resume, Waiting};
 use crate::protocol::command::{CommandId, Cursor};
 use crate::protocol::encode::{self, field_integer, field_raw, field_string, string};
@@ -49,13 +50,14 @@ impl Shard {
     ) -> Result<(), Refusal> {
         let Some(idx) = self.find_room(conn, room, Want::Read)? else { return Ok(()) };
         let since = since.map(|cursor| OwnedCursor { epoch: Epoch::new(cursor.epoch), seq: cursor.seq });
-        if self.subscribe(Call { conn, id: id.cloned() }, idx, since, filter.cloned())? == Answer::Later {
+        if self.subscribe(Call { conn, id: id.cloned() }, idx, since, filter.cloned(), false)? == Answer::Later {
             self.cx.out.list.push(Output::Park { conn, again: false });
         }
         Ok(())
     }
 
     /// Subscribes, or begins to. Parks nobody: the caller knows whether the connection is parked.
+    /// A join (`is_join`) is of a member, and is refused should they be put out while the store is read.
     ///
     /// # Errors
     /// No right, too many subscriptions, a cursor ahead of the log, or too busy to read.
@@ -65,6 +67,7 @@ impl Shard {
         idx: RoomIdx,
         since: Option<OwnedCursor>,
         filter: Option<Arc<Filter>>,
+        is_join: bool,
     ) -> Result<Answer, Refusal> {
         self.check_right(call.conn, idx, Want::Read)?;
         let Some(session) = self.sessions.get(call.conn) else { return Ok(Answer::Given) };
@@ -82,7 +85,8 @@ impl Shard {
             return Ok(self.listen(&call, idx, filter, &Replay::None));
         }
         let room = self.rooms.get(idx).key;
-        let resume = Resume { call, room, upto: cursor.seq, json: Vec::new(), events: 0, filter, hidden: None };
+        let upto = cursor.seq;
+        let resume = Resume { call, room, upto, json: Vec::new(), events: 0, filter, hidden: None, is_join };
         self.go_on_resuming(resume)
     }
 
@@ -155,6 +159,7 @@ impl Shard {
         let conn = resume.call.conn;
         let call = Call { conn, id: resume.call.id.clone() };
         let result = match (self.rooms.find_key(resume.room), self.sessions.get(conn)) {
+            (Some(idx), Some(_)) if resume.is_join && !self.is_member(conn, idx) => Err(put_out()),
             (Some(idx), Some(session)) => {
                 let reader = viewer(&self.users, session, resume.room);
                 let room_json = self.rooms.get(idx).json();
