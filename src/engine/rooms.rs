@@ -10,7 +10,7 @@ use super::event::{ConnKey, DELETED_MAX, RoomRow};
 use super::sweep::Sweep;
 use super::sync::RecentRun;
 use super::tally::Tally;
-use super::users::Standing;
+use super::users::{Standing, UserIdx};
 use crate::protocol::encode;
 use crate::protocol::filter::Filter;
 use crate::protocol::ids::{Position, RoomKey, RoomKind, RoomName, Seq, UnixMillis};
@@ -45,8 +45,8 @@ pub struct Room {
     pub subscribers: Vec<ConnKey>,
     /// The filters of the last subscribers, in their order. Mostly empty.
     pub filters: Vec<Arc<Filter>>,
-    /// Loaded users who are members here.
-    pub standings: u32,
+    /// Loaded users who are members here, ascending: see [`Room::note_member`].
+    pub standings: Vec<UserIdx>,
     /// Where recent entries are, ascending.
     pub recent: VecDeque<RecentRun>,
     /// Since when nobody is interested.
@@ -66,7 +66,7 @@ impl Room {
             loaded_at,
             subscribers: Vec::new(),
             filters: Vec::new(),
-            standings: 0,
+            standings: Vec::new(),
             recent: VecDeque::new(),
             idle_since: now,
         }
@@ -87,6 +87,17 @@ impl Room {
         }
     }
 
+    /// A loaded user is a member now, or no more; also one who is unloaded is none, since another may get their index.
+    pub fn note_member(&mut self, user: UserIdx, is_member: bool) {
+        match (self.standings.binary_search(&user), is_member) {
+            (Err(at), true) => self.standings.insert(at, user),
+            (Ok(at), false) => {
+                self.standings.remove(at);
+            }
+            (Ok(_), true) | (Err(_), false) => {}
+        }
+    }
+
     /// Messages behind a user's read cursor. Tombstones do not count.
     pub fn unread(&self, standing: &Standing) -> u64 {
         let behind = self.deleted.len() - self.deleted.partition_point(|seq| *seq <= standing.read);
@@ -95,7 +106,7 @@ impl Room {
 
     /// True when nothing needs it loaded.
     pub fn is_idle(&self) -> bool {
-        self.subscribers.is_empty() && self.standings == 0
+        self.subscribers.is_empty() && self.standings.is_empty()
     }
 
     /// Those who want everything: they are sent whole runs as they are.
@@ -255,5 +266,29 @@ impl Rooms {
         let is_idle = |room: &Room| room.is_idle() && room.idle_since < before;
         let part = self.sweep.next(self.slots.len());
         part.filter(|at| self.slots[*at].as_deref().is_some_and(is_idle)).map(|at| RoomIdx(at as u32)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_stand_once_and_ascending() {
+        let name = RoomName::parse("one").unwrap();
+        let (key, kind, tally) = (RoomKey(1), RoomKind::Public, Tally::default());
+        let mut room = Room::new(RoomRow { key, name, kind, title: None, head: 1, members: 0, tally }, 1, 5);
+        for user in [7, 2, 9, 2] {
+            room.note_member(UserIdx(user), true);
+        }
+        assert_eq!(room.standings, [UserIdx(2), UserIdx(7), UserIdx(9)]);
+        assert!(!room.is_idle());
+        for user in [7, 7, 3] {
+            room.note_member(UserIdx(user), false);
+        }
+        assert_eq!(room.standings, [UserIdx(2), UserIdx(9)]);
+        room.note_member(UserIdx(2), false);
+        room.note_member(UserIdx(9), false);
+        assert!(room.is_idle());
     }
 }

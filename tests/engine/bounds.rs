@@ -73,6 +73,22 @@ fn a_users_message_rate_counts_over_all_connections() {
 }
 
 #[test]
+fn watches_of_rooms_count_as_messages() {
+    let user_rate = Rate { per_second: 1, burst: 2 };
+    let mut table = Table::with(Limits { user_rate, ..Limits::default() });
+    table.has("a", "alice");
+    table.joins("a", "general");
+    let watch = r#"{"type":"presence:subscribe","id":1,"room":"general"}"#;
+    assert!(table.says("a", watch).has(r#""type":"ok""#));
+    table.says("a", r#"{"type":"presence:unsubscribe","room":"general"}"#).gives_nothing();
+    table.says("a", watch).gives(
+        r#"
+        a ! {"type":"error","id":1,"code":111,"error":"rate_limited","message":"too many watches of rooms","temporary":true,"retry_after_ms":1000}
+        "#,
+    );
+}
+
+#[test]
 fn changes_of_members_count_as_messages_and_a_full_room_as_a_hundred() {
     let mut table = Table::new();
     table.has("a", "alice");

@@ -190,6 +190,61 @@ fn a_room_is_watched_as_long_as_one_may() {
     assert_eq!((table.engine.stats().presence_watches, table.engine.stats().presence_cards), (0, 0));
 }
 
+/// Who is in the snapshot for someone who begins to watch `one`, and what they are.
+fn shown(table: &mut Table) -> String {
+    let line = table.says("w", r#"{"type":"presence:subscribe","id":1,"room":"one"}"#).0.remove(0);
+    table.says("w", r#"{"type":"presence:unsubscribe","room":"one"}"#).gives_nothing();
+    let of_users = line.split(r#""user":""#).skip(1).map(|part| part.split('"').next().unwrap());
+    let counts = line.split(r#""counts":"#).nth(1).map_or("", |counts| counts.trim_end_matches("}}"));
+    format!("{}{counts}", of_users.collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn who_begins_to_watch_sees_the_members_of_now() {
+    for presence_room_max in [0, 1_000] {
+        let mut table = Table::with(Limits { presence_room_max, idle_unload_ms: 1_000, ..Limits::default() });
+        let is_counted = presence_room_max == 0;
+        let sees = |table: &mut Table, users: &str| {
+            let online = users.split_whitespace().count();
+            let counts = format!(r#"{{"online":{online},"away":0,"busy":0"#);
+            // Whoever came or went is looked at in the next tick.
+            table.passes(100).whatever();
+            assert_eq!(shown(table), if is_counted { counts } else { users.to_owned() });
+        };
+        for (conn, name) in [("w", "walter"), ("a", "alice"), ("b", "bob"), ("c", "carol"), ("d", "dave")] {
+            table.has(conn, name);
+        }
+        for conn in ["a", "b", "c", "d"] {
+            table.joins(conn, "one");
+        }
+        table.joins("d", "two");
+        sees(&mut table, "alice bob carol dave");
+        for (conn, act) in [
+            ("b", r#"{"type":"room:leave","room":"one"}"#),
+            ("a", r#"{"type":"room:kick","room":"one","user":"carol"}"#),
+            ("a", r#"{"type":"room:ban","room":"one","user":"dave"}"#),
+        ] {
+            table.says(conn, act).whatever();
+            table.settle();
+        }
+        sees(&mut table, "alice");
+        table.joins("b", "one");
+        sees(&mut table, "alice bob");
+        // Unloaded, and another in their place; then loaded again.
+        table.closes("b").whatever();
+        for _ in 0..12 {
+            table.passes(5_000).whatever();
+            ["w", "a", "c", "d"].iter().for_each(|conn| table.is_heard(conn));
+        }
+        assert_eq!(table.engine.stats().users_loaded, 4);
+        sees(&mut table, "alice");
+        table.has("e", "erin");
+        sees(&mut table, "alice");
+        table.has("b2", "bob");
+        sees(&mut table, "alice bob");
+    }
+}
+
 #[test]
 fn a_large_room_is_only_counted() {
     let mut table = Table::with(Limits { presence_room_max: 1, ..Limits::default() });

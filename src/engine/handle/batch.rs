@@ -193,7 +193,9 @@ impl Shard {
         let difference = self.users.get_mut(user).set_role(run.room, change.role, (seq, change.counted));
         if let Some(idx) = idx {
             let room = self.rooms.get_mut(idx);
-            room.standings = room.standings.saturating_add_signed(difference);
+            if difference != 0 {
+                room.note_member(user, difference > 0);
+            }
             room.touch(self.cx.now);
         }
         self.note_membership(user, run.room, ends_membership(change));

@@ -136,7 +136,7 @@ impl Shard {
                 None => self.add_room(row, at),
             };
             let room = self.rooms.get_mut(idx);
-            room.standings += 1;
+            room.note_member(user, true);
             deleted.into_iter().for_each(|seq| room.note_deleted(seq));
         }
         standings.sort_unstable_by_key(|s| s.room);
@@ -259,7 +259,7 @@ impl Shard {
             let standings = self.users.remove(user).map(|user| user.standings).unwrap_or_default();
             for standing in standings.iter().filter(|standing| standing.role.is_member()) {
                 if let Some(room) = self.rooms.get_key_mut(standing.room) {
-                    room.standings -= 1;
+                    room.note_member(user, false);
                     room.touch(now);
                 }
             }

@@ -151,6 +151,8 @@ impl Shard {
         if watches.is_some_and(|w| !w.rooms.contains(&key) && w.rooms.len() >= WATCHED_ROOMS_MAX) {
             return Err(Refusal::new(ErrorCode::LimitExceeded, "a connection watches at most 16 rooms"));
         }
+        // Every shard is asked for the members that it has.
+        self.take_user_tokens(call.conn, 1, "too many watches of rooms")?;
         self.begin_watching();
         let mut parts = BTreeMap::new();
         if self.presence.watching.watch_room(call.conn, key, &name, is_counted) {

@@ -15,7 +15,7 @@ use super::super::timers::Timer;
 use super::super::users::{User, UserIdx};
 use crate::protocol::command::Status;
 use crate::protocol::encode::field_string;
-use crate::protocol::ids::{RoomKey, UserId};
+use crate::protocol::ids::{Role, RoomKey, UserId};
 
 /// Counts of large rooms are told at most once in so long, ms.
 const COUNTS_MS: u64 = 1_000;
@@ -102,7 +102,12 @@ impl Shard {
             }
         }
         if of.rooms.values().any(|is_counted| !is_counted) {
-            for user in self.users.iter().filter(|user| user.presence.shown != Status::Offline) {
+            let detailed = of.rooms.iter().filter(|(_, is_counted)| !**is_counted);
+            let mut members: Vec<UserIdx> = detailed.flat_map(|(room, _)| self.members_here(*room)).copied().collect();
+            members.sort_unstable();
+            members.dedup();
+            let users = members.into_iter().map(|idx| self.users.get(idx));
+            for user in users.filter(|user| user.presence.shown != Status::Offline) {
                 let rooms = rooms_for(user, known);
                 if rooms.iter().any(|room| of.rooms.contains_key(room)) && !of.users.contains(&user.name) {
                     entries.push(Entry { card: self.card(user), rooms });
@@ -238,26 +243,35 @@ impl Shard {
         }
     }
 
-    /// Present members of these rooms among this shard's users, in one pass over them.
+    /// This shard's users who are members of a room, ascending.
+    fn members_here(&self, room: RoomKey) -> &[UserIdx] {
+        let members = self.rooms.find_key(room).map_or(&[][..], |idx| &self.rooms.get(idx).standings);
+        debug_assert!(
+            self.users
+                .indices()
+                .into_iter()
+                .filter(|idx| self.users.get(*idx).role(room).is_some_and(Role::is_member))
+                .eq(members.iter().copied()),
+            "a room lists the loaded users who have it among their memberships"
+        );
+        members
+    }
+
+    /// Present members of these rooms among this shard's users.
     fn count_rooms(&self, rooms: &BTreeSet<RoomKey>) -> BTreeMap<RoomKey, Counts> {
-        let mut counts: BTreeMap<RoomKey, Counts> = rooms.iter().map(|room| (*room, [0; 3])).collect();
-        if counts.is_empty() {
-            return counts;
-        }
-        for user in self.users.iter() {
-            let at = match user.presence.shown {
-                Status::Online => 0,
-                Status::Away => 1,
-                Status::Busy => 2,
-                Status::Offline => continue,
-            };
-            for standing in user.standings.iter().filter(|standing| standing.role.is_member()) {
-                if let Some(counts) = counts.get_mut(&standing.room) {
-                    counts[at] += 1;
+        let count = |room: &RoomKey| {
+            let mut counts: Counts = [0; 3];
+            for user in self.members_here(*room) {
+                match self.users.get(*user).presence.shown {
+                    Status::Online => counts[0] += 1,
+                    Status::Away => counts[1] += 1,
+                    Status::Busy => counts[2] += 1,
+                    Status::Offline => {}
                 }
             }
-        }
-        counts
+            (*room, counts)
+        };
+        rooms.iter().map(count).collect()
     }
 
     fn on_probe(&mut self, from: ShardId, interest: u64, held: u64) {
