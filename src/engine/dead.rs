@@ -223,6 +223,7 @@ fn ended(mut out: Vec<u8>) -> Box<str> {
 pub fn name_of(entry: &Entry) -> &'static str {
     match entry {
         Entry::Message(_) => "message",
+        Entry::Repeat { .. } => "repeat",
         Entry::CreateRoom { .. } => "create_room",
         Entry::Join { .. } => "join",
         Entry::Leave { .. } => "leave",
@@ -245,6 +246,7 @@ pub fn name_of(entry: &Entry) -> &'static str {
 pub fn user_of(entry: &Entry) -> Option<&UserId> {
     match entry {
         Entry::Message(message) => Some(&message.author),
+        Entry::Repeat { author, .. } => Some(author),
         Entry::CreateRoom { creator, .. } => Some(creator),
         Entry::Join { user, .. }
         | Entry::Leave { user, .. }

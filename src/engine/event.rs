@@ -76,6 +76,16 @@ pub struct Append {
 pub enum Entry {
     /// A message into a room that exists.
     Message(NewMessage),
+    /// A message whose author may not write there, perhaps no more: acknowledged when it repeats one
+    /// that stands, else refused with `permission_denied`. Never an entry of the log.
+    Repeat {
+        /// Where it was sent.
+        room: RoomKey,
+        /// Who sent it.
+        author: UserId,
+        /// By what it is known.
+        client_id: Box<str>,
+    },
     /// A new room. Refused with `conflict` when the name is taken.
     CreateRoom {
         /// Its name.

@@ -166,6 +166,9 @@ const AHEAD: usize = 16;
 /// along the log in ordinary life. A clock that goes back further was wrong before, and is followed.
 pub const CLOCK_SLACK_MS: u64 = 5_000;
 
+/// What those are told who may not do in a room what they ask for.
+pub const NOT_ALLOWED: &str = "not allowed in this room";
+
 /// True when someone with `role` may write into a room of this kind: anybody who is not banned into
 /// a public one, members only into the others.
 pub fn may_write(kind: RoomKind, role: Option<Role>) -> bool {
@@ -417,6 +420,9 @@ impl<F: Facts> Turn<'_, F> {
             ahead.extend(appends.by_ref().take(AHEAD).map(|append| {
                 let pair = match &append.entry {
                     Entry::Message(message) => self.core.pair_of(message),
+                    Entry::Repeat { author, client_id, .. } if self.core.dedupe.is_on() => {
+                        Some(self.core.dedupe.hash(author.as_str(), client_id))
+                    }
                     _ => None,
                 };
                 (append, pair)
@@ -440,6 +446,7 @@ impl<F: Facts> Turn<'_, F> {
         } else {
             match entry {
                 Entry::Message(message) => self.message(message, pair, seen),
+                Entry::Repeat { room, .. } => self.repeat(room, pair),
                 Entry::CreateRoom { room, kind, title, creator, members } => {
                     self.create_room(room, kind, title, &creator, members)
                 }
@@ -505,6 +512,17 @@ impl<F: Facts> Turn<'_, F> {
             self.cursor(key, reader, None, committed.seq)?;
         }
         Ok(committed)
+    }
+
+    /// Their shard has found that the author may not write here: only what stands already is acknowledged.
+    fn repeat(&mut self, key: RoomKey, pair: Option<PairHash>) -> Verdict<F::Error> {
+        match pair.and_then(|pair| self.core.dedupe.find(pair)) {
+            Some(First { room, seq, ts }) if room == key => {
+                self.draft.counted.duplicates += 1;
+                Ok(Committed { room, seq, ts, duplicate: true, value: 0 })
+            }
+            _ => Err(refuse(ErrorCode::PermissionDenied, NOT_ALLOWED)),
+        }
     }
 
     /// Cursors are kept for members only, move forward only, and stop at the head. What is read is

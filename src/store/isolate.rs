@@ -285,7 +285,7 @@ fn touches_letters(decided: &Decided) -> bool {
 fn room_of(entry: &Entry) -> Option<RoomKey> {
     match entry {
         Entry::Message(message) => Some(message.room),
-        Entry::Read { room, .. } | Entry::Delivered { room, .. } => Some(*room),
+        Entry::Repeat { room, .. } | Entry::Read { room, .. } | Entry::Delivered { room, .. } => Some(*room),
         Entry::Amend(amend) => Some(amend.room),
         _ => None,
     }

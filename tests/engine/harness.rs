@@ -515,6 +515,7 @@ fn entry_text(entry: &Entry) -> String {
             let client_id = message.client_id.as_ref().map_or(String::new(), |id| format!(" as {id}"));
             format!("message of {} to {}{client_id}{audience}", message.author, message.room.0)
         }
+        Entry::Repeat { room, author, client_id } => format!("repeat of {author} to {} as {client_id}", room.0),
         Entry::CreateRoom { room, kind, creator, members, .. } => {
             format!("create {room} {} by {creator} with {members:?}", kind.as_str())
         }

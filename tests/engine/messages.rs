@@ -246,6 +246,41 @@ fn an_unknown_outcome_is_refused_and_the_retry_finds_the_entry() {
 }
 
 #[test]
+fn who_may_no_longer_write_is_told_of_the_message_that_stands() {
+    let mut table = Table::new();
+    for (conn, name) in [("a", "alice"), ("b", "bob"), ("c", "carol")] {
+        table.has(conn, name);
+    }
+    table.says("a", r#"{"type":"room:create","room":"den","kind":"private","members":["bob"]}"#).whatever();
+    table.settle();
+    let send = |id: u32, more: &str| format!(r#"{{"type":"message:send","id":{id},"room":"den","body":"x"{more}}}"#);
+    table.says("b", &send(1, r#","client_id":"c1""#)).whatever();
+    table.settle();
+    table.says("a", r#"{"type":"room:kick","room":"den","user":"bob"}"#).whatever();
+    table.settle();
+    let denied = |conn: &str, id: u32| {
+        format!(
+            r#"{conn} ! {{"type":"error","id":{id},"code":103,"error":"permission_denied","message":"not allowed in this room","temporary":false,"retry_after_ms":0}}"#
+        )
+    };
+    table.says("b", &send(2, r#","client_id":"c1""#)).gives("append repeat of bob to 1 as c1");
+    table.commit().gives(
+        r#"
+        b ! {"type":"ok","id":2,"room":"den","seq":3,"ts":1000000,"duplicate":true,"trace":"*"}
+        "#,
+    );
+    assert_eq!((table.engine.stats().duplicates, table.engine.stats().denied), (1, 0));
+    table.says("b", &send(3, r#","client_id":"c2""#)).gives("append repeat of bob to 1 as c2");
+    table.commit().gives(&denied("b", 3));
+    table.says("b", &send(4, "")).gives(&denied("b", 4));
+    // A stranger learns nothing of where the room stands.
+    table.says("c", &send(5, r#","reply_to":999"#)).gives(&denied("c", 5));
+    table.says("c", &send(6, r#","client_id":"c1","reply_to":999"#)).gives("append repeat of carol to 1 as c1");
+    table.commit().gives(&denied("c", 6));
+    assert_eq!(table.engine.stats().denied, 4);
+}
+
+#[test]
 fn history_ends_at_the_head_that_the_shard_has_applied() {
     let mut table = two_in_general();
     table.sends("a", "general", "seen");

@@ -3,6 +3,7 @@
 use super::super::auth::Want;
 use super::super::event::{ConnKey, Note, Output};
 use super::super::rooms::RoomIdx;
+use super::super::sequencer::NOT_ALLOWED;
 use super::super::shard::Shard;
 use super::super::users::Waiter;
 use super::Call;
@@ -209,7 +210,7 @@ impl Shard {
     /// # Errors
     /// `permission_denied`.
     pub(super) fn check_right(&self, conn: ConnKey, idx: RoomIdx, want: Want) -> Result<Option<Role>, Refusal> {
-        let denied = || Refusal::new(ErrorCode::PermissionDenied, "not allowed in this room");
+        let denied = || Refusal::new(ErrorCode::PermissionDenied, NOT_ALLOWED);
         let session = self.sessions.get(conn).ok_or_else(denied)?;
         let room = self.rooms.get(idx);
         let role = self.users.get(session.user).role(room.key);

@@ -23,7 +23,9 @@ impl Shard {
         message: &MessageSend<'_>,
     ) -> Result<(), Refusal> {
         let Some(idx) = self.find_room(conn, message.room, Want::Write)? else { return Ok(()) };
-        self.check_right(conn, idx, Want::Write)?;
+        if let Err(refusal) = self.check_right(conn, idx, Want::Write) {
+            return self.repeat_or(conn, id, idx, message, refusal);
+        }
         self.check_references(idx, message)?;
         self.take_user_token(conn)?;
         self.cx.may_append()?;
@@ -49,6 +51,32 @@ impl Shard {
         self.cx.stats.messages_submitted += 1;
         self.cx.stats.count_event_in(message.priority);
         self.cx.append(token, Entry::Message(entry));
+        Ok(())
+    }
+
+    /// For an author who may not write here: whether this repeats a message from before they lost the right
+    /// is the core's to say. Without a `client_id` it repeats nothing.
+    fn repeat_or(
+        &mut self,
+        conn: ConnKey,
+        id: Option<&CommandId>,
+        idx: RoomIdx,
+        message: &MessageSend<'_>,
+        refusal: Refusal,
+    ) -> Result<(), Refusal> {
+        let client_id = message.client_id.filter(|_| self.cx.limits.dedupe_window_ms > 0);
+        let Some(client_id) = client_id.map(Box::from) else { return Err(refusal) };
+        self.cx.may_append()?;
+        self.take_user_token(conn)?;
+        let author = self.user_of(conn)?;
+        let room = self.rooms.get(idx);
+        let entry = Entry::Repeat { room: room.key, author, client_id };
+        let call = Call { conn, id: id.cloned() };
+        let asked_us = message.timing.then_some(self.cx.clock_us);
+        let trace = self.cx.rng.next_u64();
+        let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace, asked_us });
+        self.cx.stats.messages_submitted += 1;
+        self.cx.append(token, entry);
         Ok(())
     }
 

@@ -228,6 +228,34 @@ fn a_retry_is_acknowledged_even_when_the_right_is_gone() {
 }
 
 #[test]
+fn a_repeat_is_acknowledged_if_it_is_one_and_writes_nothing() {
+    let repeat = |key, author, client_id: &str| {
+        let client_id = client_id.into();
+        Entry::Repeat { room: RoomKey(key), author: user(author), client_id }
+    };
+    let denied = "103 permission_denied";
+    let mut world = World::new();
+    world.commit(vec![create("p", RoomKind::Private, "alice", &["bob"]), message(1, "bob", Some("c"), "hi")]);
+    world.commit(vec![manage("p", "alice", "bob", Manage::Kick), join("q", "bob")]);
+    let first_ts = world.now;
+    world.now += 999;
+    let asked = [(1, "bob", "c"), (1, "bob", "d"), (1, "alice", "c"), (2, "bob", "c"), (9, "bob", "x")];
+    let batch = world.commit(asked.map(|(key, author, client_id)| repeat(key, author, client_id)).to_vec());
+    assert_eq!(answers(&batch), ["1/3 again", denied, denied, denied, denied]);
+    assert_eq!((batch.last, frames(&batch).len()), (batch.first - 1, 0), "no entries");
+    let Ok(known) = batch.outcomes[0][0].result else { panic!("a duplicate is an ok") };
+    assert_eq!((known.ts, world.core.duplicates()), (first_ts, 1));
+    world.now += 1;
+    assert_eq!(world.answer(repeat(1, "bob", "c")), denied, "past the window");
+    // The first of them in the same batch.
+    let lines = world.answers(vec![message(1, "alice", Some("e"), "x"), repeat(1, "alice", "e")]);
+    assert_eq!(lines, ["1/5", "1/5 again"]);
+    let mut world = World::with(SequencerConfig { dedupe_window_ms: 0, ..config() });
+    world.commit(vec![join("q", "bob"), message(1, "bob", Some("c"), "hi")]);
+    assert_eq!(world.answer(repeat(1, "bob", "c")), denied, "no window");
+}
+
+#[test]
 fn a_message_after_its_authors_loss_is_refused_wherever_the_loss_stands() {
     for (kind, loss, refused) in [
         (RoomKind::Private, manage("r", "alice", "bob", Manage::Kick), true),
