@@ -181,6 +181,32 @@ fn busy_when_too_many_writes_or_reads_wait() {
 }
 
 #[test]
+fn what_is_refused_as_busy_costs_nothing_of_the_rate() {
+    let user_rate = Rate { per_second: 1, burst: 4 };
+    let mut table = Table::with(Limits { appends_max: 1, user_rate, ..Limits::default() });
+    table.has("a", "alice");
+    table.joins("a", "general");
+    let commands = [
+        r#"{"type":"message:send","id":1,"room":"general","body":"x"}"#,
+        r#"{"type":"message:edit","id":1,"room":"general","seq":1,"body":"y"}"#,
+        r#"{"type":"notify","id":1,"user":"bob","name":"n","data":1}"#,
+    ];
+    for command in commands {
+        table.says("a", r#"{"type":"message:read","room":"general","seq":1}"#).whatever();
+        for _ in 0..4 {
+            assert!(table.says("a", command).has(r#""code":113"#), "{command}");
+        }
+        table.settle();
+    }
+    // Three are left of the four, after the join.
+    for command in commands {
+        assert!(table.says("a", command).has("append"), "{command}");
+        table.settle();
+    }
+    assert!(table.says("a", commands[0]).has(r#""code":111"#));
+}
+
+#[test]
 fn subscriptions_and_connections_have_their_bounds() {
     let limits =
         Limits { subscriptions_max: 1, user_connections_max: 1, shard_connections_max: 2, ..Limits::default() };

@@ -58,8 +58,8 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::NotFound, "seq names no message"));
         }
         let (key, name) = (room.key, room.name.clone());
-        self.take_user_token(conn)?;
         self.cx.may_append()?;
+        self.take_user_token(conn)?;
         let Some(session) = self.sessions.get(conn) else { return Ok(()) };
         let by = self.users.get(session.user).name.clone();
         let act = act();

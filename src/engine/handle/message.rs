@@ -27,8 +27,8 @@ impl Shard {
             return self.repeat_or(conn, id, idx, message, refusal);
         }
         self.check_references(idx, message)?;
-        self.take_user_token(conn)?;
         self.cx.may_append()?;
+        self.take_user_token(conn)?;
         let Some(session) = self.sessions.get(conn) else { return Ok(()) };
         let author = self.users.get(session.user).name.clone();
         let room = self.rooms.get(idx);
