@@ -264,8 +264,7 @@ impl Rooms {
     /// Those that nobody has been interested in since before `before`, of the part whose turn it is.
     pub fn idle_since(&mut self, before: UnixMillis) -> Vec<RoomIdx> {
         let is_idle = |room: &Room| room.is_idle() && room.idle_since < before;
-        let part = self.sweep.next(self.slots.len());
-        part.filter(|at| self.slots[*at].as_deref().is_some_and(is_idle)).map(|at| RoomIdx(at as u32)).collect()
+        self.sweep.find(&self.slots, is_idle).into_iter().map(RoomIdx).collect()
     }
 }
 

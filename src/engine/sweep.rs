@@ -22,6 +22,12 @@ impl Sweep {
         self.next = len.min(start + PART_MIN.max(len.div_ceil(PARTS)));
         start..self.next
     }
+
+    /// The places of the part whose turn it is that hold what is wanted.
+    pub fn find<T>(&mut self, slots: &[Option<Box<T>>], is_wanted: impl Fn(&T) -> bool) -> Vec<u32> {
+        let part = self.next(slots.len());
+        part.filter(|at| slots[*at].as_deref().is_some_and(&is_wanted)).map(|at| at as u32).collect()
+    }
 }
 
 #[cfg(test)]

@@ -264,8 +264,7 @@ impl Users {
     /// Those without a connection since before `before`, and not being read, of the part whose turn it is.
     pub fn idle_since(&mut self, before: UnixMillis) -> Vec<UserIdx> {
         let is_idle = |user: &User| user.is_idle() && user.loaded_at().is_some() && user.idle_since < before;
-        let part = self.sweep.next(self.slots.len());
-        part.filter(|at| self.slots[*at].as_deref().is_some_and(is_idle)).map(|at| UserIdx(at as u32)).collect()
+        self.sweep.find(&self.slots, is_idle).into_iter().map(UserIdx).collect()
     }
 }
 
