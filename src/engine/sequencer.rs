@@ -306,10 +306,9 @@ impl Sequencer {
         self.inboxes.last_id = self.inboxes.last_id.max(end.item);
     }
 
-    /// By what a message is known when it is sent again; none: by nothing.
-    fn pair_of(&self, message: &NewMessage) -> Option<PairHash> {
-        let client_id = message.client_id.as_ref().filter(|_| self.dedupe.is_on())?;
-        Some(self.dedupe.hash(message.author.as_str(), client_id))
+    /// By what a message is known when it is sent again; none: by nothing, as nothing is remembered.
+    fn pair_of(&self, author: &UserId, client_id: &str) -> Option<PairHash> {
+        self.dedupe.is_on().then(|| self.dedupe.hash(author.as_str(), client_id))
     }
 
     /// Position of the last entry that stands.
@@ -419,10 +418,8 @@ impl<F: Facts> Turn<'_, F> {
         loop {
             ahead.extend(appends.by_ref().take(AHEAD).map(|append| {
                 let pair = match &append.entry {
-                    Entry::Message(message) => self.core.pair_of(message),
-                    Entry::Repeat { author, client_id, .. } if self.core.dedupe.is_on() => {
-                        Some(self.core.dedupe.hash(author.as_str(), client_id))
-                    }
+                    Entry::Message(NewMessage { author, client_id: Some(client_id), .. })
+                    | Entry::Repeat { author, client_id, .. } => self.core.pair_of(author, client_id),
                     _ => None,
                 };
                 (append, pair)
@@ -437,7 +434,7 @@ impl<F: Facts> Turn<'_, F> {
         }
     }
 
-    /// `pair`: that of a message, see [`Sequencer::pair_of`].
+    /// `pair`: that of a message or repeat, see [`Sequencer::pair_of`].
     fn append(&mut self, append: Append, pair: Option<PairHash>) {
         let Append { shard, token, seen, entry } = append;
         // Once the facts have failed, the rest is only listed, to be refused with the others.
@@ -480,12 +477,11 @@ impl<F: Facts> Turn<'_, F> {
     fn message(&mut self, message: NewMessage, pair: Option<PairHash>, seen: Position) -> Verdict<F::Error> {
         let NewMessage { room: key, author, by_admin, client_id, fields, thread, audience, priority, mentions, reads } =
             message;
-        if let Some(First { room, seq, ts }) = pair.and_then(|pair| self.core.dedupe.find(pair)) {
-            if room != key {
+        if let Some(first) = pair.and_then(|pair| self.core.dedupe.find(pair)) {
+            if first.room != key {
                 return Err(refuse(ErrorCode::Conflict, "this client_id was used for a message in another room"));
             }
-            self.draft.counted.duplicates += 1;
-            return Ok(Committed { room, seq, ts, duplicate: true, value: 0 });
+            return Ok(self.duplicate_of(first));
         }
         if !self.load(key)? {
             return Err(refuse(ErrorCode::UnknownRoom, "there is no such room"));
@@ -517,12 +513,14 @@ impl<F: Facts> Turn<'_, F> {
     /// Their shard has found that the author may not write here: only what stands already is acknowledged.
     fn repeat(&mut self, key: RoomKey, pair: Option<PairHash>) -> Verdict<F::Error> {
         match pair.and_then(|pair| self.core.dedupe.find(pair)) {
-            Some(First { room, seq, ts }) if room == key => {
-                self.draft.counted.duplicates += 1;
-                Ok(Committed { room, seq, ts, duplicate: true, value: 0 })
-            }
+            Some(first) if first.room == key => Ok(self.duplicate_of(first)),
             _ => Err(refuse(ErrorCode::PermissionDenied, NOT_ALLOWED)),
         }
+    }
+
+    fn duplicate_of(&mut self, First { room, seq, ts }: First) -> Committed {
+        self.draft.counted.duplicates += 1;
+        Committed { room, seq, ts, duplicate: true, value: 0 }
     }
 
     /// Cursors are kept for members only, move forward only, and stop at the head. What is read is

@@ -188,14 +188,14 @@ impl Outbox {
     /// Puts frames into the lane of their class. `scratch` is what `Frames::Scratch` points into.
     pub fn push(&mut self, class: Class, frames: &Frames, scratch: &[u8], ladder: &Ladder) -> Pushed {
         let len = frames.as_slice(scratch).len();
-        let fits = self.fits(class, len, ladder);
+        let fits = || self.fits(class, len, ladder);
         let (origin, is_critical) = match class {
             Class::Critical => return self.push_critical(frames.as_slice(scratch), ladder),
             Class::Log { room, first, .. } => {
                 if self.gap_of(room).is_some() {
                     return Pushed::DroppedNormal;
                 }
-                if !fits {
+                if !fits() {
                     self.gaps.push((room, first.saturating_sub(1)));
                     return Pushed::DroppedNormal;
                 }
@@ -205,7 +205,7 @@ impl Outbox {
                 if let Some(last) = self.gap_of(room) {
                     return Pushed::BehindGap(last);
                 }
-                if !fits {
+                if !fits() {
                     return Pushed::Overflow;
                 }
                 let origin = match class {
@@ -214,7 +214,7 @@ impl Outbox {
                 };
                 (origin, true)
             }
-            Class::Normal if !fits => return Pushed::DroppedNormal,
+            Class::Normal if !fits() => return Pushed::DroppedNormal,
             Class::Normal => (Origin::Ephemeral, false),
             Class::Low { key } => return self.push_low(key, frames, scratch, ladder),
         };

@@ -228,6 +228,15 @@ impl Shard {
         self.take_user_tokens(conn, 1, "too many messages")
     }
 
+    /// The same for what is to be written. What the core does not take for now costs no token: it is to be tried again.
+    ///
+    /// # Errors
+    /// Those of [`Cx::may_append`](super::super::cx::Cx::may_append); `rate_limited`.
+    pub(super) fn pay_for_append(&mut self, conn: ConnKey) -> Result<(), Refusal> {
+        self.cx.may_append()?;
+        self.take_user_token(conn)
+    }
+
     /// Takes as many of them as something costs.
     ///
     /// # Errors

@@ -58,8 +58,7 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::NotFound, "seq names no message"));
         }
         let (key, name) = (room.key, room.name.clone());
-        self.cx.may_append()?;
-        self.take_user_token(conn)?;
+        self.pay_for_append(conn)?;
         let Some(session) = self.sessions.get(conn) else { return Ok(()) };
         let by = self.users.get(session.user).name.clone();
         let act = act();

@@ -36,8 +36,7 @@ impl Shard {
         notify: &Notify<'_>,
     ) -> Result<(), Refusal> {
         let user = UserId::parse(notify.user)?;
-        self.cx.may_append()?;
-        self.take_user_token(conn)?;
+        self.pay_for_append(conn)?;
         let from = self.user_of(conn)?;
         let by_admin = self.sessions.get(conn).is_some_and(|session| session.rights.admin);
         let item = NewItem {

@@ -27,8 +27,7 @@ impl Shard {
             return self.repeat_or(conn, id, idx, message, refusal);
         }
         self.check_references(idx, message)?;
-        self.cx.may_append()?;
-        self.take_user_token(conn)?;
+        self.pay_for_append(conn)?;
         let Some(session) = self.sessions.get(conn) else { return Ok(()) };
         let author = self.users.get(session.user).name.clone();
         let room = self.rooms.get(idx);
@@ -45,13 +44,18 @@ impl Shard {
             mentions: users(&message.mentions)?,
             reads: message.read,
         };
-        let call = Call { conn, id: id.cloned() };
-        let asked_us = message.timing.then_some(self.cx.clock_us);
-        let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace, asked_us });
-        self.cx.stats.messages_submitted += 1;
         self.cx.stats.count_event_in(message.priority);
-        self.cx.append(token, Entry::Message(entry));
+        self.await_ack(Call { conn, id: id.cloned() }, idx, message, trace, Entry::Message(entry));
         Ok(())
+    }
+
+    /// Hands what was sent to the core; the answer is a message's.
+    fn await_ack(&mut self, call: Call, idx: RoomIdx, message: &MessageSend<'_>, trace: u64, entry: Entry) {
+        let room = self.rooms.get(idx).name.clone();
+        let asked_us = message.timing.then_some(self.cx.clock_us);
+        let token = self.pending.insert(Waiting::Ack { call, room, trace, asked_us });
+        self.cx.stats.messages_submitted += 1;
+        self.cx.append(token, entry);
     }
 
     /// For an author who may not write here: whether this repeats a message from before they lost the right
@@ -66,17 +70,11 @@ impl Shard {
     ) -> Result<(), Refusal> {
         let client_id = message.client_id.filter(|_| self.cx.limits.dedupe_window_ms > 0);
         let Some(client_id) = client_id.map(Box::from) else { return Err(refusal) };
-        self.cx.may_append()?;
-        self.take_user_token(conn)?;
+        self.pay_for_append(conn)?;
         let author = self.user_of(conn)?;
-        let room = self.rooms.get(idx);
-        let entry = Entry::Repeat { room: room.key, author, client_id };
-        let call = Call { conn, id: id.cloned() };
-        let asked_us = message.timing.then_some(self.cx.clock_us);
+        let entry = Entry::Repeat { room: self.rooms.get(idx).key, author, client_id };
         let trace = self.cx.rng.next_u64();
-        let token = self.pending.insert(Waiting::Ack { call, room: room.name.clone(), trace, asked_us });
-        self.cx.stats.messages_submitted += 1;
-        self.cx.append(token, entry);
+        self.await_ack(Call { conn, id: id.cloned() }, idx, message, trace, entry);
         Ok(())
     }
 

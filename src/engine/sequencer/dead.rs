@@ -38,7 +38,8 @@ impl<F: Facts> Turn<'_, F> {
                 let unknown = || refuse(ErrorCode::UnknownRoom, "there is no such room");
                 message.room = self.find(&room)?.ok_or_else(unknown)?;
                 // Whether the author may still write there is looked up: nobody checked lately.
-                let pair = self.core.pair_of(&message);
+                let client_id = message.client_id.as_deref();
+                let pair = client_id.and_then(|client_id| self.core.pair_of(&message.author, client_id));
                 self.message(message, pair, Position::MIN)?
             }
             None => return Err(refuse(ErrorCode::NotAvailable, "this letter cannot be replayed, only thrown away")),
