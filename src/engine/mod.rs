@@ -5,12 +5,14 @@
 
 pub mod audience;
 pub mod auth;
+pub mod blocks;
 pub mod consistency;
 mod cx;
 pub mod dead;
 pub mod edits;
 pub mod event;
 mod handle;
+pub mod heartbeat;
 pub mod inbox;
 pub mod limits;
 pub mod pending;

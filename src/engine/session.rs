@@ -10,6 +10,7 @@
 //! dropped. Frames arrive only in `Open` and `Draining`, since a loading connection is parked.
 
 use super::auth::Rights;
+use super::blocks::Blocks;
 use super::event::{Claims, ConnKey, Opening};
 use super::limits::Bucket;
 use super::presence::DevicePresence;
@@ -91,7 +92,7 @@ pub struct Session {
 }
 
 // 15,000 idle connections must cost little: a change here is a change of memory for each of them.
-const _: () = assert!(size_of::<Session>() <= 192);
+const _: () = assert!(size_of::<Option<Session>>() <= 192);
 
 impl Session {
     /// A session that begins.
@@ -132,10 +133,10 @@ impl Session {
     }
 }
 
-/// The sessions of one shard, dense by connection slot.
+/// The sessions of one shard, dense by connection slot: those who are pinged together lie together.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    slots: Vec<Option<Box<Session>>>,
+    slots: Blocks<Option<Session>>,
     count: usize,
 }
 
@@ -147,40 +148,36 @@ impl Sessions {
 
     /// The session of this connection, unless it is over.
     pub fn get(&self, conn: ConnKey) -> Option<&Session> {
-        self.slots.get(conn.slot as usize)?.as_deref().filter(|session| session.conn == conn)
+        self.slots.get(conn.slot)?.as_ref().filter(|session| session.conn == conn)
     }
 
     /// Likewise, to change it.
     pub fn get_mut(&mut self, conn: ConnKey) -> Option<&mut Session> {
-        self.slots.get_mut(conn.slot as usize)?.as_deref_mut().filter(|session| session.conn == conn)
+        self.slots.get_mut(conn.slot)?.as_mut().filter(|session| session.conn == conn)
     }
 
     /// Puts a session in its slot.
     pub fn insert(&mut self, session: Session) {
-        let slot = session.conn.slot as usize;
-        if slot >= self.slots.len() {
-            self.slots.resize_with(slot + 1, || None);
+        let slot = session.conn.slot;
+        while self.slots.count() <= slot as usize {
+            self.slots.push(None);
         }
-        debug_assert!(self.slots[slot].is_none(), "a slot is given out again only after its session ended");
-        self.slots[slot] = Some(Box::new(session));
+        let place = self.slots.get_mut(slot).expect("there are that many now");
+        debug_assert!(place.is_none(), "a slot is given out again only after its session ended");
+        *place = Some(session);
         self.count += 1;
     }
 
     /// Takes a session out of its slot.
-    pub fn remove(&mut self, conn: ConnKey) -> Option<Box<Session>> {
-        self.get(conn)?;
+    pub fn remove(&mut self, conn: ConnKey) -> Option<Session> {
+        let session = self.slots.get_mut(conn.slot)?.take_if(|session| session.conn == conn)?;
         self.count -= 1;
-        self.slots[conn.slot as usize].take()
+        Some(session)
     }
 
     /// Every session, by slot.
     pub fn iter(&self) -> impl Iterator<Item = &Session> {
-        self.slots.iter().flatten().map(|session| &**session)
-    }
-
-    /// Every session, by slot, to change them.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Session> {
-        self.slots.iter_mut().flatten().map(|session| &mut **session)
+        self.slots.iter().flatten()
     }
 }
 

@@ -17,6 +17,7 @@ use super::cx::Cx;
 use super::event::{AdminAnswer, ConnKey, Genesis, Input, Output, Outputs, Token};
 use super::handle::Waiting;
 use super::handle::presence_gather::Gathers;
+use super::heartbeat::Heartbeat;
 use super::limits::Limits;
 use super::pending::Pending;
 use super::presence::Presence;
@@ -40,6 +41,7 @@ pub struct Shard {
     pub(super) recent: Recent,
     pub(super) pending: Pending<Waiting>,
     pub(super) timers: Timers<Timer>,
+    pub(super) heartbeat: Heartbeat,
     pub(super) revoked: Revoked,
     /// Who waits for a room to be loaded.
     pub(super) loading: HashMap<RoomName, Vec<Waiter>, ahash::RandomState>,
@@ -66,6 +68,8 @@ impl Shard {
         if limits.consistency_rooms_per_s > 0 {
             timers.set(now + super::handle::consistency::ROUND_MS, Timer::Consistency);
         }
+        let mut rng = Rng::new(genesis.seed);
+        let heartbeat = Heartbeat::new(limits.heartbeat_ms, &mut rng);
         Self {
             cx: Cx {
                 shard: genesis.shard,
@@ -79,7 +83,7 @@ impl Shard {
                 notes_messages: genesis.notes_messages,
                 degraded: false,
                 stats: Stats::default(),
-                rng: Rng::new(genesis.seed),
+                rng,
                 out: Outputs::default(),
                 appends: 0,
                 reads: 0,
@@ -90,6 +94,7 @@ impl Shard {
             recent: Recent::default(),
             pending: Pending::default(),
             timers,
+            heartbeat,
             revoked,
             loading: HashMap::default(),
             reads_due: HashMap::default(),

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use crate::engine::blocks::Blocks;
 use crate::engine::event::ConnKey;
 use crate::gateway::outbox::Outbox;
 use crate::protocol::ids::UnixMillis;
@@ -118,16 +119,10 @@ struct Slot {
     conn: Option<Conn>,
 }
 
-/// The block of a slot, and its place in there.
-fn place_of(slot: u32) -> (usize, usize) {
-    (slot as usize / BLOCK, slot as usize % BLOCK)
-}
-
 /// All sockets of a shard.
 #[derive(Default)]
 pub struct Conns {
-    /// Blocks of [`BLOCK`] slots; the last one may have fewer so far.
-    blocks: Vec<Vec<Slot>>,
+    slots: Blocks<Slot>,
     free: Vec<u32>,
     count: usize,
     /// Sockets that are over, kept until the ring has been entered once more: a descriptor's number
@@ -138,10 +133,6 @@ pub struct Conns {
 // 15,000 idle connections must cost little: a change here is a change of memory for each of them.
 const _: () = assert!(size_of::<Conn>() <= 112);
 
-/// Slots of one block. A table in one piece would be copied whenever it grows, into memory that is new
-/// each time, or leave half of itself unused.
-const BLOCK: usize = 1_024;
-
 impl Conns {
     /// How many there are.
     pub fn len(&self) -> usize {
@@ -150,40 +141,29 @@ impl Conns {
 
     /// Every connection.
     pub fn iter(&self) -> impl Iterator<Item = &Conn> {
-        self.blocks.iter().flatten().filter_map(|slot| slot.conn.as_ref())
+        self.slots.iter().filter_map(|slot| slot.conn.as_ref())
     }
 
     /// The connection of that name, unless it is gone.
     pub fn get_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        self.slot_mut(key.slot)?.conn.as_mut().filter(|conn| conn.key == key)
+        self.slots.get_mut(key.slot)?.conn.as_mut().filter(|conn| conn.key == key)
     }
 
     /// The connection of that name, unless it is gone.
     pub fn get(&self, key: ConnKey) -> Option<&Conn> {
-        let (block, place) = place_of(key.slot);
-        self.blocks.get(block)?.get(place)?.conn.as_ref().filter(|conn| conn.key == key)
-    }
-
-    fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot> {
-        let (block, place) = place_of(slot);
-        self.blocks.get_mut(block)?.get_mut(place)
+        self.slots.get(key.slot)?.conn.as_ref().filter(|conn| conn.key == key)
     }
 
     /// A slot behind all others.
     fn add_slot(&mut self) -> u32 {
-        if self.blocks.last().is_none_or(|block| block.len() == BLOCK) {
-            self.blocks.push(Vec::with_capacity(BLOCK));
-        }
-        let full = self.blocks.len() - 1;
-        let last = &mut self.blocks[full];
-        last.push(Slot { generation: 0, conn: None });
-        (full * BLOCK + last.len() - 1) as u32
+        self.slots.push(Slot { generation: 0, conn: None });
+        (self.slots.count() - 1) as u32
     }
 
     /// Puts a socket into a free slot.
     pub fn insert(&mut self, fd: OwnedFd, phase: Phase, message_bytes_max: u32, now: UnixMillis) -> ConnKey {
         let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
-        let entry = self.slot_mut(slot).expect("a slot that was added stays");
+        let entry = self.slots.get_mut(slot).expect("a slot that was added stays");
         entry.generation = entry.generation.wrapping_add(1);
         let key = ConnKey { slot, generation: entry.generation };
         entry.conn = Some(Conn {
@@ -209,7 +189,7 @@ impl Conns {
 
     /// Takes a connection out, to be handed over. Nothing may be in flight on its socket.
     pub fn take(&mut self, key: ConnKey) -> Option<Conn> {
-        let conn = self.slot_mut(key.slot)?.conn.take_if(|conn| conn.key == key)?;
+        let conn = self.slots.get_mut(key.slot)?.conn.take_if(|conn| conn.key == key)?;
         self.free.push(key.slot);
         self.count -= 1;
         Some(conn)

@@ -18,11 +18,6 @@ use crate::protocol::ids::{RoomKey, UnixMillis, UserId};
 
 /// Sessions' deadlines fall on multiples of this, ms.
 const TIMER_STEP_MS: UnixMillis = 100;
-/// Pings go in so many sweeps in a heartbeat's interval...
-const SWEEPS: UnixMillis = 25;
-/// ... this far apart at most, ms: a core that sleeps between two of them wakes with cold caches, which costs more than
-/// the pings of a tenth of a second.
-const SWEEP_STEP_MS: UnixMillis = 1_000;
 /// Timers that are served in one go at most, so that a sweep keeps nobody waiting.
 const TIMERS_BUDGET: usize = 256;
 
@@ -73,9 +68,7 @@ impl Shard {
     fn begin(&mut self, conn: ConnKey, opening: Opening, user: UserIdx) {
         let id = self.cx.rng.next_u64();
         let mut session = Session::new(conn, opening, user, id, self.cx.now);
-        // A random phase keeps the pings of a herd apart.
-        let heartbeat_ms = self.cx.limits.heartbeat_ms;
-        session.ping_at = at_sweep(self.cx.now + u64::from(self.cx.rng.below(heartbeat_ms)), heartbeat_ms.into());
+        session.ping_at = self.heartbeat.next(conn.slot, self.cx.now + 1);
         self.cx.note(Note::SessionOpened {
             conn,
             session: id,
@@ -255,9 +248,8 @@ impl Shard {
         }
         let Some(session) = self.sessions.get_mut(conn) else { return };
         if session.ping_at <= now {
-            // From when it was due, or each sweep would be one later; but not twice at once after a pause.
-            let next = session.ping_at + heartbeat_ms;
-            session.ping_at = at_sweep(if next > now { next } else { now + heartbeat_ms }, heartbeat_ms);
+            // Not twice at once after a pause.
+            session.ping_at = self.heartbeat.next(conn.slot, now + heartbeat_ms.div_ceil(2));
             self.cx.stats.pings += 1;
             self.cx.out.list.push(Output::Ping(conn));
         }
@@ -392,9 +384,4 @@ fn limits_object(out: &mut Vec<u8>, limits: &super::super::limits::Limits) {
         field_integer(out, "messages_per_second", u64::from(limits.user_rate.per_second));
     }
     out.push(b'}');
-}
-
-/// The first sweep at `at` or later.
-fn at_sweep(at: UnixMillis, heartbeat_ms: UnixMillis) -> UnixMillis {
-    at.next_multiple_of((heartbeat_ms / SWEEPS).clamp(1, SWEEP_STEP_MS))
 }
