@@ -357,14 +357,15 @@ fn members_and_rooms_are_paged_by_name() {
         store.committed(create(name, kind, owner, others));
     }
     store.committed(manage("gamma", "zoe", "m02", Manage::Ban));
-    let rooms = |who: &str, kind, after: Option<&str>, limit| {
-        let query = Query::Rooms { user: user(who), kind, after: after.map(room), limit };
+    let rooms_within = |within: Option<&[&str]>, who: &str, kind, after: Option<&str>, limit| {
+        let query = Query::Rooms { user: user(who), within: names(within), kind, after: after.map(room), limit };
         let Page::Rooms { rooms, more } = store.page(query) else { panic!("rooms") };
         let line = |(row, role): &(antiphon::engine::event::RoomRow, Option<Role>)| {
             format!("{} {} {}", row.name, row.members, role.map_or("-", Role::as_str))
         };
         (rooms.iter().map(line).collect::<Vec<_>>().join(", "), more)
     };
+    let rooms = |who: &str, kind, after, limit| rooms_within(None, who, kind, after, limit);
     assert_eq!(
         rooms("m01", None, None, 10),
         ("alpha 1 owner, beta 1 -, dm 2 owner, gamma 2 member, team 4 member".to_owned(), false)
@@ -377,6 +378,16 @@ fn members_and_rooms_are_paged_by_name() {
     assert_eq!(rooms("m01", Some(RoomKind::Public), None, 10).0, "alpha 1 owner, beta 1 -, gamma 2 member");
     assert_eq!(rooms("m02", None, None, 10).0, "alpha 1 -, beta 1 -, team 4 member", "not where they are banned");
     assert_eq!(rooms("m04", None, None, 10).0, "alpha 1 -, beta 1 -, gamma 2 -");
+
+    // Of a token that covers some names only: pages are full of them, and end with the last one.
+    let some = |patterns: &[&str], after, limit| rooms_within(Some(patterns), "m01", None, after, limit);
+    assert_eq!(some(&["g*", "alpha", "t*"], None, 2), ("alpha 1 owner, gamma 2 member".to_owned(), true));
+    assert_eq!(some(&["g*", "alpha", "t*"], Some("alpha"), 1), ("gamma 2 member".to_owned(), true));
+    assert_eq!(some(&["g*", "alpha", "t*"], Some("gamma"), 1), ("team 4 member".to_owned(), false));
+    assert_eq!(some(&["b*", "beta", "d*"], None, 2), ("beta 1 -, dm 2 owner".to_owned(), false));
+    assert_eq!(some(&["b*", "beta", "d*"], None, 1), ("beta 1 -".to_owned(), true));
+    assert_eq!(some(&["gamm", "hid*"], None, 1), (String::new(), false));
+    assert_eq!(some(&[], None, 1), (String::new(), false));
     store.stop();
 }
 

@@ -17,6 +17,45 @@ pub struct Rights {
     pub rooms: Option<RoomGrants>,
 }
 
+/// Names that follow each other, in the order of their bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The first that may be one of them.
+    pub from: Box<str>,
+    /// The first after them that is none; none: there is no end.
+    pub until: Option<Box<str>>,
+}
+
+impl Names {
+    /// What a pattern of a token stands for.
+    fn of(pattern: &str) -> Self {
+        match pattern.strip_suffix('*') {
+            Some(start) => Self { from: start.into(), until: after_all_with(start) },
+            None => Self { from: pattern.into(), until: Some(after(pattern)) },
+        }
+    }
+
+    /// True when `name` is one of them.
+    pub fn contain(&self, name: &str) -> bool {
+        *self.from <= *name && self.until.as_deref().is_none_or(|until| name < until)
+    }
+}
+
+/// The least text after `name`. No name has it: names are without control characters.
+pub fn after(name: &str) -> Box<str> {
+    format!("{name}\0").into()
+}
+
+/// The least text after all that begin with `start`, if there is one.
+fn after_all_with(start: &str) -> Option<Box<str>> {
+    let (rest, last) = (start.char_indices().next_back()).map(|(at, last)| (&start[..at], last))?;
+    // The order of UTF-8 is that of its characters.
+    match (last..=char::MAX).nth(1) {
+        Some(next) => Some(format!("{rest}{next}").into()),
+        None => after_all_with(rest),
+    }
+}
+
 /// What somebody wants to do in a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
@@ -42,6 +81,18 @@ impl Rights {
             };
             fits && (*may_write || want == Want::Read)
         })
+    }
+
+    /// The names that the token covers to be read: ascending, each once.
+    pub fn names(&self) -> Vec<Names> {
+        let Some(rooms) = &self.rooms else { return vec![Names::of("*")] };
+        let mut patterns: Vec<&str> = rooms.iter().map(|(pattern, _)| &**pattern).collect();
+        // What begins with the same stands together, the widest first.
+        patterns.sort_unstable_by_key(|pattern| (pattern.trim_end_matches('*'), !pattern.ends_with('*')));
+        let mut all: Vec<Names> = patterns.into_iter().map(Names::of).collect();
+        // The names of two patterns are apart, or those of one are among the other's.
+        all.dedup_by(|names, before| before.contain(&names.from));
+        all
     }
 
     /// True when a user with `role` may do this in a room of that kind and name.
@@ -140,6 +191,26 @@ mod tests {
         for (who, room, kind, role, want, expected) in cases {
             assert_eq!(who.may(room, kind, role, want), expected, "{who:?} {room} {kind:?} {role:?} {want:?}");
         }
+    }
+
+    #[test]
+    fn the_names_of_a_token_are_those_that_it_covers() {
+        let ends = ["ab", "ab*", "a*", "a\u{10ffff}*", "\u{10ffff}*", "\u{d7ff}*", "b", "*", "abc*", "é*", "a", "zz*"];
+        let names =
+            ["a", "ab", "abc", "abd", "b", "ba", "a\u{10ffff}", "a\u{10ffff}x", "\u{e000}", "\u{d7ff}x", "é", "ê", "z"];
+        for set in 0..1_u32 << ends.len() {
+            let patterns: Vec<_> = (0..ends.len()).filter(|n| set >> n & 1 == 1).map(|n| (ends[n], false)).collect();
+            let rights = rights(&patterns);
+            let ranges = rights.names();
+            for name in names {
+                let found = ranges.iter().filter(|names| names.contain(name)).count();
+                assert_eq!(found, usize::from(rights.covers(name, Want::Read)), "{name:?} in {patterns:?}: {ranges:?}");
+            }
+            assert!(ranges.is_sorted_by(|a, b| a.from < b.from));
+        }
+        let all = Rights { admin: false, rooms: None }.names();
+        assert!(all.len() == 1 && all[0].contain("\u{10ffff}"));
+        assert!(Names::of("room").contain("room") && !Names::of("room").contain("room!"));
     }
 
     #[test]

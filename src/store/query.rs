@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::sync::Once;
 
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row};
 
 use super::columns::{ROOM_COLUMNS, integer, role, room_columns, room_row, room_tables, signed, user};
@@ -10,6 +11,7 @@ use super::facts::SqlFacts;
 use super::history::{self, Ask};
 use super::isolate::is_about_values;
 use super::{audit, tallies};
+use crate::engine::auth::{self, Names};
 use crate::engine::event::{DELIVERED_MAX, Membership, Page, Query, RoomRow};
 use crate::engine::sequencer::Facts as _;
 use crate::protocol::ids::{DeviceId, Position, Role, RoomKey, RoomKind, RoomName, Seq, UserId};
@@ -52,7 +54,9 @@ pub(super) fn answer(snapshot: &Snapshot<'_>, query: &Query) -> rusqlite::Result
             let (letters, more) = super::dead::page(snapshot, filter, *after, (*limit).clamp(1, LIMIT_MAX))?;
             Page::DeadLetters { letters, more }
         }
-        Query::Rooms { user, kind, after, limit } => rooms(snapshot, user, *kind, after.as_ref(), *limit)?,
+        Query::Rooms { user, within, kind, after, limit } => {
+            rooms(snapshot, user, within, *kind, after.as_ref(), *limit)?
+        }
     })
 }
 
@@ -164,12 +168,13 @@ fn members(conn: &Connection, room: RoomKey, after: Option<&UserId>, limit: u32)
 fn rooms(
     conn: &Connection,
     user: &UserId,
+    within: &[Names],
     kind: Option<RoomKind>,
     after: Option<&RoomName>,
     limit: u32,
 ) -> rusqlite::Result<Page> {
     let limit = limit.clamp(1, LIMIT_MAX);
-    let after = after.map_or("", RoomName::as_str);
+    let from = after.map_or_else(Box::default, |after| auth::after(after.as_str()));
     let mut rooms: Vec<(RoomRow, Option<Role>)> = Vec::new();
     let mut more = false;
     if kind.is_none_or(|kind| kind == RoomKind::Public) {
@@ -179,22 +184,33 @@ fn rooms(
             ", m.role FROM ",
             room_tables!(),
             " LEFT JOIN members m ON m.room = r.key AND m.user = ?1
-             WHERE r.kind = 0 AND r.name > ?2 AND coalesce(m.role, 1) > 0 ORDER BY r.name LIMIT ?3"
+             WHERE r.kind = 0 AND r.name >= ?2 AND r.name < ?3 AND coalesce(m.role, 1) > 0 ORDER BY r.name LIMIT ?4"
         ))?;
-        let rows = public.query_map((user.as_str(), after, limit + 1), room_and_role)?;
         let mut seen = 0;
-        rooms.extend(readable(rows.inspect(|_| seen += 1))?);
-        more = seen > limit;
+        for names in within.iter().filter(|names| names.until.as_ref().is_none_or(|until| *until > from)) {
+            // In the order of SQLite every blob comes after every text.
+            let until = names.until.as_deref().map_or(ValueRef::Blob(&[]), ValueRef::from);
+            let asked = (user.as_str(), &**(&names.from).max(&from), ToSqlOutput::Borrowed(until), limit + 1 - seen);
+            let rows = public.query_map(asked, room_and_role)?;
+            rooms.extend(readable(rows.inspect(|_| seen += 1))?);
+            more = seen > limit;
+            if more {
+                break;
+            }
+        }
     }
     if kind != Some(RoomKind::Public) {
         let mut own = conn.prepare_cached(concat!(
             "SELECT ",
             room_columns!(),
             ", m.role FROM members m JOIN rooms r ON r.key = m.room LEFT JOIN heads h ON h.room = r.key
-             WHERE m.user = ?1 AND m.role > 0 AND r.kind > 0 AND r.name > ?2 ORDER BY r.name"
+             WHERE m.user = ?1 AND m.role > 0 AND r.kind > 0 AND r.name >= ?2 ORDER BY r.name"
         ))?;
-        let rows = own.query_map((user.as_str(), after), room_and_role)?;
-        rooms.extend(readable(rows)?.into_iter().filter(|(room, _)| kind.is_none_or(|kind| room.kind == kind)));
+        let rows = own.query_map((user.as_str(), &*from), room_and_role)?;
+        let is_asked = |room: &RoomRow| {
+            kind.is_none_or(|kind| room.kind == kind) && within.iter().any(|names| names.contain(room.name.as_str()))
+        };
+        rooms.extend(readable(rows)?.into_iter().filter(|(room, _)| is_asked(room)));
     }
     rooms.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     more |= rooms.len() > limit as usize;

@@ -154,6 +154,12 @@ fn a_refresh_is_judged_as_a_connect_is() {
     alice.ok(json!({"type": "message:history", "room": "read-1"}));
     alice.refused(json!({"type": "room:create", "room": "other", "kind": "public"}), 103);
     alice.send("work", "y");
+    // Pages of what the token covers: none of them is empty, or names another room in `next`.
+    let list = |alice: &mut Client, after: &str| alice.ok(json!({"type": "room:list", "limit": 1, "after": after}));
+    let page = list(&mut alice, "a");
+    assert_eq!((&page["rooms"][0]["room"], &page["next"]), (&json!("read-1"), &json!("read-1")));
+    let page = list(&mut alice, "read-1");
+    assert_eq!((&page["rooms"][0]["room"], page.get("next")), (&json!("work"), None));
 }
 
 #[test]

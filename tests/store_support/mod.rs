@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use antiphon::engine::auth::{Names, Rights};
 use antiphon::engine::event::{
     Append, Committed, CommittedBatch, Entry, HistoryEntry, NewMessage, Outcome, Page, Query, ReadReply, ReadRequest,
     ShardId, StoreEvent, Token,
@@ -201,6 +202,12 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub fn user(name: &str) -> UserId {
     UserId::parse(name).unwrap()
+}
+
+/// The names that a token covers: all of them, or those of `patterns`.
+pub fn names(patterns: Option<&[&str]>) -> Vec<Names> {
+    let rooms = patterns.map(|patterns| patterns.iter().map(|pattern| (Box::from(*pattern), false)).collect());
+    Rights { admin: false, rooms }.names()
 }
 
 pub fn room(name: &str) -> RoomName {

@@ -139,10 +139,11 @@ impl TestLog {
                 members.truncate(*limit as usize);
                 Page::Members { members, more }
             }
-            Query::Rooms { user, kind, after, limit } => {
+            Query::Rooms { user, within, kind, after, limit } => {
                 let role = |key: RoomKey| self.kept.roles.get(&(key, user.clone())).copied();
                 let names = self.kept.names.iter().filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after));
                 let mut rooms: Vec<_> = names
+                    .filter(|(name, _)| within.iter().any(|names| names.contain(name.as_str())))
                     .map(|(_, key)| (self.kept.rooms[key].clone(), role(*key)))
                     .filter(|(row, _)| kind.is_none_or(|kind| row.kind == kind))
                     .filter(|(row, role)| match role {

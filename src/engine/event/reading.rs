@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::{Restricted, ShardId, Token};
+use crate::engine::auth::Names;
 use crate::engine::consistency::{Audit, Broken};
 use crate::engine::dead::{DeadFilter, DeadLetter, LetterId};
 use crate::engine::inbox::Item;
@@ -81,6 +82,8 @@ pub enum Query {
     Rooms {
         /// Whose view.
         user: UserId,
+        /// Which of them: ascending, each name once.
+        within: Vec<Names>,
         /// Only this kind.
         kind: Option<RoomKind>,
         /// Exclusive lower bound.
