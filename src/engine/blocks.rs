@@ -35,12 +35,14 @@ impl<T> Blocks<T> {
         self.blocks.get_mut(block)?.get_mut(place)
     }
 
-    /// A place behind all others.
-    pub fn push(&mut self, value: T) {
+    /// A place behind all others: its number.
+    pub fn push(&mut self, value: T) -> u32 {
+        let at = self.count() as u32;
         if self.blocks.last().is_none_or(|last| last.len() == BLOCK) {
             self.blocks.push(Vec::with_capacity(BLOCK));
         }
         self.blocks.last_mut().expect("one was added where there was none").push(value);
+        at
     }
 
     /// What is at all places, in their order.
@@ -63,7 +65,7 @@ mod tests {
         let mut blocks = Blocks::default();
         assert_eq!((blocks.count(), blocks.get(0)), (0, None));
         let count = 2 * BLOCK as u32 + 1;
-        (0..count).for_each(|number| blocks.push(number));
+        assert!((0..count).all(|number| blocks.push(number) == number));
         assert_eq!(blocks.count(), count as usize);
         assert!((0..count).all(|at| blocks.get(at) == Some(&at)) && blocks.get(count).is_none());
         *blocks.get_mut(BLOCK as u32).unwrap() = 7;

@@ -154,15 +154,9 @@ impl Conns {
         self.slots.get(key.slot)?.conn.as_ref().filter(|conn| conn.key == key)
     }
 
-    /// A slot behind all others.
-    fn add_slot(&mut self) -> u32 {
-        self.slots.push(Slot { generation: 0, conn: None });
-        (self.slots.count() - 1) as u32
-    }
-
     /// Puts a socket into a free slot.
     pub fn insert(&mut self, fd: OwnedFd, phase: Phase, message_bytes_max: u32, now: UnixMillis) -> ConnKey {
-        let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
+        let slot = self.free.pop().unwrap_or_else(|| self.slots.push(Slot { generation: 0, conn: None }));
         let entry = self.slots.get_mut(slot).expect("a slot that was added stays");
         entry.generation = entry.generation.wrapping_add(1);
         let key = ConnKey { slot, generation: entry.generation };
